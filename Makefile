@@ -1,0 +1,32 @@
+# make demo   two videos of one prompt, dense and sparse, side by side
+# make test   the test suite
+# make check  lint, format, types
+# make bench  the CPU bench
+# Each sets up what it needs in .venv.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: demo test check bench
+.DEFAULT_GOAL := demo
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vidsparse needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev,train]"
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/vidsparse generate --compare-dense --out outputs/demo
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+check: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.installed
+	$(BIN)/python kernels/bench_cpu.py

@@ -1,0 +1,47 @@
+"""Training-free block-sparse attention for video diffusion transformers in diffusers.
+
+The public names are imported on first use, so that `import vidsparse` costs nothing and needs
+neither diffusers nor triton.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vidsparse.accelerate import accelerate_pipeline as accelerate_pipeline
+    from vidsparse.accelerate import restore_pipeline as restore_pipeline
+    from vidsparse.accelerate import run_report as run_report
+    from vidsparse.attention import sparse_attention as sparse_attention
+    from vidsparse.config import SparseConfig as SparseConfig
+    from vidsparse.config import presets as presets
+    from vidsparse.pipelines.steps import step as step
+    from vidsparse.plan import BlockPlan as BlockPlan
+    from vidsparse.plan import StepContext as StepContext
+    from vidsparse.plan import TokenGrid as TokenGrid
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BlockPlan": "plan",
+    "SparseConfig": "config",
+    "StepContext": "plan",
+    "TokenGrid": "plan",
+    "accelerate_pipeline": "accelerate",
+    "presets": "config",
+    "restore_pipeline": "accelerate",
+    "run_report": "accelerate",
+    "sparse_attention": "attention",
+    "step": "pipelines.steps",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vidsparse' has no attribute {name!r}")
+    return getattr(import_module(f"vidsparse.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,285 @@
+"""Sparse attention: the one place that names the stages in order.
+
+schedule -> layout -> estimator -> forced blocks -> selector -> compensation -> kernel.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsparse import registry
+from vidsparse.config import IMPLEMENTATIONS, Force, SparseConfig, require
+from vidsparse.force import forced_blocks
+from vidsparse.kernels import cpu, dense, reference
+from vidsparse.plan import BlockPlan, Blocks, StepContext, TokenGrid
+
+log = logging.getLogger(__name__)
+
+REASONS = {
+    "warmup-step": "a dense step of the schedule",
+    "dense-layer": "a dense layer of the schedule",
+    "cross-attention": "not self-attention of the video",
+    "too-short": "fewer tokens than schedule.min_tokens",
+    "unsupported-head-dim": "no kernel for this head dimension",
+    "no-kernel": "no sparse kernel for this device",
+    "not-faster": "sparse is not faster than dense at this density on this device",
+    "user": "density 1 asked for",
+}
+"""Why a call was dense: code -> meaning."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """density: what the call may cost, in (0, 1]. reason: code of `REASONS`, None if sparse."""
+
+    density: float
+    reason: str | None
+
+
+@dataclass
+class AttentionResult:
+    """out [B, S, H, D]; lse [B, H, S] or None; plan None if dense; density of each head."""
+
+    out: Tensor
+    lse: Tensor | None
+    plan: BlockPlan | None
+    density: tuple[float, ...]
+    reason: str | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What follows from the grid and the config alone."""
+
+    order: Tensor
+    inverse: Tensor
+    q_blocks: Blocks
+    k_blocks: Blocks
+    forced: Tensor
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    grid: TokenGrid,
+    config: SparseConfig,
+    context: StepContext | None = None,
+    impl: str = "auto",
+    return_lse: bool = False,
+    return_plan: bool = False,
+) -> Any:
+    """Self-attention of one video sequence by the method that `config` describes.
+
+    q, k, v: [B, S, H, D], float32, bfloat16, float16 or float64, one device; tokens in raster order
+        with the text before or after as `grid` says; after norm and RoPE. grid.tokens must equal S;
+        any sizes.
+    config: a `SparseConfig`. context: step and layer for the schedule; None: the steady state.
+    impl: auto | reference | cpu | triton. "auto" takes `config.kernel.impl`, and if that is auto
+        too, the fastest for the device, which may be dense. Anything else is executed or refused.
+
+    Returns out [B, S, H, D], in the order of the input; with return_lse also LSE [B, H, S] (natural
+    log, float32, float64 for float64 input); with return_plan also the BlockPlan, None for a dense
+    call. Inference only.
+
+    Raises ValueError for shapes that do not match and for plans that the requested impl cannot
+    execute.
+    """
+    result = attend(
+        q, k, v, grid=grid, config=config, context=context, impl=impl, return_lse=return_lse
+    )
+    if not (return_lse or return_plan):
+        return result.out
+    extras = [result.lse] * return_lse + [result.plan] * return_plan
+    return (result.out, *extras)
+
+
+def decide(
+    config: SparseConfig,
+    grid: TokenGrid,
+    context: StepContext | None = None,
+    *,
+    device: torch.device,
+    impl: str = "auto",
+) -> Decision:
+    """Whether a call is sparse, before anything is computed. impl as in `sparse_attention`."""
+    density, reason = registry.method("schedule", config.schedule.name).density_at(
+        context, config.schedule
+    )
+    if reason:
+        return Decision(1.0, reason)
+    if grid.tokens < config.schedule.min_tokens:
+        return Decision(1.0, "too-short")
+    if _requested(config, impl) == "auto":
+        if device.type != "cpu":
+            return Decision(1.0, "no-kernel")
+        if config.selector.spends_budget and density > cpu.CROSSOVER_DENSITY:
+            return Decision(1.0, "not-faster")
+    return Decision(density, None)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    grid: TokenGrid,
+    config: SparseConfig,
+    context: StepContext | None = None,
+    impl: str = "auto",
+    hoisted: bool = False,
+    dense_path: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    return_lse: bool = False,
+) -> AttentionResult:
+    """As `sparse_attention`, with everything that a report needs.
+
+    hoisted: the tokens already stand in layout order, and so will the result.
+    dense_path: (q, k, v) -> out [B, S, H, D], used for dense calls instead of
+    scaled_dot_product_attention.
+    """
+    _check(q, k, v, grid)
+    decision = decide(config, grid, context, device=q.device, impl=impl)
+    seconds: dict[str, float] = {}
+    if decision.reason:
+        return _dense(q, k, v, decision.reason, dense_path, return_lse, seconds)
+    geometry = plan_geometry(
+        grid, config.layout, config.force, config.kernel.block_q, config.kernel.block_k
+    )
+    q_in, k_in, v_in = q, k, v
+    if not hoisted:
+        with _timed(seconds, "permute"):
+            q, k, v = (x.index_select(1, geometry.order) for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    plan = _plan(q, k, geometry, config, decision.density, seconds)
+    if _requested(config, impl) == "auto" and float(plan.density.mean()) > cpu.CROSSOVER_DENSITY:
+        return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds)
+    with _timed(seconds, "kernel"):
+        out, lse = _execute(q, k, v, plan, config, impl, return_lse)
+    out = out.transpose(1, 2)
+    if not hoisted:
+        with _timed(seconds, "permute"):
+            out = out.index_select(1, geometry.inverse)
+            lse = lse.index_select(2, geometry.inverse) if lse is not None else None
+    density = tuple(plan.density.mean(0).tolist())
+    return AttentionResult(out, lse, plan, density, None, seconds)
+
+
+def token_order(grid: TokenGrid, layout: Any) -> tuple[Tensor, Tensor]:
+    """Sequence order of a layout and its inverse, int64 [grid.tokens] each; text keeps its place.
+
+    x[order] is the sequence in layout order, x[order][inverse] is x.
+    """
+    order = torch.arange(grid.tokens)
+    first = grid.video_start
+    video = registry.method("layout", layout.name).video_order(grid, layout)
+    order[first : first + grid.video_tokens] = video + first
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(grid.tokens)
+    return order, inverse
+
+
+@lru_cache(maxsize=16)
+def plan_geometry(
+    grid: TokenGrid, layout: Any, force: Force, block_q: int, block_k: int
+) -> Geometry:
+    """Order, blocks and forced blocks; a pure function, the last few results are kept."""
+    with torch.inference_mode(False):  # the cached tensors must serve every grad mode
+        order, inverse = token_order(grid, layout)
+        q_blocks, k_blocks = Blocks.cut(grid, block_q), Blocks.cut(grid, block_k)
+        forced = forced_blocks(force, grid, order, q_blocks, k_blocks)
+        return Geometry(order, inverse, q_blocks, k_blocks, forced)
+
+
+def _plan(
+    q: Tensor,
+    k: Tensor,
+    geometry: Geometry,
+    config: SparseConfig,
+    density: float,
+    seconds: dict[str, float],
+) -> BlockPlan:
+    """Estimate, select, complete. q, k [B, H, S, D] in layout order."""
+    q_blocks, k_blocks = geometry.q_blocks, geometry.k_blocks
+    estimator = registry.method("estimator", config.estimator.name)
+    selector = registry.method("selector", config.selector.name)
+    compensation = registry.method("compensation", config.compensation.name)
+    with _timed(seconds, "estimate"):
+        scores = estimator.estimate(q, k, q_blocks, k_blocks, config.estimator)
+    with _timed(seconds, "select"):
+        forced = geometry.forced
+        budgeted = forced if config.force.in_budget else torch.zeros_like(forced)
+        levels = selector.select(scores, budgeted, density, k_blocks, config.selector)
+        levels = levels.masked_fill(forced, 0)
+        plan = BlockPlan.from_levels(levels, q_blocks, k_blocks)
+        return compensation.complete(plan, config.compensation)
+
+
+def _execute(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, config: SparseConfig, impl: str, lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Run the plan on the requested executor."""
+    name = _requested(config, impl)
+    if name == "triton":
+        raise ValueError("impl='triton': this version has no Triton executor; use cpu or reference")
+    if name in ("cpu", "auto"):
+        require(q.device.type == "cpu", "impl 'cpu' on device", q.device.type, "cpu")
+        return cpu.execute(q, k, v, plan, return_lse=lse, matmul=config.kernel.cpu_matmul)
+    return reference.execute(q, k, v, plan, return_lse=lse)
+
+
+def _dense(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    reason: str,
+    path: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
+    return_lse: bool,
+    seconds: dict[str, float],
+) -> AttentionResult:
+    with _timed(seconds, "dense"):
+        if path is not None and not return_lse:
+            out, lse = path(q, k, v), None
+        else:
+            out, lse = dense.execute(q, k, v, return_lse=return_lse)
+    return AttentionResult(out, lse, None, (1.0,) * q.shape[2], reason, seconds)
+
+
+def _requested(config: SparseConfig, impl: str) -> str:
+    require(impl in IMPLEMENTATIONS, "impl", impl, ", ".join(IMPLEMENTATIONS))
+    return config.kernel.impl if impl == "auto" else impl
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(
+                f"{name}.shape={tuple(x.shape)}: expected [batch, tokens, heads, head_dim]"
+            )
+        if x.shape != q.shape or x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(
+                f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}, q is {tuple(q.shape)} "
+                f"{q.dtype} on {q.device}: self-attention needs one shape, dtype and device"
+            )
+    if not q.is_floating_point():
+        raise ValueError(f"q.dtype={q.dtype}: expected float32, bfloat16, float16 or float64")
+    grid.check(q.shape[1])
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - start

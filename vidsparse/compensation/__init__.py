@@ -1,0 +1,11 @@
+"""Compensation: what the blocks that the selector left out still give.
+
+A method is a file here with
+
+    class Params
+        frozen dataclass, first field `name`; its other fields are the YAML keys.
+    def complete(plan: BlockPlan, params: Params) -> BlockPlan
+        the same lists with the treatment of everything unlisted (`rest`, `first_order`).
+
+The kernel executes the completed plan in one softmax, which equals merging both parts by their LSE.
+"""

@@ -1,0 +1,21 @@
+"""Centroid: an unlisted block of n keys gives exp(s q . kbar + ln n) with value vbar.
+
+Source: zeroth order of PISA (arXiv 2602.01077), SVG-EAR (arXiv 2603.08982). By Jensen the centroid
+never overstates the true mass of the block.
+"""
+
+from dataclasses import dataclass
+
+from vidsparse.plan import BlockPlan
+
+
+@dataclass(frozen=True)
+class Params:
+    """No settings."""
+
+    name: str = "centroid"
+
+
+def complete(plan: BlockPlan, params: Params) -> BlockPlan:
+    """`rest` = the centroid level."""
+    return plan.with_rest(plan.k_blocks.levels)

@@ -1,0 +1,13 @@
+"""Estimator: cheap scores of how much attention every query block pays to every key block.
+
+A method is a file here with
+
+    class Params
+        frozen dataclass, first field `name`; its other fields are the YAML keys.
+    def estimate(q, k, q_blocks, k_blocks, params) -> Scores
+        scores [B, H, nq, nk] that say what they are: kind "logit" (compare inside a row) or
+        "mass" (rows sum to 1).
+
+q [B, H, Sq, D] and k [B, H, Sk, D] stand in layout order, after norm and RoPE, any float dtype
+(strided views allowed). Means and sums run over the real tokens of a block only and in fp32.
+"""

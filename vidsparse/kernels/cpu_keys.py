@@ -1,0 +1,158 @@
+"""What the CPU engine gathers from: the keys and values of one head, in blocks, at every level in use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vidsparse.plan import Blocks
+
+MOMENT_BLOCKS = 16
+"""Blocks that are centred at once for the first-order moment (bounds its scratch memory)."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Every block at the same stride: block j is row j of a [nk, size, D] table, its tokens first.
+
+    Short blocks are padded with zeros. blocks: the cut; its size must be a power of two.
+    """
+
+    blocks: Blocks
+
+    @property
+    def size(self) -> int:
+        return self.blocks.size
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Number of tokens of each block."""
+        return [int(n) for n in self.blocks.count.tolist()]
+
+    @cached_property
+    def short(self) -> list[int]:
+        """Ids of the blocks with fewer than `size` tokens, ascending."""
+        return [j for j, n in enumerate(self.counts) if n < self.size]
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """(first token, tokens, first row of the flat table) of stretches that are copied in one go."""
+        runs, first, length = [], 0, 0
+        token = 0
+        for j, n in enumerate(self.counts):
+            if length == 0:
+                first, row = token, j * self.size
+            length, token = length + n, token + n
+            if n < self.size or j == len(self) - 1:
+                runs.append((first, length, row))
+                length = 0
+        return runs
+
+    def groups(self, level: int, block: int) -> int:
+        """Number of groups of 2^level tokens that hold tokens of the block."""
+        return -(-self.counts[block] // 2**level)
+
+    def last_group(self, level: int, block: int) -> int:
+        """Number of tokens in the last of those groups."""
+        return (self.counts[block] - 1) % 2**level + 1
+
+    def group_counts(self, level: int) -> Tensor:
+        """float32 [nk, size / 2^level, 1]: tokens of each group, 1 for groups of padding."""
+        group = torch.arange(self.size >> level, device="cpu")
+        counts = self.blocks.count[:, None] - group * 2**level
+        return counts.clamp(1, 2**level).float()[..., None]
+
+    @cached_property
+    def log_counts(self) -> Tensor:
+        """float32 [nk]: ln of the number of tokens of each block, the bias of its centroid."""
+        return self.blocks.count.float().log()
+
+    def fill(self, x: Tensor) -> Tensor:
+        """x [tokens, D] -> [nk, size * D], zeros as padding. A view of x if x already has this form."""
+        shape = (len(self), self.size * x.shape[1])
+        if not self.short and x.is_contiguous():
+            return x.view(shape)
+        table = torch.empty(len(self) * self.size, x.shape[1], dtype=x.dtype, device="cpu")
+        for token, length, row in self.runs:
+            table[row : row + length].copy_(x[token : token + length])
+        for j in self.short:
+            table[j * self.size + self.counts[j] : (j + 1) * self.size].zero_()
+        return table.view(shape)
+
+    def pool(self, table: Tensor, level: int, depth: int) -> Tensor:
+        """Means of groups of 2^level tokens, [nk, (size / 2^level) * depth] in fp32 (fp64 for fp64)."""
+        dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
+        groups = table.view(len(self), self.size >> level, 2**level, depth)
+        means = groups.sum(2, dtype=dtype).div_(self.group_counts(level))
+        return means.view(len(self), -1)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Tables of one head: level -> [nk, (size / 2^level) * D] of keys and of values.
+
+    Level 0 has the dtype of the input, pooled keys that of the scores, pooled values that of the products.
+    centroids: tables of the top level if the plan's `rest` needs them. moment [D, D]: H / N_v of the global
+    first-order term, or None.
+    """
+
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+    moment: Tensor | None
+
+
+def build_head(
+    k: Tensor,
+    v: Tensor,
+    slots: Slots,
+    levels: list[int],
+    score_dtype: torch.dtype,
+    value_dtype: torch.dtype,
+    first_order: bool,
+) -> Head:
+    """k, v [tokens, D] of one head (strided views allowed) -> its tables at `levels`."""
+    depth = k.shape[1]
+    k_table, v_table = slots.fill(k), slots.fill(v)
+    keys, values, moment = {0: k_table}, {0: v_table}, None
+    for level in levels:
+        if level > 0:
+            keys[level] = slots.pool(k_table, level, depth).to(score_dtype)
+            values[level] = slots.pool(v_table, level, depth).to(value_dtype)
+    if first_order:
+        moment = _moment(k_table, v_table, slots, keys[slots.blocks.levels], depth).to(value_dtype)
+    return Head(keys, values, moment)
+
+
+def _moment(k: Tensor, v: Tensor, slots: Slots, centroids: Tensor, depth: int) -> Tensor:
+    """H / N_v = sum over video blocks of sum_n (k_n - kbar)^T v_n, / number of video keys; [D, D]."""
+    video = (~slots.blocks.text).nonzero()[:, 0]
+    tokens = int(slots.blocks.count[video].sum())
+    total = torch.zeros(depth, depth, dtype=centroids.dtype, device="cpu")
+    for ids in video.split(MOMENT_BLOCKS):
+        centred = k[ids].view(len(ids), slots.size, depth).to(centroids.dtype)
+        centred = (centred - centroids[ids, None]).view(-1, depth)  # padding counts for nothing: v is 0
+        total.addmm_(centred.T, v[ids].view(-1, depth).to(centroids.dtype))
+    return total / max(tokens, 1)
+
+
+class SharedHead:
+    """A head that several threads need: whoever comes first builds it, the others wait."""
+
+    def __init__(self, build: Callable[[], Head]) -> None:
+        self._build = build
+        self._lock = threading.Lock()
+        self._head: Head | None = None
+
+    def get(self) -> Head:
+        with self._lock:
+            if self._head is None:
+                self._head = self._build()
+            return self._head

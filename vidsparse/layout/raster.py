@@ -1,0 +1,20 @@
+"""Raster order: frame, row, column, as the model has it. Blocks are strips of a few rows."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vidsparse.plan import TokenGrid
+
+
+@dataclass(frozen=True)
+class Params:
+    """No settings."""
+
+    name: str = "raster"
+
+
+def video_order(grid: TokenGrid, params: Params) -> Tensor:
+    """The identity."""
+    return torch.arange(grid.video_tokens)

@@ -1,0 +1,294 @@
+"""The nouns that every stage speaks: token grid, blocks, block plan, scores, step context.
+
+Shapes: B batch, H heads, S tokens, D head dim, nq / nk numbers of query / key blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+SKIP = -1
+"""Level code of a block that is not read at all."""
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Where the tokens of one sequence stand: a video cuboid in raster order, and text.
+
+    frames, height, width: size of the video in tokens (latent frames, rows, columns), each >= 1.
+    text_tokens: number of text tokens in the same sequence, >= 0.
+    text_first: True if the text stands before the video, False if after it.
+    """
+
+    frames: int
+    height: int
+    width: int
+    text_tokens: int = 0
+    text_first: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "height", "width"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"TokenGrid.{name}={value!r}: expected an integer >= 1")
+        if not isinstance(self.text_tokens, int) or self.text_tokens < 0:
+            raise ValueError(
+                f"TokenGrid.text_tokens={self.text_tokens!r}: expected an integer >= 0"
+            )
+
+    @property
+    def video_tokens(self) -> int:
+        return self.frames * self.height * self.width
+
+    @property
+    def tokens(self) -> int:
+        return self.video_tokens + self.text_tokens
+
+    @property
+    def video_start(self) -> int:
+        """Index of the first video token in the sequence."""
+        return self.text_tokens if self.text_first else 0
+
+    def check(self, tokens: int) -> None:
+        """Raise ValueError unless a sequence of this many tokens is exactly this grid."""
+        if tokens != self.tokens:
+            raise ValueError(
+                f"sequence of {tokens} tokens does not match {self}: {self.frames} x {self.height} "
+                f"x {self.width} video + {self.text_tokens} text = {self.tokens} tokens; "
+                "pass the grid of the latent video after patch embedding"
+            )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A cut of a sequence into consecutive blocks; video and text never share one.
+
+    start, count: int64 [n], first token and number of tokens of each block; together they cover the
+    sequence in order. text: bool [n]. size: the nominal block size; a count may be smaller, never
+    larger.
+    """
+
+    start: Tensor
+    count: Tensor
+    text: Tensor
+    size: int
+
+    @classmethod
+    def cut(cls, grid: TokenGrid, size: int) -> Blocks:
+        """Cut video and text of `grid` into blocks of `size` tokens, the last of each shorter."""
+        segments = [(grid.video_start, grid.video_tokens, False)]
+        if grid.text_tokens:
+            text_start = 0 if grid.text_first else grid.video_tokens
+            segments.append((text_start, grid.text_tokens, True))
+        segments.sort()
+        starts, counts, texts = [], [], []
+        for first, length, is_text in segments:
+            start = torch.arange(first, first + length, size)
+            starts.append(start)
+            counts.append((first + length - start).clamp(max=size))
+            texts.append(torch.full_like(start, is_text, dtype=torch.bool))
+        return cls(torch.cat(starts), torch.cat(counts), torch.cat(texts), size)
+
+    def __len__(self) -> int:
+        return self.start.numel()
+
+    @property
+    def tokens(self) -> int:
+        return int(self.count.sum())
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """int64 [tokens], the block of each token."""
+        return torch.repeat_interleave(torch.arange(len(self)), self.count)
+
+    @property
+    def levels(self) -> int:
+        """log2 of the block size: the level of the centroid."""
+        return self.size.bit_length() - 1
+
+    def split(self, pieces: int) -> Blocks:
+        """Each block cut into `pieces` consecutive pieces, a short block into fewer."""
+        size = max(1, self.size // pieces)
+        start = self.start[:, None] + torch.arange(0, self.size, size)
+        count = (self.start + self.count)[:, None] - start
+        real = count > 0
+        text = self.text[:, None].expand_as(start)
+        return Blocks(start[real], count[real].clamp(max=size), text[real], size)
+
+    def owner_of(self, pieces: Blocks) -> Tensor:
+        """int64 [len(pieces)], the block that holds each piece of a `split`."""
+        return torch.searchsorted(self.start, pieces.start, right=True) - 1
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Means over the real tokens of each block. x [..., tokens, D] -> float32 [..., n, D].
+
+        float64 stays float64.
+        """
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        sums = x.new_zeros((*x.shape[:-2], len(self), x.shape[-1]), dtype=dtype)
+        full = self.count == self.size
+        position = 0
+        while position < len(self):  # runs of equal, full blocks are summed through a view
+            run = position
+            while run < len(self) and bool(full[run]):
+                run += 1
+            if run == position:
+                start, count = int(self.start[position]), int(self.count[position])
+                sums[..., position, :] = x[..., start : start + count, :].sum(-2, dtype=dtype)
+                position += 1
+                continue
+            start = int(self.start[position])
+            part = x[..., start : start + (run - position) * self.size, :]
+            sums[..., position:run, :] = part.unflatten(-2, (run - position, self.size)).sum(
+                -2, dtype=dtype
+            )
+            position = run
+        return sums / self.count.to(sums.device, dtype)[:, None]
+
+
+ScoreKind = Literal["logit", "mass"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Block scores. value: float32 [B, H, nq, nk]; kind: "logit", or "mass" (rows sum to 1)."""
+
+    value: Tensor
+    kind: ScoreKind
+
+    def ranked(self, first: Tensor) -> Tensor:
+        """int64 [B, H, nq, nk]: block ids, `first` in front, by falling score, ties by index."""
+        value = self.value.nan_to_num(nan=float("inf"))
+        best = torch.where(first, 0, 1).expand(value.shape)
+        by_score = torch.argsort(value, dim=-1, descending=True, stable=True)
+        return by_score.gather(-1, torch.argsort(best.gather(-1, by_score), dim=-1, stable=True))
+
+    def mass(self, k_blocks: Blocks) -> Tensor:
+        """Row-stochastic mass; logits are normalised as softmax_j(value + ln n_j)."""
+        if self.kind == "mass":
+            return self.value
+        return torch.softmax(self.value + k_blocks.count.to(self.value).log(), -1)
+
+
+FirstOrder = Literal["none", "block", "global"]
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """At which resolution every query block reads every key block: ragged lists, nothing implied.
+
+    index: int64 [entries], key block ids, ascending inside one (row, level) segment.
+    starts: int64 [B, H, nq, levels + 2]; row (b, h, i) reads index[starts[.., l] : starts[.., l +
+        1]] at level l = 0 .. levels, where level l means "means of 2^l consecutive tokens" and l =
+        log2(block_k) is the centroid.
+    q_blocks, k_blocks: the cuts that the ids refer to.
+    rest: level of every key block that a row does not list: SKIP, or the centroid level.
+    first_order: Taylor term for the `rest` blocks: "none", per "block", or "global" (one moment per
+    head).
+    """
+
+    index: Tensor
+    starts: Tensor
+    q_blocks: Blocks
+    k_blocks: Blocks
+    rest: int = SKIP
+    first_order: FirstOrder = "none"
+
+    @classmethod
+    def from_levels(cls, levels: Tensor, q_blocks: Blocks, k_blocks: Blocks) -> BlockPlan:
+        """Plan from a level map, int8 [B, H, nq, nk] with SKIP or 0 .. log2(block_k)."""
+        batch, heads, nq, nk = levels.shape
+        if (nq, nk) != (len(q_blocks), len(k_blocks)):
+            raise ValueError(
+                f"level map of {nq} x {nk} blocks, expected {len(q_blocks)} x {len(k_blocks)}"
+            )
+        top = k_blocks.levels
+        if levels.numel() and not (int(levels.min()) >= SKIP and int(levels.max()) <= top):
+            raise ValueError(
+                f"levels {int(levels.min())} .. {int(levels.max())}: allowed {SKIP} .. {top} "
+                f"for blocks of {k_blocks.size} keys"
+            )
+        flat = levels.reshape(-1, nk)
+        counts = torch.zeros(flat.shape[0], top + 1, dtype=torch.int64)
+        present = [level for level in range(top + 1) if bool((flat == level).any())]
+        if present == [0]:
+            keep = flat == 0
+            counts[:, 0] = keep.sum(-1)
+            index = keep.nonzero()[:, 1]
+        else:
+            order = torch.where(flat < 0, top + 1, flat).to(torch.int8)
+            ranked = torch.argsort(order, dim=-1, stable=True)
+            for level in present:
+                counts[:, level] = (flat == level).sum(-1)
+            listed = torch.arange(nk) < counts.sum(-1, keepdim=True)
+            index = ranked[listed]
+        starts = torch.zeros(flat.shape[0] * (top + 1) + 1, dtype=torch.int64)
+        torch.cumsum(counts.flatten(), 0, out=starts[1:])
+        rows = starts[:-1].view(-1, top + 1)
+        ends = starts[1:].view(-1, top + 1)[:, -1:]
+        return cls(
+            index, torch.cat([rows, ends], -1).view(batch, heads, nq, top + 2), q_blocks, k_blocks
+        )
+
+    def with_rest(self, rest: int, first_order: FirstOrder = "none") -> BlockPlan:
+        """The same lists with another treatment of the blocks that they leave out."""
+        return replace(self, rest=rest, first_order=first_order)
+
+    @property
+    def counts(self) -> Tensor:
+        """int64 [B, H, nq, levels + 1], number of key blocks per row and level."""
+        return self.starts.diff(dim=-1)
+
+    def level_map(self) -> Tensor:
+        """int8 [B, H, nq, nk]: the level of every block, `rest` where a row does not list it."""
+        batch, heads, nq, _ = self.starts.shape
+        counts = self.counts.reshape(batch * heads * nq, -1)
+        rows = torch.repeat_interleave(torch.arange(len(counts)), counts.sum(-1))
+        level = torch.arange(counts.shape[1]).repeat(len(counts))
+        level = torch.repeat_interleave(level, counts.flatten()).to(torch.int8)
+        out = torch.full((len(counts), len(self.k_blocks)), self.rest, dtype=torch.int8)
+        out[rows, self.index] = level
+        return out.view(batch, heads, nq, -1)
+
+    @cached_property
+    def density(self) -> Tensor:
+        """float64 [B, H]: (query, key group) pairs that are computed / all (query, key) pairs.
+
+        For full blocks this is sum_j 2^-level(i, j) / nk averaged over the rows; `rest` counts too.
+        """
+        levels = self.level_map()
+        count = self.k_blocks.count
+        groups = torch.zeros(self.k_blocks.levels + 2, len(self.k_blocks), dtype=torch.float64)
+        for level in range(self.k_blocks.levels + 1):
+            groups[level] = -(-count // 2**level)
+        work = groups[levels.long(), torch.arange(len(count))].sum(
+            -1
+        )  # SKIP = -1 reads the zero row
+        weight = self.q_blocks.count.double()
+        return (work * weight).sum(-1) / (weight.sum() * count.sum())
+
+
+Branch = Literal["cond", "uncond", "both", "single"]
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where in a generation an attention call stands.
+
+    step: index of the denoising step, 0-based; steps: their number (>= 1).
+    layer: index of the self-attention layer, 0-based; layers: their number.
+    branch: guidance branch; "both" = one batch with both, "single" = no guidance.
+    transformer: name of the pipeline's component ("transformer", "transformer_2").
+    """
+
+    step: int
+    steps: int
+    layer: int = 0
+    layers: int = 1
+    branch: Branch = "single"
+    transformer: str = "transformer"

@@ -1,0 +1,108 @@
+"""Pyramid: the best blocks exact, the next ones at pooled levels, like the mip levels of a texture.
+
+Source: PSA (arXiv 2512.04025), `multi_quota` and `multi_topp` of its cards.
+mode "quota": by rank. `shares` splits the budget: level l gets the next share_l * density * 2^l of
+the
+    row's blocks, so that the row costs `density` whatever the levels are.
+mode "mass": by cumulative mass. The sorted row is cut where the mass reaches `mass`[l] (the
+crossing block
+    belongs to the finer level); beyond the last boundary blocks are left to the compensation.
+    `schedule.density` caps the cost of a row.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from vidsparse.config import require
+from vidsparse.plan import SKIP, Blocks, Scores
+
+MODES = ("quota", "mass")
+
+
+@dataclass(frozen=True)
+class Params:
+    """levels: ascending, starting with 0, each at most log2(block_k). mode: quota | mass.
+
+    shares: part of the budget that each level spends, positive, sum 1 (mode quota).
+    mass: ascending boundaries in (0, 1] (mode mass). min_blocks: exact blocks per row at least, >=
+    1.
+    """
+
+    name: str = "pyramid"
+    mode: str = "quota"
+    levels: tuple[int, ...] = (0, 3)
+    shares: tuple[float, ...] = (0.65, 0.35)
+    mass: tuple[float, ...] = (0.6, 0.9)
+    min_blocks: int = 1
+
+    def __post_init__(self) -> None:
+        for key in ("levels", "shares", "mass"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        levels, n = self.levels, len(self.levels)
+        require(self.mode in MODES, "selector.mode", self.mode, ", ".join(MODES))
+        rising = all(a < b for a, b in pairwise(levels))
+        ok = n >= 1 and levels[0] == 0 and rising and levels[-1] <= 9
+        require(ok, "selector.levels", levels, "ascending integers 0 .. 9 that start with 0")
+        if self.mode == "quota":
+            ok = len(self.shares) == n and min(self.shares) > 0 and abs(sum(self.shares) - 1) < 1e-6
+            require(
+                ok, "selector.shares", self.shares, f"{n} positive numbers (one per level), sum 1"
+            )
+        else:
+            rising = all(a <= b for a, b in pairwise(self.mass))
+            ok = len(self.mass) == n and self.mass[0] > 0 and self.mass[-1] <= 1 and rising
+            require(
+                ok, "selector.mass", self.mass, f"{n} ascending numbers in (0, 1], one per level"
+            )
+        require(self.min_blocks >= 1, "selector.min_blocks", self.min_blocks, "an integer >= 1")
+
+    @property
+    def spends_budget(self) -> bool:
+        """True if the density is known before planning; mode "mass" decides by content."""
+        return self.mode == "quota"
+
+
+def select(
+    scores: Scores, forced: Tensor, density: float, k_blocks: Blocks, params: Params
+) -> Tensor:
+    """Levels of `params.levels` or SKIP, int8 [B, H, nq, nk]."""
+    top, nk = k_blocks.levels, len(k_blocks)
+    require(
+        params.levels[-1] <= top, "selector.levels", params.levels, f"at most {top} = log2(block_k)"
+    )
+    ranked = scores.ranked(forced)
+    fixed = forced.expand_as(ranked).gather(-1, ranked) | (torch.arange(nk) < params.min_blocks)
+    if params.mode == "quota":
+        by_rank = _by_quota(density, nk, params).expand_as(ranked)
+    else:
+        mass = scores.mass(k_blocks).double().nan_to_num(0.0)
+        by_rank = _by_mass(mass.gather(-1, ranked), params)
+    by_rank = torch.where(fixed, 0, by_rank)
+    cost = torch.where(by_rank == SKIP, 0.0, 0.5 ** by_rank.double()).cumsum(-1)
+    by_rank = torch.where((cost > density * nk + 1e-9) & ~fixed, SKIP, by_rank)
+    return torch.empty_like(by_rank, dtype=torch.int8).scatter_(-1, ranked, by_rank.to(torch.int8))
+
+
+def _by_quota(density: float, nk: int, params: Params) -> Tensor:
+    """int64 [nk]: level of the block at each rank; the row's cost is the budget."""
+    by_rank = torch.full((nk,), SKIP)
+    first = 0.0
+    for level, share in zip(params.levels, params.shares, strict=True):
+        last = first + share * density * nk * 2**level
+        by_rank[int(first + 1e-9) : int(last + 1e-9)] = level
+        first = last
+    return by_rank
+
+
+def _by_mass(sorted_mass: Tensor, params: Params) -> Tensor:
+    """int64 [..., nk]: level at each rank by the cumulative mass in front of it."""
+    before = sorted_mass.cumsum(-1).roll(1, -1)
+    before[..., 0] = 0
+    total = sorted_mass.sum(-1, keepdim=True)
+    by_rank = torch.full(sorted_mass.shape, SKIP)
+    for level, bound in reversed(list(zip(params.levels, params.mass, strict=True))):
+        by_rank[before < bound * total - 1e-12] = level
+    return by_rank
