@@ -33,6 +33,8 @@ REASONS = {
     "no-kernel": "no sparse kernel for this device",
     "not-faster": "sparse is not faster than dense at this density on this device",
     "user": "density 1 asked for",
+    "masked": "an attention mask that a block plan cannot express",
+    "layer-skip": "guidance that skips the attention scores of this layer",
 }
 """Why a call was dense: code -> meaning."""
 
