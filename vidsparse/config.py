@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from vidsparse import registry
+from vidsparse.shipped import folder
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 
@@ -171,11 +172,7 @@ class SparseConfig:
 
 def presets() -> dict[str, Path]:
     """Shipped presets: name -> YAML file, sorted by name."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "configs" / "methods", here.parent / "configs" / "methods"):
-        if folder.is_dir():
-            return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
-    raise FileNotFoundError(f"the presets are missing beside {here}: reinstall vidsparse")
+    return {p.stem: p for p in sorted(folder("configs/methods").glob("*.yaml"))}
 
 
 def resolve(

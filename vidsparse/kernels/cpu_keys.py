@@ -1,4 +1,4 @@
-"""What the CPU engine gathers from: the keys and values of one head, in blocks, at every level in use."""
+"""What the CPU engine gathers from: keys and values of one head, in blocks, at every level."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vidsparse.plan import Blocks
 
-MOMENT_BLOCKS = 16
-"""Blocks that are centred at once for the first-order moment (bounds its scratch memory)."""
+PART = 16
+"""Blocks that are converted to fp32 at once, for their means and the moment: bounds the scratch."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Slots:
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
-        """(first token, tokens, first row of the flat table) of stretches that are copied in one go."""
+        """(first token, tokens, first row of the flat table) of stretches copied in one go."""
         runs, first, length = [], 0, 0
         token = 0
         for j, n in enumerate(self.counts):
@@ -72,11 +72,11 @@ class Slots:
 
     @cached_property
     def log_counts(self) -> Tensor:
-        """float32 [nk]: ln of the number of tokens of each block, the bias of its centroid."""
-        return self.blocks.count.float().log()
+        """float64 [nk]: ln of the number of tokens of each block, the bias of its centroid."""
+        return self.blocks.count.double().log()
 
     def fill(self, x: Tensor) -> Tensor:
-        """x [tokens, D] -> [nk, size * D], zeros as padding. A view of x if x already has this form."""
+        """x [tokens, D] -> [nk, size * D], padded with zeros. A view of x if it has this form."""
         shape = (len(self), self.size * x.shape[1])
         if not self.short and x.is_contiguous():
             return x.view(shape)
@@ -88,20 +88,21 @@ class Slots:
         return table.view(shape)
 
     def pool(self, table: Tensor, level: int, depth: int) -> Tensor:
-        """Means of groups of 2^level tokens, [nk, (size / 2^level) * depth] in fp32 (fp64 for fp64)."""
+        """Means of groups of 2^level tokens, [nk, (size / 2^level) * depth] in fp32 or fp64."""
         dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
         groups = table.view(len(self), self.size >> level, 2**level, depth)
-        means = groups.sum(2, dtype=dtype).div_(self.group_counts(level))
-        return means.view(len(self), -1)
+        means = torch.empty(len(self), self.size >> level, depth, dtype=dtype, device="cpu")
+        for part, out in zip(groups.split(PART), means.split(PART), strict=True):
+            torch.sum(part, 2, dtype=dtype, out=out)
+        return means.div_(self.group_counts(level)).view(len(self), -1)
 
 
 @dataclass(frozen=True)
 class Head:
     """Tables of one head: level -> [nk, (size / 2^level) * D] of keys and of values.
 
-    Level 0 has the dtype of the input, pooled keys that of the scores, pooled values that of the products.
-    centroids: tables of the top level if the plan's `rest` needs them. moment [D, D]: H / N_v of the global
-    first-order term, or None.
+    Level 0 has the dtype of the input, pooled keys that of the scores, pooled values that of the
+    second product. moment [D, D]: H / N_v of the global first-order term, or None.
     """
 
     keys: dict[int, Tensor]
@@ -132,13 +133,13 @@ def build_head(
 
 
 def _moment(k: Tensor, v: Tensor, slots: Slots, centroids: Tensor, depth: int) -> Tensor:
-    """H / N_v = sum over video blocks of sum_n (k_n - kbar)^T v_n, / number of video keys; [D, D]."""
+    """H / N_v [D, D]: sum of (k_n - kbar)^T v_n over the video keys, divided by their number."""
     video = (~slots.blocks.text).nonzero()[:, 0]
     tokens = int(slots.blocks.count[video].sum())
     total = torch.zeros(depth, depth, dtype=centroids.dtype, device="cpu")
-    for ids in video.split(MOMENT_BLOCKS):
+    for ids in video.split(PART):
         centred = k[ids].view(len(ids), slots.size, depth).to(centroids.dtype)
-        centred = (centred - centroids[ids, None]).view(-1, depth)  # padding counts for nothing: v is 0
+        centred = (centred - centroids[ids, None]).view(-1, depth)  # v of the padding is 0
         total.addmm_(centred.T, v[ids].view(-1, depth).to(centroids.dtype))
     return total / max(tokens, 1)
 

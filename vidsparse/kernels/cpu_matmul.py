@@ -1,13 +1,13 @@
 """How the CPU engine multiplies matrices: which routes this machine has, measured once per process.
 
-fp32: torch's default route, or oneDNN, which is up to twice as fast on AVX-512 CPUs. oneDNN is switched on
-by a flag of torch that permits lower precision, so it is used only if a probe finds full precision.
+fp32: torch's default route, or oneDNN, which is up to twice as fast on AVX-512 CPUs. oneDNN is
+switched on by a flag of torch that permits lower precision, so a probe must find full precision.
 bf16: attention weights times values in bf16, if the CPU is faster at it than at fp32.
 """
 
 from __future__ import annotations
 
-import statistics
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from vidsparse.kernels import cpu_threads
 
 MAX_ERROR = 1e-6
-"""Largest error of an fp32 product, relative to its largest entry, that counts as full precision."""
+"""An fp32 product is exact enough if its error is at most this share of its largest entry."""
 
 MIN_GAIN = 1.2
 """A route must be this much faster than the default to be taken."""
@@ -34,10 +33,13 @@ _probed: Probe | None = None
 
 @dataclass(frozen=True)
 class Probe:
-    """onednn_gain, onednn_error: fp32 64 x 64 x 1024 product through oneDNN, time of the default route / its
-    time (0.0 if this torch has no such flag), and largest error against float64 relative to the largest entry.
-    bf16_gain: time of 64 x 1024 fp32 weights times 1024 x 64 values on the best fp32 route / time in bf16,
-    the rounding of the weights included.
+    """Figures of this machine, single-threaded.
+
+    onednn_gain, onednn_error: fp32 128 x 64 x 1024 product through oneDNN, time of the default
+        route / its time (0.0 if this torch has no such flag), and largest error against float64
+        relative to the largest entry.
+    bf16_gain: time of 128 x 1024 weights times 1024 x 64 values on the best fp32 route / time in
+        bf16, the rounding of the weights included.
     """
 
     onednn_gain: float
@@ -59,8 +61,8 @@ class Probe:
 def onednn(enabled: bool) -> Iterator[None]:
     """fp32 matmul through oneDNN inside the block, if enabled.
 
-    The flag is global to the process: overlapping blocks are counted, the last one restores what was set
-    before the first. Other fp32 matmuls that run meanwhile take the same route.
+    The flag is global to the process: overlapping blocks are counted, the last one restores what
+    was set before the first. Other fp32 matmuls that run meanwhile take the same route.
     """
     global _users, _before
     if not enabled or _FLAGS is None:
@@ -97,36 +99,43 @@ def _measure() -> Probe:
     generator = torch.Generator("cpu").manual_seed(0)  # the caller's random state stays as it is
     q, k, v = (
         torch.randn(n, 64, generator=generator, dtype=torch.float32, device="cpu")
-        for n in (64, 1024, 1024)
+        for n in (128, 1024, 1024)
     )
     exact = q.double() @ k.double().T
     score, out = torch.empty_like(exact, dtype=torch.float32), torch.empty_like(q)
-    native = _seconds(lambda: torch.mm(q, k.T, out=score))
+
+    def scores(flag: bool) -> None:
+        with onednn(flag):
+            torch.mm(q, k.T, out=score)
+
     gain, error, route = 0.0, 0.0, False
     if _FLAGS is not None and hasattr(_FLAGS, "fp32_precision"):
-        with onednn(True):
-            gain = native / _seconds(lambda: torch.mm(q, k.T, out=score))
+        gain = _gain(lambda: scores(False), lambda: scores(True))
         error = float((score.double() - exact).abs().max() / exact.abs().max())
         route = gain >= MIN_GAIN and error <= MAX_ERROR
-    weights, low = torch.softmax(score, -1), torch.empty_like(score, dtype=torch.bfloat16)
-    with onednn(route):
-        fp32 = _seconds(lambda: torch.mm(weights, v, out=out))
-    low_v, low_out = v.bfloat16(), out.bfloat16()
+    weights = torch.softmax(score, -1)
+    low, low_v, low_out = weights.bfloat16(), v.bfloat16(), out.bfloat16()
 
-    def in_bf16() -> Tensor:
+    def in_fp32() -> None:
+        with onednn(route):
+            torch.mm(weights, v, out=out)
+
+    def in_bf16() -> None:
         low.copy_(weights)
-        return torch.mm(low, low_v, out=low_out)
+        torch.mm(low, low_v, out=low_out)
 
-    return Probe(gain, error, fp32 / _seconds(in_bf16))
+    return Probe(gain, error, _gain(in_fp32, in_bf16))
 
 
-def _seconds(act: Callable[[], object], repeat: int = 5, calls: int = 20) -> float:
-    """Median CPU time of this thread for `calls` calls, after a warm-up."""
-    act()
-    times = []
+def _gain(first: Callable[[], None], second: Callable[[], None], repeat: int = 60) -> float:
+    """CPU time of the first / of the second, the shortest of `repeat` alternating calls each.
+
+    The shortest time is the one that other work on the machine disturbs least.
+    """
+    best = [math.inf, math.inf]
     for _ in range(repeat):
-        start = time.thread_time()
-        for _ in range(calls):
+        for side, act in enumerate((first, second)):
+            start = time.thread_time_ns()
             act()
-        times.append(time.thread_time() - start)
-    return max(statistics.median(times), 1e-9)
+            best[side] = min(best[side], time.thread_time_ns() - start)
+    return best[0] / best[1]

@@ -1,7 +1,7 @@
-"""The worker pool of the CPU engine: one per process, every worker runs torch with one intra-op thread.
+"""The worker pool of the CPU engine: one per process, each worker runs torch on one thread.
 
-Many small operations per attention row pay an OpenMP barrier each when torch spreads every one of them over
-threads; workers that each run whole rows on one thread do not.
+Many small operations per attention row pay an OpenMP barrier each when torch spreads every one of
+them over threads; workers that each run whole rows on one thread do not.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ _size = 0
 _lock = threading.Lock()
 
 
-def for_each(items: Iterable[Item], worker: Callable[[], Callable[[Item], None]], workers: int) -> None:
-    """Hand every item to one of `workers` threads, the next item to whoever is free, and wait for all.
+def for_each(
+    items: Iterable[Item], worker: Callable[[], Callable[[Item], None]], workers: int
+) -> None:
+    """Hand every item to one of `workers` threads, the next to whoever is free; wait for all.
 
-    worker: called once in each thread; returns the function that takes an item, so that scratch memory is
-    allocated once per thread. The threads run in the caller's grad and inference mode. The caller's number
-    of torch threads is the same before and after. The first error (or an interrupt) drops the items that
-    nobody has started, waits for those in work and is raised.
+    worker: called once in each thread; returns the function that takes an item, so that scratch
+    memory is allocated once per thread. The threads run in the caller's grad and inference mode.
+    The caller's number of torch threads is the same before and after. The first error (or an
+    interrupt) drops the items that nobody has started, waits for those in work and is raised.
     """
     queue = deque(items)
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
@@ -72,7 +74,7 @@ def _pool_of(workers: int) -> ThreadPoolExecutor:
         # set_num_threads in a worker also changes the default of threads that start later
         threads = torch.get_num_threads()
         _pool = ThreadPoolExecutor(
-            workers, thread_name_prefix="vidsparse", initializer=torch.set_num_threads, initargs=(1,)
+            workers, thread_name_prefix="vidsparse", initializer=_single_threaded
         )
         _size = workers
         everyone = threading.Barrier(workers)
@@ -81,6 +83,12 @@ def _pool_of(workers: int) -> ThreadPoolExecutor:
             future.result()
         torch.set_num_threads(threads)
     return _pool
+
+
+def _single_threaded() -> None:
+    """One intra-op thread here. The first look at a thread's number makes it final."""
+    torch.set_num_threads(1)
+    torch.get_num_threads()
 
 
 def _forget() -> None:

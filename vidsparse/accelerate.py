@@ -1,0 +1,97 @@
+"""The public act: accelerate a diffusers pipeline, look at what a run did, undo it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from vidsparse.config import SparseConfig, resolve
+from vidsparse.pipelines import adapter_for
+from vidsparse.pipelines.report import RunReport
+
+if TYPE_CHECKING:  # importing diffusers takes seconds: only when there is a pipeline to accelerate
+    from vidsparse.pipelines.installation import Installation
+
+Pipe = TypeVar("Pipe")
+
+_installed: WeakKeyDictionary[Any, Installation] = WeakKeyDictionary()
+
+
+def accelerate_pipeline(
+    pipe: Pipe,
+    preset: str | Path | Mapping[str, Any] | SparseConfig = "balanced",
+    overrides: Iterable[str] = (),
+) -> Pipe:
+    """Make the self-attention of a video pipeline block-sparse, in place; the pipeline is returned.
+
+    pipe: a diffusers pipeline of a supported family (Wan). Offload and compile afterwards.
+    preset: name of a preset (`vidsparse.presets()`), path of a YAML file, nested dict or
+        `SparseConfig`. overrides: `section.key=value` strings, as in ["schedule.density=0.2"].
+
+    A second call replaces the first. The pipeline is held weakly. To copy a transformer, restore
+    the pipeline first.
+
+    Raises TypeError if `pipe` is no diffusers pipeline; ValueError if its class is not supported,
+    if a setting does not exist or does not fit the model, or if its attention is customised,
+    parallel or compiled.
+    """
+    _require_pipeline(pipe)
+    overrides = list(overrides)
+    config = resolve(preset, overrides)
+    adapter = adapter_for(pipe)
+    from vidsparse.pipelines.installation import Installation, check_layers, label
+
+    for name, transformer in adapter.transformers(pipe).items():
+        check_layers(config, name, len(adapter.self_attention(transformer)))
+    restore_pipeline(pipe)
+    _installed[pipe] = Installation(pipe, adapter, config, label(preset, overrides))
+    return pipe
+
+
+def restore_pipeline(pipe: Pipe) -> Pipe:
+    """Undo `accelerate_pipeline`: processors, hooks, scheduler and every pixel are as before.
+
+    What others changed in the meantime stays: fused or adapted weights, an attention backend. A
+    processor that someone put in the place of ours stays too, with a RuntimeWarning. A pipeline
+    that is not accelerated is returned as it is. Raises TypeError if `pipe` is no pipeline.
+    """
+    _require_pipeline(pipe)
+    installation = _installed.pop(pipe, None)
+    if installation is not None:
+        installation.finalizer.detach()
+        replaced = installation.remove()
+        if replaced:
+            warnings.warn(
+                f"{replaced} attention processors were no longer vidsparse's and stay as they are",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return pipe
+
+
+def run_report(pipe: Any) -> RunReport:
+    """What the last run of an accelerated pipeline did, or the running one so far.
+
+    Empty before the first run. It costs nothing: a `callback_on_step_end` may ask for `.last`, the
+    latest call, and `.steps`. Raises ValueError if the pipeline is not accelerated, TypeError if
+    it is no diffusers pipeline.
+    """
+    _require_pipeline(pipe)
+    installation = _installed.get(pipe)
+    if installation is None:
+        raise ValueError(
+            f"this {type(pipe).__name__} is not accelerated: call accelerate_pipeline first"
+        )
+    return installation.report
+
+
+def _require_pipeline(pipe: object) -> None:
+    from diffusers import DiffusionPipeline
+
+    if not isinstance(pipe, DiffusionPipeline):
+        raise TypeError(
+            f"pipe is a {type(pipe).__name__}: expected a diffusers pipeline such as WanPipeline"
+        )

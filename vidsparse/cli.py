@@ -1,0 +1,192 @@
+"""The command `vidsparse`: generate | presets | doctor.
+
+Results go to stdout, everything else to stderr. A user's mistake is one line and exit code 2, an
+interrupt exit code 130; a traceback is a defect of ours. torch and diffusers are imported inside
+the commands that need them, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+import vidsparse
+
+
+class OneLineErrors(TyperGroup):
+    """Says what is wrong with the usage in one line, with exit code 2."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """As the base class, in its standalone mode: ends the process."""
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # no complaint about the usage, but a defect
+                raise
+            fail(error.format_message())
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Training-free block-sparse attention for video diffusion transformers.",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app(prog_name="vidsparse")
+
+
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    print(f"vidsparse: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Training-free block-sparse attention for video diffusion transformers."""
+    if version:
+        print(f"vidsparse {vidsparse.__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+    else:
+        return
+    raise typer.Exit()
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or Hugging Face id of a pipeline.", show_default="the demo model"
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What the video shows.", show_default="from the model's list, by seed"),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What it should not show.", show_default="the model's")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Name or .yaml file of a method.")] = "balanced",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as schedule.density=0.2."),
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Length of the video.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1: off.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
+    dtype: Annotated[
+        str | None, typer.Option(help="fp32, bf16, fp16.", show_default="fp32 on CPU, bf16 on GPU")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:N.", show_default="cuda if there is one")
+    ] = None,
+    compare_dense: Annotated[
+        bool, typer.Option("--compare-dense", help="Run dense attention too; measure against it.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to.", show_default="outputs/PROMPT-SEED")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a video from a prompt with sparse attention, and compare it with dense attention.
+
+    Sizes and steps that are left out are the model's own.
+    """
+    asked = dict(locals())
+    del asked["as_json"]
+    asked["overrides"] = tuple(overrides or ())
+    with redirect_stdout(sys.stderr):  # whatever libraries print
+        content = _generate(asked)
+    if as_json:
+        print(json.dumps(content, allow_nan=False))
+
+
+def _generate(asked: dict[str, Any]) -> dict[str, Any]:
+    """Run the request with a display on stderr; returns the figures. Exits on a mistake."""
+    from rich.console import Console
+
+    from vidsparse.generate.job import Request, prepare
+    from vidsparse.generate.model_files import InputError
+
+    console = Console(stderr=True)
+    quiet_libraries()
+    try:
+        with console.status("importing torch and diffusers") as status:
+            job = prepare(Request(**asked), lambda text: console.print(text, highlight=False))
+            from vidsparse.generate.display import Display, hide_bars
+            from vidsparse.generate.run import execute
+
+            hide_bars()
+            display = Display(console, status)
+            content = execute(job, display)
+        display.finish(content)
+        return content
+    except InputError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        console.print("vidsparse: interrupted; nothing was written", highlight=False)
+        raise typer.Exit(130) from None
+
+
+def quiet_libraries() -> None:
+    """Only errors of the libraries below us come through; a level that the user has set stays."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")  # read when they are imported
+    for name in ("diffusers", "transformers", "torch", "huggingface_hub"):
+        warnings.filterwarnings("ignore", module=name)
+
+
+@app.command()
+def presets(as_json: Json = False) -> None:
+    """List the presets: name, density of the sparse calls, what it is."""
+    from omegaconf import OmegaConf
+
+    from vidsparse.config import presets as shipped
+
+    rows = []
+    for name, file in shipped().items():
+        content: Any = OmegaConf.to_container(OmegaConf.load(file))
+        density = (content.get("schedule") or {}).get("density")
+        rows.append({"name": name, "density": density, "about": content.get("about", "")})
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        print(f"{row['name']:10} {row['density'] or '-':<6} {row['about']}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can run, and what is missing."""
+    with redirect_stdout(sys.stderr):
+        from vidsparse.doctor import examine, report
+
+        facts = examine()
+    print(json.dumps(facts) if as_json else report(facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""A generation job: what the user asked for, completed and checked before the weights are loaded.
+
+What is left open comes from `configs/models/<folder name of the model>.yaml`, and for models
+without such a file from the pipeline's own defaults.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vidsparse.config import SparseConfig
+from vidsparse.generate.model_files import (
+    InputError,
+    Model,
+    check_size,
+    find_model,
+    pipeline_class,
+)
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Our name of a dtype -> torch's."""
+
+FPS = 16.0
+"""Frames per second for models that we know nothing about."""
+
+ARGUMENTS = {
+    "height": "height",
+    "width": "width",
+    "frames": "num_frames",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "guidance_2": "guidance_scale_2",
+    "negative_prompt": "negative_prompt",
+}
+"""Our name of a setting -> the pipelines' name."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for; None leaves the choice to the model's defaults.
+
+    model: folder of a pipeline, or id on the Hugging Face hub; None: the shipped demo model.
+    preset, overrides: as for `accelerate_pipeline`.
+    height, width: pixels. frames: of the video. steps: of the denoising.
+    seed: of the noise; it also picks the prompt from the model's list. 0 .. 2^63 - 1.
+    dtype: fp32 | bf16 | fp16; None: fp32 on a CPU, bf16 on a GPU.
+    device: cpu | cuda | cuda:N; None: cuda if there is one.
+    compare_dense: run the dense pipeline too, and measure against it.
+    out: folder for the files; None: outputs/<prompt>-<seed>.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    preset: str = "balanced"
+    overrides: tuple[str, ...] = ()
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+    dtype: str | None = None
+    device: str | None = None
+    compare_dense: bool = False
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request in which nothing is open. call: arguments of the pipeline. tokens: of the video."""
+
+    model: Model
+    config: SparseConfig
+    preset: str
+    overrides: tuple[str, ...]
+    prompt: str
+    call: dict[str, Any]
+    fps: float
+    tokens: int
+    seed: int
+    dtype: str
+    device: str
+    compare_dense: bool
+    out: Path
+
+
+def prepare(request: Request, say: Callable[[str], None] = lambda text: None) -> Job:
+    """Complete and check a request. say: is told what takes a while. Raises InputError."""
+    _check_numbers(request)
+    try:
+        config = SparseConfig.load(request.preset, request.overrides)
+    except (ValueError, FileNotFoundError) as error:
+        raise InputError(str(error)) from error
+    device = _device(request.device)
+    dtype = request.dtype or ("fp32" if device == "cpu" else "bf16")
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
+    model = find_model(request.model, say)
+    prompt = _prompt(request, model)
+    call = _arguments(request, model, pipeline_class(model))
+    return Job(
+        model=model,
+        config=config,
+        preset=request.preset,
+        overrides=request.overrides,
+        prompt=prompt,
+        call={"prompt": prompt, **call},
+        fps=float(model.defaults.get("fps", FPS)),
+        tokens=check_size(model, call["height"], call["width"], call["num_frames"]),
+        seed=request.seed,
+        dtype=dtype,
+        device=device,
+        compare_dense=request.compare_dense,
+        out=request.out or Path("outputs") / f"{slug(prompt)}-{request.seed}",
+    )
+
+
+def slug(text: str, longest: int = 60) -> str:
+    """A file name from a prompt: its ASCII words in lower case, cut between words."""
+    name = "-".join(re.findall(r"[a-z0-9]+", text.lower()))
+    if len(name) > longest:
+        name = name[: longest + 1].rpartition("-")[0] or name[:longest]
+    return name or "video"
+
+
+def _check_numbers(request: Request) -> None:
+    steps, guidance = request.steps, request.guidance
+    if steps is not None and steps < 1:
+        raise InputError(f"--steps {steps}: expected 1 or more")
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
+        raise InputError(f"--guidance {guidance}: expected a number >= 0; 1 switches it off")
+    if not 0 <= request.seed < 2**63:
+        raise InputError(f"--seed {request.seed}: expected 0 .. 2^63 - 1")
+
+
+def _device(name: str | None) -> str:
+    import torch  # seconds: not before the cheaper checks
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device {name}: expected cpu, cuda or cuda:N")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= found:
+        raise InputError(
+            f"--device {name}: torch {torch.__version__} sees {found or 'no'} GPU here; leave "
+            "--device out, or ask `vidsparse doctor`"
+        )
+    return name
+
+
+def _prompt(request: Request, model: Model) -> str:
+    if request.prompt is not None:
+        return request.prompt
+    if not model.prompts:
+        raise InputError(f"--prompt is missing: {model.name} comes without a list of prompts")
+    return model.prompts[request.seed % len(model.prompts)]
+
+
+def _arguments(request: Request, model: Model, pipeline: Any) -> dict[str, Any]:
+    """Arguments of the pipeline call: asked for, else the model's default, else the pipeline's."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    call = {}
+    for ours, theirs in ARGUMENTS.items():
+        value = getattr(request, ours, None)
+        second_of_two = ours == "guidance_2" and request.guidance is not None
+        if value is None and not second_of_two:  # one guidance asked for is meant for both
+            value = model.defaults.get(ours)
+        if value is None and theirs in parameters:
+            value = parameters[theirs].default
+        if value is not None:
+            call[theirs] = value
+    return call

@@ -1,0 +1,239 @@
+"""Files of a generation: videos, measures, contact sheet, metrics.json; all of them or none."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from vidsparse.generate.job import Job
+from vidsparse.generate.model_files import InputError
+from vidsparse.pipelines.report import RunReport, versions
+from vidsparse.quality.frames import Frame, enlarge, enlargement, write_clip, write_preview
+from vidsparse.quality.metrics import ClipMetrics, compare_clips
+from vidsparse.quality.sheet import SheetRow, write_contact_sheet
+
+SCHEMA = "vidsparse.generate/1"
+METRICS = "metrics.json"
+ABOUT = {
+    "sparse.mp4": "the video",
+    "dense.mp4": "the same from the dense pipeline",
+    "side_by_side.mp4": "dense and sparse beside each other",
+    "sheet.png": "frames of both and their difference",
+    "dense.mkv": "lossless frames, to measure on",
+    "sparse.mkv": "lossless frames, to measure on",
+    METRICS: "all figures, and all that it takes to repeat them",
+}
+"""Every file that a generation can write, and what it is."""
+
+PAPER, INK = (250, 250, 248), (26, 28, 32)
+BANNER = 34  # pixels above a labelled video
+GAP = 8  # pixels between two videos
+TEXT_SIZE = 0.55  # scale of OpenCV's font
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of the pipeline.
+
+    frames: uint8 [F, H, W, 3].
+    denoise_seconds: first forward of a transformer to the end of the last step.
+    cpu_seconds: CPU time of this process in the loop, all threads together.
+    total_seconds: the whole pipeline call, text encoding and video decoding included.
+    step_seconds, density: per step; see `run.Listener.step`.
+    report: of the sparse arm, None for the dense one.
+    """
+
+    frames: Frame
+    denoise_seconds: float
+    cpu_seconds: float
+    total_seconds: float
+    step_seconds: tuple[float, ...]
+    density: tuple[float, ...]
+    report: RunReport | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "denoise_seconds": self.denoise_seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "total_seconds": self.total_seconds,
+            "median_step_seconds": median(self.step_seconds),
+            "step_seconds": list(self.step_seconds),
+            "step_density": list(self.density),
+        }
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A new folder inside `out`, whose files move to `out` at the end: all or none.
+
+    Then files are removed that an earlier run listed in its metrics.json and this one has not
+    made. On failure the folder vanishes, and `out` with it if it was made here.
+    Raises InputError if `out` is not writable.
+    """
+    missing = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            holder = tempfile.TemporaryDirectory(prefix=".unfinished-", dir=out)
+        except OSError as error:
+            raise InputError(f"--out {out}: cannot write there: {error.strerror}") from error
+        with holder as name:
+            yield Path(name)
+            made = sorted(Path(name).iterdir(), key=lambda path: path.name == METRICS)
+            for old in _listed(out / METRICS) - {path.name for path in made}:
+                (out / old).unlink(missing_ok=True)
+            for path in made:
+                os.replace(path, out / path.name)
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # never made, or something else lives there by now
+                path.rmdir()
+        raise
+
+
+def write(job: Job, sparse: Arm, dense: Arm | None, folder: Path) -> dict[str, Any]:
+    """Write the files of a job into `folder`; returns the content of metrics.json."""
+    scale = enlargement(*sparse.frames.shape[1:3])
+    write_preview(folder / "sparse.mp4", sparse.frames, job.fps, scale=scale)
+    quality = None
+    if dense is not None:
+        write_preview(folder / "dense.mp4", dense.frames, job.fps, scale=scale)
+        write_clip(folder / "dense.mkv", dense.frames, job.fps)
+        write_clip(folder / "sparse.mkv", sparse.frames, job.fps)
+        quality = compare_clips(folder / "dense.mkv", folder / "sparse.mkv", fps=job.fps)
+        labels = (
+            f"dense  {dense.denoise_seconds:.1f} s",
+            f"vidsparse {Path(job.preset).stem}  {sparse.denoise_seconds:.1f} s",
+        )
+        both = side_by_side(dense.frames, sparse.frames, labels)
+        write_preview(folder / "side_by_side.mp4", both, job.fps)
+        _write_sheet(job, sparse, dense, quality, folder / "sheet.png")
+    content = metrics(job, sparse, dense, quality)
+    content["files"] = [name for name in ABOUT if name == METRICS or (folder / name).exists()]
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    (folder / METRICS).write_text(text + "\n", encoding="utf-8")
+    reread: dict[str, Any] = json.loads(text)
+    return reread
+
+
+def metrics(
+    job: Job, sparse: Arm, dense: Arm | None, quality: ClipMetrics | None
+) -> dict[str, Any]:
+    """All figures of a job, ready for JSON. Seconds, dB, densities in (0, 1]; None: not measured.
+
+    speedup: seconds of the dense arm / of the sparse arm, for the denoising loop, for its median
+    step, for its CPU time and for the whole pipeline call.
+    """
+    totals = sparse.report.to_dict()["totals"] if sparse.report else {}
+    speedup = None
+    if dense is not None:
+        speedup = {
+            "denoise": dense.denoise_seconds / sparse.denoise_seconds,
+            "median_step": median(dense.step_seconds) / median(sparse.step_seconds),
+            "cpu": dense.cpu_seconds / sparse.cpu_seconds,
+            "total": dense.total_seconds / sparse.total_seconds,
+        }
+    return {
+        "schema": SCHEMA,
+        **_conditions(job, sparse),
+        "arms": {"dense": dense.figures() if dense else None, "sparse": sparse.figures()},
+        "speedup": speedup,
+        "density": totals.get("density"),
+        "attention_density": totals.get("attention_density"),
+        "sparse_calls": totals.get("sparse_calls"),
+        "dense_calls": totals.get("dense_calls"),
+        "dense_reasons": totals.get("dense_reasons"),
+        "attention_seconds": totals.get("seconds"),
+        "quality": quality.to_dict() if quality else None,
+        "versions": versions(),
+    }
+
+
+def side_by_side(dense: Frame, sparse: Frame, labels: tuple[str, str]) -> Iterator[Frame]:
+    """Frames of both videos, small ones enlarged by an integer factor, a label above each."""
+    height, width = dense.shape[1:3]
+    scale = enlargement(height, width)
+    height, width = height * scale, width * scale
+    canvas = np.full((BANNER + height, 2 * width + GAP, 3), PAPER, np.uint8)
+    for x, label in zip((6, width + GAP + 6), labels, strict=True):
+        base = (x, BANNER - 11)
+        cv2.putText(canvas, label, base, cv2.FONT_HERSHEY_SIMPLEX, TEXT_SIZE, INK, 1, cv2.LINE_AA)
+    for left, right in zip(dense, sparse, strict=True):
+        frame = canvas.copy()
+        frame[BANNER:, :width] = enlarge(left, scale)
+        frame[BANNER:, width + GAP :] = enlarge(right, scale)
+        yield frame
+
+
+def _conditions(job: Job, arm: Arm) -> dict[str, Any]:
+    """All that it takes to repeat a run."""
+    frames, height, width, _ = arm.frames.shape
+    return {
+        "model": {
+            "name": job.model.name,
+            "source": job.model.source,
+            "pipeline": job.model.index["_class_name"],
+        },
+        "prompt": job.prompt,
+        "negative_prompt": job.call.get("negative_prompt"),
+        "seed": job.seed,
+        "steps": job.call["num_inference_steps"],
+        "guidance": job.call["guidance_scale"],
+        "guidance_2": job.call.get("guidance_scale_2"),
+        "height": height,
+        "width": width,
+        "frames": frames,
+        "fps": job.fps,
+        "tokens": job.tokens,
+        "dtype": job.dtype,
+        "device": job.device,
+        "gpu": torch.cuda.get_device_name(job.device) if job.device != "cpu" else None,
+        "threads": torch.get_num_threads(),
+        "preset": {
+            "name": job.preset,
+            "overrides": list(job.overrides),
+            "config": job.config.to_dict(),
+        },
+    }
+
+
+def _write_sheet(job: Job, sparse: Arm, dense: Arm, quality: ClipMetrics, path: Path) -> None:
+    row = SheetRow(
+        Path(job.preset).stem,
+        sparse.frames,
+        speedup=dense.denoise_seconds / sparse.denoise_seconds,
+        seconds=sparse.denoise_seconds,
+        psnr=quality.psnr_pool,
+        ssim=quality.ssim,
+        density=sparse.report.density if sparse.report else None,
+    )
+    write_contact_sheet(
+        path,
+        SheetRow("dense", dense.frames, seconds=dense.denoise_seconds),
+        [row],
+        title=job.prompt,
+        subtitle=f"{job.model.name}, seed {job.seed}, {len(sparse.step_seconds)} steps, "
+        f"{job.dtype} on {job.device}",
+        fps=job.fps,
+    )
+
+
+def _listed(path: Path) -> set[str]:
+    """Files that an earlier run says it wrote; only names that are ours."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return set(content["files"]) & set(ABOUT) if content["schema"] == SCHEMA else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()

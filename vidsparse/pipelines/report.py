@@ -1,0 +1,159 @@
+"""What a run did: each self-attention call with its density per head, or why it was dense."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from statistics import fmean
+from typing import Any
+
+from vidsparse.config import SparseConfig
+from vidsparse.plan import Branch, StepContext
+
+PACKAGES = ("vidsparse", "torch", "diffusers", "transformers", "triton")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One self-attention call.
+
+    density: kept fraction of the work per head, in (0, 1]. reason: None for a sparse call, else why
+    it was dense: a code of `vidsparse.attention.REASONS`, "masked" or "layer-skip".
+    """
+
+    step: int
+    layer: int
+    branch: Branch
+    transformer: str
+    density: tuple[float, ...]
+    reason: str | None
+
+    @property
+    def mean_density(self) -> float:
+        return fmean(self.density)
+
+
+@dataclass
+class RunReport:
+    """The last run of an accelerated pipeline; while it runs, what it did so far.
+
+    preset: as the user gave it, overrides behind. config: the method in full. steps: of the run.
+    calls: in the order of execution. seconds: wall-clock per stage of attention, "dense" for the
+    attention of dense calls; on a GPU that is launch time.
+
+    Empty (no calls, 0 steps) until the first run. A new run makes a new report, this one stays.
+    """
+
+    preset: str
+    config: SparseConfig
+    steps: int = 0
+    calls: list[Call] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(
+        self,
+        context: StepContext,
+        density: Sequence[float],
+        reason: str | None,
+        seconds: dict[str, float],
+    ) -> None:
+        """Note a call."""
+        self.steps = context.steps
+        self.calls.append(
+            Call(
+                context.step,
+                context.layer,
+                context.branch,
+                context.transformer,
+                tuple(density),
+                reason,
+            )
+        )
+        for stage, spent in seconds.items():
+            self.seconds[stage] += spent
+
+    @property
+    def last(self) -> Call | None:
+        """The latest call, for progress displays."""
+        return self.calls[-1] if self.calls else None
+
+    @property
+    def density(self) -> float:
+        """Mean over the sparse calls; 1.0 if there were none."""
+        return _mean([call.mean_density for call in self.calls if call.reason is None])
+
+    @property
+    def attention_density(self) -> float:
+        """Mean over all self-attention calls, dense ones counting 1.0; 1.0 if there were none."""
+        return _mean([1.0 if call.reason else call.mean_density for call in self.calls])
+
+    @property
+    def dense_reasons(self) -> dict[str, int]:
+        """Reason code -> number of dense calls, most frequent first."""
+        return dict(Counter(call.reason for call in self.calls if call.reason).most_common())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        dense = self.dense_reasons
+        return {
+            "calls": [
+                {
+                    "step": call.step,
+                    "layer": call.layer,
+                    "branch": call.branch,
+                    "transformer": call.transformer,
+                    "density": list(call.density),
+                    "reason": call.reason,
+                }
+                for call in self.calls
+            ],
+            "totals": {
+                "density": self.density,
+                "attention_density": self.attention_density,
+                "sparse_calls": len(self.calls) - sum(dense.values()),
+                "dense_calls": sum(dense.values()),
+                "dense_reasons": dense,
+                "seconds": dict(self.seconds),
+            },
+            "preset": self.preset,
+            "versions": versions(),
+        }
+
+    def __str__(self) -> str:
+        dense = self.dense_reasons
+        by_step: dict[int, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            by_step[call.step].append(call)
+        lines = [
+            f"{self.preset}: {len(by_step)} of {self.steps} steps, {len(self.calls)} "
+            f"self-attention calls, {sum(dense.values())} dense",
+            f"density {self.density:.3f} in sparse calls, {self.attention_density:.3f} in all",
+        ]
+        if self.calls:
+            lines.append("step  density  dense calls")
+        for step, calls in sorted(by_step.items()):
+            reasons = Counter(call.reason for call in calls if call.reason)
+            why = ", ".join(f"{n} {code}" for code, n in reasons.most_common()) or "-"
+            lines.append(f"{step:4d}  {fmean(call.mean_density for call in calls):7.3f}  {why}")
+        if self.seconds:
+            spent = ", ".join(f"{stage} {s:.2f}" for stage, s in sorted(self.seconds.items()))
+            lines.append(f"seconds: {spent}")
+        return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _mean(values: list[float]) -> float:
+    return fmean(values) if values else 1.0
