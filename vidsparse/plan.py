@@ -282,7 +282,7 @@ class StepContext:
 
     step: index of the denoising step, 0-based; steps: their number (>= 1).
     layer: index of the self-attention layer, 0-based; layers: their number.
-    branch: guidance branch; "both" = one batch with both, "single" = no guidance.
+    branch: guidance branch; "both" = one batch with both, "single" = the pipeline names none.
     transformer: name of the pipeline's component ("transformer", "transformer_2").
     """
 

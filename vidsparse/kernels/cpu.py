@@ -66,8 +66,8 @@ def execute(
     probe = cpu_matmul.probe(workers)
     low = q.dtype == torch.bfloat16 and probe.bf16
     call = Call(q, out, lse, plan, wide, torch.bfloat16 if low else wide)
-    use_onednn = probe.onednn and matmul == "auto" and wide == torch.float32
-    with cpu_matmul.onednn(use_onednn):
+    onednn = probe.onednn and matmul == "auto" and call.product >= cpu_matmul.MIN_PRODUCT
+    with cpu_matmul.onednn(onednn and wide == torch.float32):
         cpu_threads.for_each(call.jobs(k, v, workers), lambda: Worker(call).run, workers)
     return out, lse
 

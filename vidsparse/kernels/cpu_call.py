@@ -35,7 +35,12 @@ class Job:
 
 
 class Call:
-    """What all workers of one call read."""
+    """What all workers of one call read.
+
+    levels: those that some row lists. rest: whether centroid columns are needed. front: number of
+    moment and centroid columns, of these `reserved` moment columns. width: of the widest row; rows,
+    entries: sizes of a worker's workspace and score buffer. product: FLOP of the average product.
+    """
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class Call:
         groups = self.slots.size // 2 ** torch.arange(self.top + 1, device="cpu")
         gathered = (counts * groups).sum(-1)
         widths = gathered + self.front * (counts.sum(-1) < self.nk)
+        self.product = 2 * self.block_q * self.depth * float(widths.double().mean())
         self.exact = widths.unique().numel() <= EXACT_WIDTHS
         most = int(gathered.max())
         self.width = self.fit(self.front + most)
