@@ -4,7 +4,7 @@
     python kernels/bench_cpu.py --full           the whole table
     python kernels/bench_cpu.py --threads 2      wall time on two threads
 
-Both run in turn in one process: dense, sparse, dense, ...; a speed-up is the median over rounds of
+They run in turn in one process: dense, sparse, dense, ...; a speed-up is the median over rounds of
 (mean of the dense times before and after) / (sparse time), in CPU time for one thread, in wall time
 for more. "whole" is `vidsparse.sparse_attention`: permutation, estimate, selection, gather,
 centroids, attention and the way back; "kernel" is the execution of the finished plan. The error is
@@ -51,6 +51,7 @@ DENSITIES = (0.1, 0.2, 0.3, 0.5)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_ERROR = {"float32": 1e-5, "bfloat16": 3e-3}
 TARGET = {"float32": 4.0, "bfloat16": 6.5}
+STAGES = ("whole", "kernel")
 TARGET_AT = (8192, 0.2)
 SAMPLED_BLOCKS = 3
 CSV = Path(__file__).resolve().parent / "results" / "cpu.csv"
@@ -161,11 +162,13 @@ def run_case(
     dense_times = []
     for _ in range(rounds):
         before = seconds(dense)
-        for key, act in acts.items():
-            mine = seconds(act)
+        for density in densities:
+            keys = [(density, stage) for stage in STAGES]
+            for key in keys:
+                times[key].append(seconds(acts[key]))
             after = seconds(dense)
-            times[key].append(mine)
-            ratios[key].append((before + after) / 2 / mine)
+            for key in keys:
+                ratios[key].append((before + after) / 2 / times[key][-1])
             dense_times.append(after)
             before = after
     yield 1.0, "sdpa", "whole", dense_times, [1.0], 0.0

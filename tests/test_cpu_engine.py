@@ -23,7 +23,8 @@ GRIDS = {
     "cross": (TokenGrid(1, 3, 100), TokenGrid(1, 1, 641, 30)),
     "one-block": (TokenGrid(1, 1, 5),) * 2,
 }
-BLOCKS = ((128, 64), (64, 64), (32, 16))
+CUTS = [(grids, (128, 64)) for grids in GRIDS]
+CUTS += [(grids, blocks) for grids in ("1337", "text-first") for blocks in ((64, 64), (32, 16))]
 TOLERANCES = {  # output relative L2, LSE absolute
     torch.float32: (2e-6, 5e-6),
     torch.bfloat16: (4e-3, 5e-6),
@@ -85,8 +86,7 @@ def calm() -> Iterator[None]:
     ("kind", "rest"),
     [("exact", "skip"), ("exact", "centroid"), ("mixed", "skip"), ("mixed", "global")],
 )
-@pytest.mark.parametrize("blocks", BLOCKS, ids=str)
-@pytest.mark.parametrize("grids", GRIDS)
+@pytest.mark.parametrize(("grids", "blocks"), CUTS, ids=str)
 def test_any_plan(grids: str, blocks: tuple[int, int], kind: str, rest: str) -> None:
     q_blocks, k_blocks = cuts(grids, *blocks)
     plan = BlockPlan.from_levels(level_map(q_blocks, k_blocks, kind), q_blocks, k_blocks)
@@ -122,6 +122,17 @@ def test_hypothesis_exact_in_float64(data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         plan = plan.with_rest(k_blocks.levels, data.draw(st.sampled_from(["none", "global"])))
     assert_matches(*tensors(plan, 8, torch.float64), plan)
+
+
+def test_few_different_widths() -> None:
+    """Hundreds of widths become a few dozen, at most 7 % wider from 256 on."""
+    plan = exact_plan()
+    q = tensors(plan, 64)[0]
+    call = cpu_call.Call(q, q, None, plan, torch.float32, torch.float32)
+    call.exact = False
+    fitted = {width: call.fit(width) for width in range(256, 16384)}
+    assert len(set(fitted.values())) <= 6 * 16 + 1
+    assert all(width <= fit <= 1.07 * width for width, fit in fitted.items())
 
 
 def exact_plan(grids: str = "1000", rest: int = 6, density: float = 0.3) -> BlockPlan:
@@ -257,14 +268,17 @@ def test_workers_do_not_change_the_result() -> None:
 
 
 def test_workers_are_single_threaded() -> None:
+    """Also after their first operation, and whatever the caller has."""
+    torch.set_num_threads(2)
     seen: list[int] = []
 
     def worker() -> object:
         torch.ones(4) @ torch.ones(4)
         return lambda _: seen.append(torch.get_num_threads())
 
-    cpu_threads.for_each(range(8), worker, 2)  # type: ignore[arg-type]
-    assert seen == [1] * 8
+    for workers in (3, 2, 1):  # a new pool each time
+        cpu_threads.for_each(range(4), worker, workers)  # type: ignore[arg-type]
+    assert seen == [1] * 12
 
 
 def global_state() -> tuple[object, ...]:
@@ -281,6 +295,7 @@ def test_global_state_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_matmul, "_probed", None)
     plan = exact_plan()
     q, k, v = tensors(plan, 64)
+    torch.set_num_threads(2)
     before = global_state()
     for workers in (3, 2):
         cpu.execute(q, k, v, plan, workers=workers)

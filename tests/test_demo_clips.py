@@ -1,4 +1,6 @@
-"""The demo model's clips: drawing, captions, held-out combinations, and the OpenCV judge on drawn clips."""
+"""The demo model's clips: drawing, captions, held-out combinations, and the OpenCV judge on drawn
+clips.
+"""
 
 import sys
 from collections import Counter
@@ -10,8 +12,8 @@ import pytest
 pytest.importorskip("cv2")
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines" / "demo_model"))
 
-import blob_check  # noqa: E402  (scripts run by path: their folder is not a package)
-import clips  # noqa: E402
+import blob_check
+import clips
 
 
 def all_scenes():
@@ -35,7 +37,9 @@ def all_scenes():
 
 
 @pytest.mark.parametrize(
-    "size", [(21, 80, 80), (9, 32, 32), (9, 32, 64), (13, 48, 40)], ids=["default", "small", "wide", "odd"]
+    "size",
+    [(21, 80, 80), (9, 32, 32), (9, 32, 64), (13, 48, 40)],
+    ids=["default", "small", "wide", "odd"],
 )
 def test_judge_finds_colour_and_direction_of_every_drawn_combination(size):
     rng = np.random.default_rng(0)
@@ -93,7 +97,9 @@ def test_held_out_set_is_a_sixth_and_leaves_every_pair_of_words_in_training():
     held = [scene for scene in all_scenes() if scene.held_out]
     assert len(held) == 24
     kept = [scene for scene in all_scenes() if not scene.held_out]
-    assert len({(s.colour, s.direction) for s in kept}) == len(clips.COLOURS) * len(clips.DIRECTIONS)
+    assert len({(s.colour, s.direction) for s in kept}) == len(clips.COLOURS) * len(
+        clips.DIRECTIONS
+    )
     assert len({(s.shape, s.direction) for s in kept}) == len(clips.SHAPES) * len(clips.DIRECTIONS)
     assert len({(s.colour, s.shape) for s in kept}) == len(clips.COLOURS) * len(clips.SHAPES)
 
@@ -124,7 +130,7 @@ def test_an_object_larger_than_the_canvas_is_refused():
 
 
 def test_training_forward_equals_the_stock_pipeline_forward():
-    """One pad with a ln(count) bias against the pipeline's many zero pads, for any padded length."""
+    """One pad with a ln(count) bias against the pipeline's many zero pads, for any length."""
     torch = pytest.importorskip("torch")
     model = pytest.importorskip("model")
     diffusers = pytest.importorskip("diffusers")
@@ -136,7 +142,11 @@ def test_training_forward_equals_the_stock_pipeline_forward():
         for parameter in transformer.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     pipeline = diffusers.WanPipeline(
-        tokenizer, text_encoder, vae=None, scheduler=model.build_scheduler(), transformer=transformer
+        tokenizer,
+        text_encoder,
+        vae=None,
+        scheduler=model.build_scheduler(),
+        transformer=transformer,
     )
     rng = np.random.default_rng(8)
     captions = [clips.caption(clips.sample_scene(rng), rng) for _ in range(3)] + [""]
@@ -153,7 +163,9 @@ def test_training_forward_equals_the_stock_pipeline_forward():
             block.attn1.set_processor(model.PairRotationAttention())
         text = model.embed_captions(text_encoder, tokenizer, captions)
         for padded_length, stock in expected.items():
-            processor.set_pad_count(text.shape[1], padded_length - text.shape[1] + 1, latents.device)
+            processor.set_pad_count(
+                text.shape[1], padded_length - text.shape[1] + 1, latents.device
+            )
             trained = transformer(latents, timestep, text).sample
             assert (trained - stock).abs().max() < 1e-4 * stock.std()
     assert (expected[64] - expected[512]).abs().max() > 1e-3 * expected[64].std()

@@ -1,4 +1,6 @@
-"""Judge a video with OpenCV: the colour of the moving blob and the direction in which its centroid goes."""
+"""Judge a video with OpenCV: the colour of the moving blob and the direction in which its centroid
+goes.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,16 @@ class Verdict:
 def colour_name(hue_degrees: float) -> str:
     """The object colour whose hue (degrees, 0..360) is nearest on the circle."""
     hues = {
-        name: float(cv2.cvtColor(np.float32([[rgb]]), cv2.COLOR_RGB2HSV)[0, 0, 0]) for name, rgb in COLOURS.items()
+        name: float(cv2.cvtColor(np.float32([[rgb]]), cv2.COLOR_RGB2HSV)[0, 0, 0])
+        for name, rgb in COLOURS.items()
     }
     return min(hues, key=lambda name: abs((hue_degrees - hues[name] + 180) % 360 - 180))
 
 
 def largest_blob(frame: np.ndarray) -> tuple[np.ndarray, tuple[float, float]] | None:
-    """Mask [H, W] and centroid (x, y) px of the largest saturated blob of an RGB frame, float32 in 0..1."""
+    """Mask [H, W] and centroid (x, y) px of the largest saturated blob of an RGB frame, float32 in
+    0..1.
+    """
     saturation = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV)[..., 1]
     mask = (saturation > SATURATION_FLOOR).astype(np.uint8)
     count, labels, stats, centroids = cv2.connectedComponentsWithStats(mask, connectivity=8)
@@ -47,9 +52,9 @@ def largest_blob(frame: np.ndarray) -> tuple[np.ndarray, tuple[float, float]] | 
 def judge(video: np.ndarray) -> Verdict:
     """Judge an RGB video [F, H, W, 3], float in 0..1 or uint8.
 
-    Colour: the circular mean hue over all blob pixels, weighted by saturation. Direction: the slope of a straight
-    line through the centroids, times the number of frames; the longer axis must move MINIMUM_TRAVEL_PX at least
-    and twice as far as the other.
+    Colour: the circular mean hue over all blob pixels, weighted by saturation. Direction: the slope
+    of a straight line through the centroids, times the number of frames; the longer axis must move
+    MINIMUM_TRAVEL_PX at least and twice as far as the other.
     """
     if video.ndim != 4 or video.shape[-1] != 3:
         raise ValueError(f"expected a video of shape [F, H, W, 3], got {video.shape}")
@@ -74,7 +79,9 @@ def judge(video: np.ndarray) -> Verdict:
 
 
 def direction_name(travel_px: tuple[float, float]) -> str | None:
-    """left, right, up or down for a travel (x, y) in px, None where it is too short or too slanted."""
+    """left, right, up or down for a travel (x, y) in px, None where it is too short or too
+    slanted.
+    """
     dx, dy = travel_px
     longer, shorter = max(abs(dx), abs(dy)), min(abs(dx), abs(dy))
     if longer < MINIMUM_TRAVEL_PX or longer < 2 * shorter:

@@ -1,9 +1,11 @@
-"""Does the shipped demo model follow its prompts? 40 fixed prompts, half of them combinations kept from training.
+"""Does the shipped demo model follow its prompts? 40 fixed prompts, half of them combinations kept
+from training.
 
     python pipelines/demo_model/check_prompts.py
 
-Samples every prompt with the stock `WanPipeline`, judges colour and direction with OpenCV, prints a table and the
-two percentages, writes prompts.json and prompts.png (six frames of each video, one row per prompt).
+Samples every prompt with the stock `WanPipeline`, judges colour and direction with OpenCV, prints a
+table and the two percentages, writes prompts.json and prompts.png (six frames of each video, one
+row per prompt).
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from session import ASSET_DIR, STATE_DIR
 from tqdm import tqdm
 
 
-def sample(pipeline: WanPipeline, prompt: str, seed: int, arguments: argparse.Namespace) -> np.ndarray:
+def sample(
+    pipeline: WanPipeline, prompt: str, seed: int, arguments: argparse.Namespace
+) -> np.ndarray:
     """One video of the prompt, float [F, H, W, 3] in 0..1, from noise of the given seed."""
     return pipeline(
         prompt,
@@ -39,7 +43,9 @@ def sample(pipeline: WanPipeline, prompt: str, seed: int, arguments: argparse.Na
 
 
 def run(arguments: argparse.Namespace) -> list[dict]:
-    """Sample and judge the prompts; one dict per prompt, and the contact sheet and JSON written beside."""
+    """Sample and judge the prompts; one dict per prompt, and the contact sheet and JSON written
+    beside.
+    """
     pipeline = WanPipeline.from_pretrained(arguments.model).to(arguments.device)
     pipeline.set_progress_bar_config(disable=True)
     prompts = clips.fixed_prompts()
@@ -79,7 +85,9 @@ def percentage(rows: list[dict], key: str) -> float:
 def report(rows: list[dict]) -> dict[str, float]:
     """Print the table and the shares; returns the shares in percent."""
     for row in rows:
-        marks = f"{'ok' if row['colour_right'] else 'NO':3}{'ok' if row['direction_right'] else 'NO':3}"
+        marks = (
+            f"{'ok' if row['colour_right'] else 'NO':3}{'ok' if row['direction_right'] else 'NO':3}"
+        )
         kept = "held out" if row["held_out"] else "trained "
         print(f"{marks} {kept}  {row['prompt']:78} -> {row['seen_colour']} {row['seen_direction']}")
     groups = {
@@ -99,8 +107,12 @@ def report(rows: list[dict]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Command line; exit code 1 when all 40 prompts miss the targets (colour 90 %, direction 75 %)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Command line; exit code 1 when all 40 prompts miss the targets (colour 90 %, direction 75
+    %).
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=ASSET_DIR)
     parser.add_argument("--limit", type=int, default=0, help="only the first N prompts, 0: all 40")
     parser.add_argument("--steps", type=int, default=20)

@@ -1,8 +1,10 @@
 """Captioned clips for the demo model: one coloured shape that moves over a textured background.
 
-Everything is drawn here, from a seed, at constant pixel scale: an object has the same radius (px) and
-speed (px per frame) on a 32 x 32 canvas as on an 80 x 80 one, so small clips teach what large ones need.
-Units: positions and radii in pixels, speed in pixels per frame, colours RGB in 0..1 until the final uint8.
+Everything is drawn here, from a seed, at constant pixel scale: an object has the same radius (px)
+and speed (px per frame) on a 32 x 32 canvas as on an 80 x 80 one, so small clips teach what large
+ones need.
+Units: positions and radii in pixels, speed in pixels per frame, colours RGB in 0..1 until the final
+uint8.
 """
 
 from __future__ import annotations
@@ -73,15 +75,19 @@ class Scene:
 
 
 def is_held_out(colour: str, shape: str, direction: str) -> bool:
-    """One colour in six is kept from training for each (shape, direction): 24 of the 144 combinations."""
+    """One colour in six is kept from training for each (shape, direction): 24 of the 144
+    combinations.
+    """
     i_colour, i_shape = list(COLOURS).index(colour), SHAPES.index(shape)
     return (i_colour + i_shape + 2 * list(DIRECTIONS).index(direction)) % len(COLOURS) == 0
 
 
 def sample_scene(
-    rng: np.random.Generator, held_out: bool = False, directions: tuple[str, ...] = tuple(DIRECTIONS)
+    rng: np.random.Generator,
+    held_out: bool = False,
+    directions: tuple[str, ...] = tuple(DIRECTIONS),
 ) -> Scene:
-    """Draw a scene at random, from the training combinations or, if asked, from the held-out ones."""
+    """A random scene, of the training combinations or, if asked, of the held-out ones."""
     while True:
         scene = Scene(
             colour=str(rng.choice(list(COLOURS))),
@@ -96,13 +102,18 @@ def sample_scene(
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One of several captions of the scene, template and synonyms drawn at random."""
-    template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
-    return template.format(
+    """One of several captions of the scene: template and synonyms drawn at random, the first ones
+    most often.
+    """
+
+    def draw(choices: tuple[str, ...]) -> str:
+        return choices[0] if rng.random() < 0.5 else str(rng.choice(choices))
+
+    return draw(TEMPLATES).format(
         colour=scene.colour,
         shape=scene.shape,
-        size=str(rng.choice(PHRASES[scene.size])),
-        direction=str(rng.choice(PHRASES[scene.direction])),
+        size=draw(PHRASES[scene.size]),
+        direction=draw(PHRASES[scene.direction]),
         texture=scene.texture,
         tint=scene.tint,
     )
@@ -119,7 +130,9 @@ def vocabulary() -> list[str]:
 
 
 def fixed_prompts() -> list[tuple[str, Scene, int]]:
-    """The 40 prompts of the check as (prompt, scene, seed): 20 trained combinations, 20 held-out ones."""
+    """The 40 prompts of the check as (prompt, scene, seed): 20 trained combinations, 20 held-out
+    ones.
+    """
     rng = np.random.default_rng(2024)
     prompts = []
     for index in range(40):
@@ -130,7 +143,9 @@ def fixed_prompts() -> list[tuple[str, Scene, int]]:
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance (px, negative inside) from points (x, y) to the outline of the shape at the origin."""
+    """Signed distance (px, negative inside) from points (x, y) to the outline of the shape at the
+    origin.
+    """
     ax, ay = np.abs(x), np.abs(y)
     if shape == "circle":
         return np.hypot(x, y) - 0.95 * radius
@@ -168,7 +183,9 @@ def draw_background(scene: Scene, height: int, width: int, rng: np.random.Genera
 
 
 def _upsample(coarse: np.ndarray, factor: int) -> np.ndarray:
-    """Smooth (raised-cosine) interpolation of a grid of values, [(rows-1)*factor, (columns-1)*factor]."""
+    """Smooth (raised-cosine) interpolation of a grid of values, [(rows-1)*factor,
+    (columns-1)*factor].
+    """
 
     def along_first(grid: np.ndarray) -> np.ndarray:
         weight = 0.5 - 0.5 * np.cos(np.pi * np.arange(factor, dtype=np.float32) / factor)
@@ -182,7 +199,9 @@ def _upsample(coarse: np.ndarray, factor: int) -> np.ndarray:
 def trajectory(
     scene: Scene, radius: float, frames: int, height: int, width: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Centre (x, y) per frame, [frames, 2] px: constant velocity, the object inside the picture throughout."""
+    """Centre (x, y) per frame, [frames, 2] px: constant velocity, the object inside the picture
+    throughout.
+    """
     direction = np.asarray(DIRECTIONS[scene.direction], np.float32)
     margin = radius + 1.0
     room = np.array([width, height], np.float32) - 2 * margin
@@ -212,7 +231,8 @@ def draw_clip(
 ) -> np.ndarray:
     """Draw the scene, uint8 [frames, height, width, 3]; edges are anti-aliased over one pixel.
 
-    The object leaves a short trail of its colour: motion that a single frame shows is learned far sooner.
+    The object leaves a short trail of its colour: motion that a single frame shows is learned far
+    sooner.
     """
     background = draw_background(scene, height, width, rng)
     radius = float(rng.uniform(*SIZES[scene.size]))
@@ -230,5 +250,7 @@ def contact_sheet(videos: list[np.ndarray], columns: int = 6, gap: int = 2) -> n
     rows = []
     for video in videos:
         picks = np.linspace(0, len(video) - 1, columns).round().astype(int)
-        rows.append(np.concatenate([np.pad(video[i], ((gap, 0), (gap, 0), (0, 0))) for i in picks], axis=1))
+        rows.append(
+            np.concatenate([np.pad(video[i], ((gap, 0), (gap, 0), (0, 0))) for i in picks], axis=1)
+        )
     return np.concatenate(rows, axis=0)

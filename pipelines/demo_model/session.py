@@ -1,4 +1,6 @@
-"""What both training scripts share: a clock with a budget, atomic checkpoints, a loss curve as a picture."""
+"""What both training scripts share: a clock with a budget, atomic checkpoints, a loss curve as a
+picture.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ LONGEST_STEP_S = 60.0
 
 
 class Budget:
-    """Counts training time in seconds against a budget in minutes; a suspended process loses at most a minute."""
+    """Counts training time in seconds against a budget in minutes; a suspended process loses at
+    most a minute.
+    """
 
     def __init__(self, minutes: float, used_s: float = 0.0) -> None:
         if not minutes > 0:
@@ -27,7 +31,7 @@ class Budget:
         self._last = time.monotonic()
 
     def tick(self) -> float:
-        """Add the time since the last tick; returns the fraction of the budget that is used, 0..1."""
+        """Add the time since the last tick; returns the used fraction of the budget, 0..1."""
         now = time.monotonic()
         self.used_s += min(now - self._last, LONGEST_STEP_S)
         self._last = now
@@ -35,13 +39,17 @@ class Budget:
 
 
 def warmup_cosine(step: int, fraction: float, warmup_steps: int, floor: float = 0.02) -> float:
-    """Learning-rate factor: linear warm-up over steps, cosine from 1 to `floor` over the used budget fraction."""
+    """Learning-rate factor: linear warm-up over steps, cosine from 1 to `floor` over the used
+    budget fraction.
+    """
     cosine = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(max(fraction, 0.0), 1.0)))
     return min(1.0, (step + 1) / warmup_steps) * cosine
 
 
 def save_atomically(state: Any, path: Path) -> None:
-    """torch.save under a temporary name, then rename: an interrupted write never spoils the last checkpoint."""
+    """torch.save under a temporary name, then rename: an interrupted write never spoils the last
+    checkpoint.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(path.suffix + ".tmp")
     torch.save(state, temporary)
@@ -56,7 +64,9 @@ def load_state(path: Path) -> Any | None:
 
 
 def write_loss_curve(history: list[dict[str, float]], path: Path, title: str) -> None:
-    """Plot every series of the history (dicts with `step` and values) against the step, and keep it as JSON."""
+    """Plot every series of the history (dicts with `step` and values) against the step, and keep
+    it as JSON.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -65,10 +75,12 @@ def write_loss_curve(history: list[dict[str, float]], path: Path, title: str) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(history))
     names = sorted({name for row in history for name in row if name not in ("step", "minutes")})
-    figure, axes = plt.subplots(1, max(len(names), 1), figsize=(5 * max(len(names), 1), 3.2), squeeze=False)
-    for axis, name in zip(axes[0], names):
+    figure, axes = plt.subplots(
+        1, max(len(names), 1), figsize=(5 * max(len(names), 1), 3.2), squeeze=False
+    )
+    for axis, name in zip(axes[0], names, strict=False):
         rows = [(row["step"], row[name]) for row in history if name in row]
-        axis.plot(*zip(*rows), linewidth=1)
+        axis.plot(*zip(*rows, strict=False), linewidth=1)
         axis.set_xlabel("step")
         axis.set_title(f"{title}: {name}")
         axis.grid(alpha=0.3)

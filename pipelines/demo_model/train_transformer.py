@@ -2,16 +2,18 @@
 
     python pipelines/demo_model/train_transformer.py --minutes 80
 
-Needs the autoencoder of `train_vae.py`. Resumes from build/demo-wan/transformer.pt, or starts from the weights in
-assets/demo-wan where there is no such state; `--restart` begins anew. Every `--export-minutes` the averaged weights
-are written to assets/demo-wan as a WanPipeline.
+Needs the autoencoder of `train_vae.py`. Resumes from build/demo-wan/transformer.pt, or starts from
+the weights in assets/demo-wan where there is no such state; `--restart` begins anew. Every
+`--export-minutes` the averaged weights are written to assets/demo-wan as a WanPipeline.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import math
 import socket
+from dataclasses import replace
 
 import clips
 import model
@@ -35,13 +37,21 @@ from transformers import UMT5EncoderModel
 
 STATE_PATH = STATE_DIR / "transformer.pt"
 CAPTION_DROP = 0.12
-REDRAWN_SHARE = 0.1  # new clips per clip trained on: each is used about ten times, with other noise and words
-EMA_DECAY = 0.998
-# Phases: (end as a fraction of the budget, [(latent frames, rows, columns, clips per worker and step, weight)])
+REDRAWN_SHARE = (
+    0.1  # new clips per clip trained on: each is used about ten times, with other noise and words
+)
+GIVEN_FRAME_SHARE, GIVEN_FRAME_TOKENS = (
+    0.6,
+    1100,
+)  # share of such batches (draw_noise_levels), largest grid for them
+HIGH_NOISE, HIGH_NOISE_SHARE = 0.88, 0.35  # where place and motion of the object are decided
+EMA_DECAY = 0.99
+# Phases: (end as a fraction of the budget, [(latent frames, rows, columns, clips per worker and
+# step, weight)])
 SMALL = [(5, 8, 8, 16, 4), (5, 10, 10, 10, 4), (5, 8, 16, 8, 1), (5, 16, 8, 8, 1), (9, 8, 8, 9, 1)]
-MIDDLE = [(7, 6, 16, 7, 2), (7, 16, 6, 7, 2), (9, 6, 20, 4, 1), (9, 20, 6, 4, 1), (7, 12, 12, 5, 2), (9, 16, 16, 2, 1)]
+MIDDLE = [(7, 6, 16, 7, 2), (7, 16, 6, 7, 2), (7, 12, 12, 5, 3), (9, 16, 16, 2, 1)]
 TARGET = [(11, 20, 20, 1, 3), (9, 16, 16, 2, 1), (7, 12, 12, 5, 1)]
-PHASES = [(0.35, SMALL), (0.68, MIDDLE), (1.0, TARGET)]
+PHASES = [(0.35, SMALL), (0.85, MIDDLE), (1.0, TARGET)]
 
 
 class LatentBank:
@@ -52,7 +62,9 @@ class LatentBank:
     ) -> None:
         self.vae, self.grid, self.rng = vae, grid, rng
         _, rows, columns = grid
-        self.directions = tuple(clips.DIRECTIONS)  # along the long axis only where the canvas is a strip
+        self.directions = tuple(
+            clips.DIRECTIONS
+        )  # along the long axis only where the canvas is a strip
         if columns >= 2 * rows:
             self.directions = ("left", "right")
         elif rows >= 2 * columns:
@@ -65,7 +77,9 @@ class LatentBank:
 
     @torch.no_grad()
     def _encode(self, count: int) -> tuple[torch.Tensor, list[clips.Scene]]:
-        """Draw and encode `count` training clips; latents [count, C, T, H, W] in half precision, unit deviation."""
+        """Draw and encode `count` training clips; latents [count, C, T, H, W] in half precision,
+        unit deviation.
+        """
         frames, rows, columns = self.grid
         pixels = (frames * 2 - 1, rows * 4, columns * 4)
         scenes = [clips.sample_scene(self.rng, directions=self.directions) for _ in range(count)]
@@ -87,12 +101,15 @@ class LatentBank:
             self.oldest = (self.oldest + 1) % len(self.scenes)
 
     def sample(self, count: int) -> tuple[torch.Tensor, list[str]]:
-        """A batch of latents, float32, and captions; the caption is empty in CAPTION_DROP of the cases."""
+        """A batch of latents, float32, and captions; the caption is empty in CAPTION_DROP of the
+        cases.
+        """
         while len(self.scenes) < min(self.size, 4 * count):
             self.refresh(count)
         picks = self.rng.choice(len(self.scenes), count, replace=False)
         captions = [
-            "" if self.rng.random() < CAPTION_DROP else clips.caption(self.scenes[i], self.rng) for i in picks
+            "" if self.rng.random() < CAPTION_DROP else clips.caption(self.scenes[i], self.rng)
+            for i in picks
         ]
         return self.latents[torch.from_numpy(picks).to(self.latents.device)].float(), captions
 
@@ -108,26 +125,105 @@ class DemoModel(nn.Module):
         for block in transformer.blocks:
             block.attn1.set_processor(model.PairRotationAttention())
 
-    def forward(self, latents: torch.Tensor, sigma: torch.Tensor, captions: list[str], padded_length: int) -> torch.Tensor:
-        """Predicted velocity [B, C, T, H, W] for noisy latents of the same shape at noise level sigma [B]."""
+    def forward(
+        self, latents: torch.Tensor, sigma: torch.Tensor, captions: list[str], padded_length: int
+    ) -> torch.Tensor:
+        """Predicted velocity [B, C, T, H, W] for noisy latents of that shape.
+
+        sigma is the noise level, [B] or, one level per latent frame, [B, T].
+        """
         text = model.embed_captions(self.text_encoder, self.tokenizer, captions)
-        self.cross_attention.set_pad_count(text.shape[1], padded_length - text.shape[1] + 1, text.device)
+        self.cross_attention.set_pad_count(
+            text.shape[1], padded_length - text.shape[1] + 1, text.device
+        )
+        if sigma.ndim == 2:
+            sigma = sigma.repeat_interleave(latents.shape[3] * latents.shape[4], dim=1)
         return self.transformer(latents, sigma * 1000, text, return_dict=False)[0]
 
 
-def flow_loss(demo: DemoModel, latents: torch.Tensor, captions: list[str], rng: np.random.Generator) -> torch.Tensor:
-    """Mean squared error of the velocity (noise - latents) at noise levels drawn with the sampler's shift."""
-    uniform = (torch.arange(len(latents)) + torch.rand(len(latents))) / len(latents)
-    sigma = model.FLOW_SHIFT * uniform / (1 + (model.FLOW_SHIFT - 1) * uniform)
-    sigma = sigma[torch.randperm(len(sigma))].to(latents.device)
+def draw_noise_levels(
+    count: int, frames: int, rng: np.random.Generator, one_frame_given: bool
+) -> torch.Tensor:
+    """Noise levels over the batch: [count] with the sampler's shift or above HIGH_NOISE, or
+    [count, frames].
+
+    The second kind nearly uncovers one frame and leaves the others above HIGH_NOISE. With the place
+    of the object known
+    there, only the caption tells where it goes: without such batches the direction in the caption
+    is learned last, because at equal levels the noisy frames themselves show the motion almost as
+    soon as they show the object.
+    """
+    uniform = (torch.randperm(count) + torch.rand(count)) / count
+    if not one_frame_given:
+        shifted = model.FLOW_SHIFT * uniform / (1 + (model.FLOW_SHIFT - 1) * uniform)
+        high = HIGH_NOISE + (1 - HIGH_NOISE) * uniform
+        return torch.where(torch.rand(count) < HIGH_NOISE_SHARE, high, shifted)
+    levels = (HIGH_NOISE + (1 - HIGH_NOISE) * uniform)[:, None].repeat(1, frames)
+    given = torch.from_numpy(rng.integers(frames, size=count))
+    levels[torch.arange(count), given] = 0.3 * torch.rand(count)
+    return levels
+
+
+def flow_loss(
+    demo: DemoModel,
+    latents: torch.Tensor,
+    captions: list[str],
+    rng: np.random.Generator,
+    one_frame_given: bool = False,
+) -> torch.Tensor:
+    """Mean squared error of the predicted velocity (noise - latents)."""
+    sigma = draw_noise_levels(len(latents), latents.shape[2], rng, one_frame_given).to(
+        latents.device
+    )
     noise = torch.randn_like(latents)
-    level = sigma.view(-1, 1, 1, 1, 1)
+    level = sigma.view(len(latents), 1, -1, 1, 1)
     padded_length = int(rng.integers(64, model.MAX_PADDED_LENGTH + 1))
     prediction = demo((1 - level) * latents + level * noise, sigma, captions, padded_length)
     return (prediction.float() - (noise - latents)).square().mean()
 
 
-def build_optimizers(demo: DemoModel, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+
+
+def direction_gain(
+    demo: DemoModel,
+    bank: LatentBank,
+    count: int,
+    one_frame_given: bool,
+    level: float = 0.93,
+    batches: int = 4,
+) -> float:
+    """How much worse, in percent of the loss, the model does when the caption names the opposite
+    direction.
+
+    Zero until the model reads the direction from the caption. Measured on clips of the bank, with
+    all frames at one noise level or with the middle frame nearly clean.
+    """
+    losses = {"told": 0.0, "opposite": 0.0}
+    for _ in range(batches):
+        picks = bank.rng.choice(len(bank.scenes), count, replace=False)
+        latents = bank.latents[torch.from_numpy(picks).to(bank.latents.device)].float()
+        noise = torch.randn_like(latents)
+        sigma = torch.full((count,), level, device=latents.device)
+        if one_frame_given:
+            sigma = sigma[:, None].repeat(1, latents.shape[2])
+            sigma[:, latents.shape[2] // 2] = 0.1
+        mix = sigma.view(count, 1, -1, 1, 1)
+        for name in losses:
+            scenes = [bank.scenes[i] for i in picks]
+            if name == "opposite":
+                scenes = [replace(scene, direction=OPPOSITE[scene.direction]) for scene in scenes]
+            captions = [clips.TEMPLATES[0].format(**vars(scene)) for scene in scenes]
+            prediction = demo(
+                (1 - mix) * latents + mix * noise, sigma, captions, model.MAX_PADDED_LENGTH
+            )
+            losses[name] += float((prediction.detach() - (noise - latents)).square().mean())
+    return 100 * (losses["opposite"] / losses["told"] - 1)
+
+
+def build_optimizers(
+    demo: DemoModel, muon_lr: float, adam_lr: float
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the transformer blocks, AdamW for everything else."""
     matrices = [p for p in demo.transformer.blocks.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
@@ -151,15 +247,21 @@ def export(average: DemoModel, vae: AutoencoderKLWan) -> None:
     transformer.load_state_dict(average.transformer.state_dict())
     text_encoder = model.build_text_encoder(len(average.tokenizer))
     text_encoder.load_state_dict(average.text_encoder.state_dict())
-    model.save_pipeline(copy.deepcopy(vae).cpu(), text_encoder, average.tokenizer, transformer, ASSET_DIR)
+    model.save_pipeline(
+        copy.deepcopy(vae).cpu(), text_encoder, average.tokenizer, transformer, ASSET_DIR
+    )
 
 
 def average_over_workers(demo: DemoModel, loss: float, fraction: float) -> tuple[float, float]:
-    """Average the gradients over the workers in place; returns the mean loss and mean used budget fraction."""
+    """Average the gradients over the workers in place; returns the mean loss and mean used budget
+    fraction.
+    """
     if not torch.distributed.is_initialized():
         return loss, fraction
     gradients = [p.grad for p in demo.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients] + [torch.tensor([loss, fraction])])
+    flat = torch.cat(
+        [gradient.flatten() for gradient in gradients] + [torch.tensor([loss, fraction])]
+    )
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()
     offset = 0
@@ -169,13 +271,17 @@ def average_over_workers(demo: DemoModel, loss: float, fraction: float) -> tuple
     return float(flat[-2]), float(flat[-1])
 
 
-def learning_rate_factor(step: int, fraction: float, warmup_steps: int = 100, decay_from: float = 0.7) -> float:
+def learning_rate_factor(
+    step: int, fraction: float, warmup_steps: int = 100, decay_from: float = 0.85
+) -> float:
     """Warm-up, a plateau, and a linear fall to 3 % from `decay_from` of the budget on."""
     fall = 1.0 if fraction < decay_from else 1 - 0.97 * (fraction - decay_from) / (1 - decay_from)
     return min(1.0, (step + 1) / warmup_steps) * fall
 
 
-def choose_grid(fraction: float, rng: np.random.Generator, scale: float) -> tuple[tuple[int, int, int], int]:
+def choose_grid(
+    fraction: float, rng: np.random.Generator, scale: float
+) -> tuple[tuple[int, int, int], int]:
     """Draw (latent grid, batch size) from the phase that this fraction of the budget is in."""
     buckets = next(buckets for end, buckets in PHASES if fraction <= end)
     weights = np.array([bucket[4] for bucket in buckets], float)
@@ -195,7 +301,9 @@ def load_demo(vae: AutoencoderKLWan, restart: bool) -> DemoModel:
 
 
 def start_worker(rank: int, arguments: argparse.Namespace, port: int) -> None:
-    """One of several CPU processes with a thread each: they wait for one another once a step, not in every product."""
+    """One of several CPU processes with a thread each: they wait for one another once a step, not
+    in every product.
+    """
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=arguments.workers
@@ -205,12 +313,15 @@ def start_worker(rank: int, arguments: argparse.Namespace, port: int) -> None:
 
 
 def train(arguments: argparse.Namespace, rank: int = 0) -> None:
-    """Train until the budget is used; checkpoints every two minutes, exports every `--export-minutes`.
+    """Train until the budget is used; checkpoints every two minutes, exports every `--export-
+    minutes`.
 
-    Every worker draws its own clips and noise; the choice of grid is shared, and worker 0 alone writes files.
+    Every worker draws its own clips and noise; the choice of grid is shared, and worker 0 alone
+    writes files.
     """
     record_process()
-    # Sends float32 matrix products to oneDNN, about a third faster on AVX-512 CPUs than the default library.
+    # Sends float32 matrix products to oneDNN, about a third faster on AVX-512 CPUs than the default
+    # library.
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     device = torch.device(arguments.device)
     torch.manual_seed(arguments.seed)
@@ -223,9 +334,23 @@ def train(arguments: argparse.Namespace, rank: int = 0) -> None:
     if state is not None:
         demo.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=False):
             optimizer.load_state_dict(saved)
         history, step, used_s = state["history"], state["step"], state["used_s"]
+    if arguments.point_at_directions:
+        words = {
+            "leftwards",
+            "rightwards",
+            "upwards",
+            "downwards",
+            "top",
+            "bottom",
+            *clips.DIRECTIONS,
+        }
+        torch.manual_seed(arguments.seed)
+        block = demo.transformer.blocks[arguments.point_at_directions]
+        model.point_at_words(block, demo.transformer, demo.text_encoder, demo.tokenizer, words)
+        average.load_state_dict(demo.state_dict())
     torch.manual_seed(arguments.seed + step + 1_000_000 * rank)
     rng = np.random.default_rng([arguments.seed, step, rank])
     shared_rng = np.random.default_rng([arguments.seed, step])
@@ -243,11 +368,14 @@ def train(arguments: argparse.Namespace, rank: int = 0) -> None:
             bank = banks.setdefault(grid, LatentBank(vae, grid, arguments.bank, rng))
             bank.refresh(int(rng.poisson(count * REDRAWN_SHARE)))
             latents, captions = bank.sample(count)
+            one_frame_given = (
+                math.prod(grid) <= GIVEN_FRAME_TOKENS and shared_rng.random() < GIVEN_FRAME_SHARE
+            )
             factor = learning_rate_factor(step, fraction)
-            for optimizer, peak in zip(optimizers, peaks):
+            for optimizer, peak in zip(optimizers, peaks, strict=False):
                 optimizer.param_groups[0]["lr"] = peak * factor
             with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
-                loss = flow_loss(demo, latents, captions, rng)
+                loss = flow_loss(demo, latents, captions, rng, one_frame_given)
             loss.backward()
             mean_loss, fraction = average_over_workers(demo, float(loss.detach()), budget.tick())
             nn.utils.clip_grad_norm_(demo.parameters(), 1.0)
@@ -259,11 +387,29 @@ def train(arguments: argparse.Namespace, rank: int = 0) -> None:
             losses.append(mean_loss)
             progress.update()
             if step % 20 == 0:
-                history.append({"step": step, "loss": sum(losses) / len(losses), "minutes": budget.used_s / 60})
-                progress.set_postfix(loss=f"{history[-1]['loss']:.4f}", grid=grid, budget=f"{fraction:.1%}")
+                history.append(
+                    {"step": step, "loss": sum(losses) / len(losses), "minutes": budget.used_s / 60}
+                )
+                progress.set_postfix(
+                    loss=f"{history[-1]['loss']:.4f}", grid=grid, budget=f"{fraction:.1%}"
+                )
                 losses = []
             if rank > 0:
                 continue
+            if (
+                step % 100 == 0
+                and len(bank.scenes) >= 4 * count
+                and math.prod(grid) <= GIVEN_FRAME_TOKENS
+            ):
+                gains = [direction_gain(demo, bank, count, given) for given in (False, True)]
+                history[-1] |= {
+                    "direction gain (%)": gains[0],
+                    "direction gain, frame given (%)": gains[1],
+                }
+                progress.write(
+                    f"step {step}: direction gain {gains[0]:.2f} %, "
+                    f"with a frame given {gains[1]:.2f} %"
+                )
             if budget.used_s - saved_s > 120 or fraction >= 1:
                 saved_s = budget.used_s
                 save_atomically(
@@ -288,18 +434,43 @@ def train(arguments: argparse.Namespace, rank: int = 0) -> None:
 def main() -> None:
     """Command line."""
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=80, help="time budget in minutes, all sittings together")
-    parser.add_argument("--muon-lr", type=float, default=3e-3, help="learning rate of Muon (block matrices)")
-    parser.add_argument("--adam-lr", type=float, default=2e-3, help="learning rate of AdamW (the rest)")
-    parser.add_argument("--batch-scale", type=float, default=8.0 if cuda else 1.0, help="factor on the batch sizes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=80, help="time budget in minutes, all sittings together"
+    )
+    parser.add_argument(
+        "--muon-lr", type=float, default=3e-3, help="learning rate of Muon (block matrices)"
+    )
+    parser.add_argument(
+        "--adam-lr", type=float, default=2e-3, help="learning rate of AdamW (the rest)"
+    )
+    parser.add_argument(
+        "--batch-scale", type=float, default=8.0 if cuda else 1.0, help="factor on the batch sizes"
+    )
     parser.add_argument("--bank", type=int, default=512, help="encoded clips kept per size")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=cuda, help="bfloat16 autocast")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="compile the blocks")
-    parser.add_argument("--workers", type=int, default=2, help="CPU processes that share a step, one thread each")
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, default=cuda, help="bfloat16 autocast"
+    )
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="compile the blocks"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="CPU processes that share a step, one thread each"
+    )
     parser.add_argument("--export-minutes", type=float, default=15, help="minutes between exports")
-    parser.add_argument("--restart", action="store_true", help="forget the training state and the shipped weights")
+    parser.add_argument(
+        "--point-at-directions",
+        type=int,
+        default=0,
+        metavar="BLOCK",
+        help="first make the cross-attention of this block (1..5) look at direction words",
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="forget the training state and the shipped weights"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.device == "cpu" and arguments.workers > 1:

@@ -2,8 +2,8 @@
 
     python pipelines/demo_model/train_vae.py --minutes 20
 
-Resumes from build/demo-wan/vae.pt; `--restart` begins anew. At the end of the budget the autoencoder, with the
-mean and deviation of its latents measured, is written to assets/demo-wan/vae.
+Resumes from build/demo-wan/vae.pt; `--restart` begins anew. At the end of the budget the
+autoencoder, with the mean and deviation of its latents measured, is written to assets/demo-wan/vae.
 """
 
 from __future__ import annotations
@@ -69,8 +69,12 @@ def draw_batch(
     )
 
 
-def reconstruction_loss(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, mean squared error in -1..1 units): L1 + MSE, plus a light pull of the latents to a unit normal."""
+def reconstruction_loss(
+    vae: AutoencoderKLWan, video: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, mean squared error in -1..1 units): L1 + MSE, plus a light pull of the latents to a
+    unit normal.
+    """
     posterior = vae.encode(video).latent_dist
     error = vae.decode(posterior.sample()).sample - video
     divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
@@ -92,7 +96,9 @@ def measure_psnr(vae: AutoencoderKLWan, device: torch.device, count: int = 8) ->
 
 
 @torch.no_grad()
-def measure_latents(vae: AutoencoderKLWan, device: torch.device, count: int = 32) -> tuple[list[float], list[float]]:
+def measure_latents(
+    vae: AutoencoderKLWan, device: torch.device, count: int = 32
+) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each latent channel over training clips."""
     rng = np.random.default_rng(7)
     latents = []
@@ -104,7 +110,7 @@ def measure_latents(vae: AutoencoderKLWan, device: torch.device, count: int = 32
 
 
 def save_vae(vae: AutoencoderKLWan, device: torch.device) -> None:
-    """Measure the latents' statistics into the config and write the model to assets/demo-wan/vae."""
+    """Put the latents' statistics into the config, write the model to assets/demo-wan/vae."""
     mean, std = measure_latents(vae, device)
     vae.register_to_config(latents_mean=mean, latents_std=std)
     vae.save_pretrained(ASSET_DIR / "vae", safe_serialization=True)
@@ -114,7 +120,9 @@ def train(minutes: float, peak_lr: float, device: torch.device, restart: bool, s
     """Train until the budget is used; checkpoints every minute or so."""
     torch.manual_seed(seed)
     vae = build_vae().to(device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
     state = None if restart else load_state(STATE_PATH)
     history, step, used_s = [], 0, 0.0
     if state is not None:
@@ -123,11 +131,13 @@ def train(minutes: float, peak_lr: float, device: torch.device, restart: bool, s
         history, step, used_s = state["history"], state["step"], state["used_s"]
     elif not restart and (ASSET_DIR / "vae" / "config.json").is_file():
         vae = AutoencoderKLWan.from_pretrained(ASSET_DIR / "vae").to(device)
-        optimizer = torch.optim.AdamW(vae.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(
+            vae.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01
+        )
     rng = np.random.default_rng(seed + step)
     budget = Budget(minutes, used_s)
     fraction, saved_s = budget.tick(), used_s
-    shapes, chances = zip(*BUCKETS)
+    shapes, chances = zip(*BUCKETS, strict=False)
     with tqdm(desc="VAE", unit="step", initial=step) as progress:
         while fraction < 1:
             for group in optimizer.param_groups:
@@ -142,8 +152,12 @@ def train(minutes: float, peak_lr: float, device: torch.device, restart: bool, s
             progress.update()
             if step % 20 == 0:
                 psnr = -10 * math.log10(float(mse) / 4)
-                history.append({"step": step, "loss": float(loss.detach()), "PSNR, one batch (dB)": psnr})
-                progress.set_postfix(loss=f"{float(loss.detach()):.4f}", psnr=f"{psnr:.1f}", budget=f"{fraction:.0%}")
+                history.append(
+                    {"step": step, "loss": float(loss.detach()), "PSNR, one batch (dB)": psnr}
+                )
+                progress.set_postfix(
+                    loss=f"{float(loss.detach()):.4f}", psnr=f"{psnr:.1f}", budget=f"{fraction:.0%}"
+                )
             if budget.used_s - saved_s > 60 or fraction >= 1:
                 saved_s = budget.used_s
                 save_atomically(
@@ -158,23 +172,35 @@ def train(minutes: float, peak_lr: float, device: torch.device, restart: bool, s
                 )
                 write_loss_curve(history, STATE_DIR / "vae_loss.png", "VAE")
     save_vae(vae, device)
-    print(f"{step} steps; PSNR on held-out clips of the default size: {measure_psnr(vae, device):.2f} dB")
+    print(f"{step} steps; held-out clips of the default size: {measure_psnr(vae, device):.2f} dB")
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=20, help="time budget in minutes, all sittings together")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=20, help="time budget in minutes, all sittings together"
+    )
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0: torch's choice")
-    parser.add_argument("--restart", action="store_true", help="forget the training state and the shipped weights")
+    parser.add_argument(
+        "--restart", action="store_true", help="forget the training state and the shipped weights"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     record_process()
-    train(arguments.minutes, arguments.lr, torch.device(arguments.device), arguments.restart, arguments.seed)
+    train(
+        arguments.minutes,
+        arguments.lr,
+        torch.device(arguments.device),
+        arguments.restart,
+        arguments.seed,
+    )
 
 
 if __name__ == "__main__":

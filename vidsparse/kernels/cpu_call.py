@@ -6,11 +6,12 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise, zip_longest
 
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.cpu_keys import SharedHead, Slots, build_head
+from vidsparse.kernels.cpu_keys import Head, SharedHead, Slots, build_tables, moment
 from vidsparse.plan import SKIP, BlockPlan
 
 SCORE_ENTRIES = 128 * 4608
@@ -22,15 +23,23 @@ MIN_QUERIES = 16
 EXACT_WIDTHS = 8
 """Up to so many different row widths run as they are; see `Call.fit`."""
 
+JOBS_AT_END = 4
+"""Jobs per worker that the last heads are cut into."""
+
+MIN_ROWS = 4
+"""No job is cut to fewer query blocks, unless there are fewer than workers."""
+
+NEG_INF = float("-inf")
+
 
 @dataclass
 class Job:
-    """Rows first, first + step, ... of one head."""
+    """The rows from `first` to before `end` of one head."""
 
     batch: int
     head: int
     first: int
-    step: int
+    end: int
     shared: SharedHead
 
 
@@ -38,8 +47,9 @@ class Call:
     """What all workers of one call read.
 
     levels: those that some row lists. rest: whether centroid columns are needed. front: number of
-    moment and centroid columns, of these `reserved` moment columns. width: of the widest row; rows,
-    entries: sizes of a worker's workspace and score buffer. product: FLOP of the average product.
+    moment and centroid columns, of these `reserved` moment columns. widths: columns of every row
+    before rounding; width: of the widest row; rows, entries: sizes of a worker's workspace and
+    score buffer. product: FLOP of the average product.
     """
 
     def __init__(
@@ -63,8 +73,8 @@ class Call:
         self.reserved = self.depth if self.first_order else 0
         self.front = self.reserved + (self.nk if self.rest else 0)
         self.first_q = plan.q_blocks.start.tolist()
-        self.end_q = (plan.q_blocks.start + plan.q_blocks.count).tolist()
-        self.block_q = int(plan.q_blocks.count.max())
+        self.count_q = plan.q_blocks.count.tolist()
+        self.block_q = max(self.count_q)
         self.index = plan.index.contiguous()
         self.ids = self.index.numpy().data if self.slots.short else None
         self._size_workspace(counts)
@@ -72,9 +82,9 @@ class Call:
     def _size_workspace(self, counts: Tensor) -> None:
         groups = self.slots.size // 2 ** torch.arange(self.top + 1, device="cpu")
         gathered = (counts * groups).sum(-1)
-        widths = gathered + self.front * (counts.sum(-1) < self.nk)
-        self.product = 2 * self.block_q * self.depth * float(widths.double().mean())
-        self.exact = widths.unique().numel() <= EXACT_WIDTHS
+        self.widths = gathered + self.front * (counts.sum(-1) < self.nk)
+        self.product = 2 * self.block_q * self.depth * float(self.widths.double().mean())
+        self.exact = self.widths.unique().numel() <= EXACT_WIDTHS
         most = int(gathered.max())
         self.width = self.fit(self.front + most)
         self.rows = self.front + (most if self.exact else self.width)
@@ -116,24 +126,50 @@ class Call:
         return tuple(found)
 
     def jobs(self, k: Tensor, v: Tensor, workers: int) -> Iterator[Job]:
-        """One job per head; heads that do not fill all workers are cut into interleaved rows."""
-        batch, heads = self.q.shape[:2]
+        """A job per head; the last heads are cut, so that all workers end at about the same time.
+
+        No worker has to keep pace: a core may be busy with other work, for example with a thread of
+        OpenMP that spins for milliseconds after every parallel operation.
+        """
+        places = [divmod(n, self.q.shape[1]) for n in range(self.q.shape[0] * self.q.shape[1])]
+        cut = len(places) % workers or workers
+        for place in places[:-cut]:
+            yield Job(*place, 0, len(self.count_q), SharedHead(partial(self._build, k, v, *place)))
+        parts = -(-JOBS_AT_END * workers // cut) if workers > 1 else 1
+        parts = max(min(parts, len(self.count_q) // MIN_ROWS), -(-workers // cut))
+        split = [
+            [Job(*place, *rows, shared) for rows in self._row_ranges(*place, parts)]
+            for place in places[-cut:]
+            for shared in [SharedHead(partial(self._build, k, v, *place))]
+        ]
+        for jobs in zip_longest(*split):
+            yield from (job for job in jobs if job is not None)
+
+    def _row_ranges(self, batch: int, head: int, parts: int) -> list[tuple[int, int]]:
+        """(first row, end) of consecutive parts with about the same number of scores."""
+        work = (self.widths[batch, head] * self.plan.q_blocks.count).cumsum(0)
+        goals = work[-1] * torch.arange(1, parts, device="cpu") / parts
+        cuts = [0, *torch.searchsorted(work.double(), goals.double()).tolist(), len(work)]
+        return [(a, b) for a, b in pairwise(cuts) if a < b]
+
+    def _build(self, k: Tensor, v: Tensor, batch: int, head: int) -> Head:
+        """What the rows of one head share."""
         levels = sorted({*self.levels, self.top} if self.rest else self.levels)
-        for n in range(batch * heads):
-            b, h = divmod(n, heads)
-            shared = SharedHead(
-                partial(
-                    build_head,
-                    k[b, h],
-                    v[b, h],
-                    self.slots,
-                    levels,
-                    self.score_dtype,
-                    self.value_dtype,
-                    self.first_order,
-                )
-            )
-            whole = n < batch * heads - batch * heads % workers
-            parts = 1 if whole else min(workers, len(self.first_q))
-            for part in range(parts):
-                yield Job(b, h, part, parts, shared)
+        keys = build_tables(k[batch, head], self.slots, levels, self.score_dtype)
+        values = build_tables(v[batch, head], self.slots, levels, self.value_dtype)
+        order = None
+        if self.first_order:
+            order = moment(keys[0], values[0], self.slots, keys[self.top]).to(self.value_dtype)
+        return Head(keys, values, order, self._bias(batch, head) if self.rest else None)
+
+    def _bias(self, batch: int, head: int) -> Tensor:
+        """[rows, front]: -inf in moment columns and for listed blocks, ln n_j for all others."""
+        starts = self.plan.starts[batch, head]
+        listed = self.index[starts[0, 0] : starts[-1, -1]]
+        counts = starts[:, -1] - starts[:, 0]
+        assert len(listed) == counts.sum(), "the lists of a head stand one behind the other"
+        bias = torch.full((len(starts), self.front), NEG_INF, dtype=self.score_dtype, device="cpu")
+        bias[:, self.reserved :] = self.slots.log_counts
+        rows = torch.repeat_interleave(torch.arange(len(starts), device="cpu"), counts)
+        bias[rows, self.reserved + listed] = NEG_INF
+        return bias

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidsparse.plan import Blocks
 
-PART = 16
+PART = 8
 """Blocks that are converted to fp32 at once, for their means and the moment: bounds the scratch."""
 
 
@@ -102,38 +102,31 @@ class Head:
     """Tables of one head: level -> [nk, (size / 2^level) * D] of keys and of values.
 
     Level 0 has the dtype of the input, pooled keys that of the scores, pooled values that of the
-    second product. moment [D, D]: H / N_v of the global first-order term, or None.
+    second product. moment [D, D]: H / N_v of the global first-order term, or None. bias: for every
+    row the bias of its moment and centroid columns, or None if there are none.
     """
 
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
     moment: Tensor | None
+    bias: Tensor | None
 
 
-def build_head(
-    k: Tensor,
-    v: Tensor,
-    slots: Slots,
-    levels: list[int],
-    score_dtype: torch.dtype,
-    value_dtype: torch.dtype,
-    first_order: bool,
-) -> Head:
-    """k, v [tokens, D] of one head (strided views allowed) -> its tables at `levels`."""
-    depth = k.shape[1]
-    k_table, v_table = slots.fill(k), slots.fill(v)
-    keys, values, moment = {0: k_table}, {0: v_table}, None
-    for level in levels:
-        if level > 0:
-            keys[level] = slots.pool(k_table, level, depth).to(score_dtype)
-            values[level] = slots.pool(v_table, level, depth).to(value_dtype)
-    if first_order:
-        moment = _moment(k_table, v_table, slots, keys[slots.blocks.levels], depth).to(value_dtype)
-    return Head(keys, values, moment)
+def build_tables(
+    x: Tensor, slots: Slots, levels: list[int], dtype: torch.dtype
+) -> dict[int, Tensor]:
+    """x [tokens, D] of one head, strided views too -> its tables, the pooled ones in dtype."""
+    exact = slots.fill(x)
+    pooled = {n: slots.pool(exact, n, x.shape[1]).to(dtype) for n in levels if n > 0}
+    return {0: exact, **pooled}
 
 
-def _moment(k: Tensor, v: Tensor, slots: Slots, centroids: Tensor, depth: int) -> Tensor:
-    """H / N_v [D, D]: sum of (k_n - kbar)^T v_n over the video keys, divided by their number."""
+def moment(k: Tensor, v: Tensor, slots: Slots, centroids: Tensor) -> Tensor:
+    """H / N_v [D, D]: sum of (k_n - kbar)^T v_n over the video keys, divided by their number.
+
+    k, v: tables of level 0, centroids [nk, D] those of the keys.
+    """
+    depth = centroids.shape[1]
     video = (~slots.blocks.text).nonzero()[:, 0]
     tokens = int(slots.blocks.count[video].sum())
     total = torch.zeros(depth, depth, dtype=centroids.dtype, device="cpu")

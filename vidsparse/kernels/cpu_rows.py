@@ -21,12 +21,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.cpu_call import Call, Job
+from vidsparse.kernels.cpu_call import NEG_INF, Call, Job
 from vidsparse.kernels.cpu_keys import Head
 
-NEG_INF = float("-inf")
+ROWS_AT_ONCE = 4
+"""Query blocks that are converted and scaled together."""
 
-FIRST_ROWS = 8
+FIRST_ROWS = 16
 """Rows of weights that are rounded through a buffer; see `Worker._rounding`."""
 
 
@@ -48,7 +49,6 @@ class Tile:
     the copies, to and from, that turn scores into weights.
     """
 
-    q: Tensor
     score: Tensor
     far: Tensor | None
     pooled: Tensor | None
@@ -92,12 +92,10 @@ class Worker:
         empty = partial(torch.empty, device="cpu")
         self.k = empty(call.rows, call.depth, dtype=score)
         self.v = empty(call.rows, call.depth, dtype=value)
-        self.q = empty(call.block_q, call.depth, dtype=score)
+        self.q = empty(ROWS_AT_ONCE * call.block_q, call.depth, dtype=score)
         self.score = empty(call.entries, dtype=score)
         self.peak = empty(call.block_q, dtype=score)
         self.mass = empty(call.block_q, 1, dtype=score)
-        self.bias = torch.full((call.front,), NEG_INF, dtype=score, device="cpu")
-        self.base = call.slots.log_counts.to(score)
         # gathered blocks wait here for their conversion, before there are scores
         self.stage = self.score.view(given) if given != score else None
         self.first = empty(FIRST_ROWS * call.width if value != score else 0, dtype=value)
@@ -107,34 +105,51 @@ class Worker:
 
     def run(self, job: Job) -> None:
         """All rows of a job."""
-        call = self.call
+        call, place = self.call, (job.batch, job.head)
         head = job.shared.get()
         if call.rest:
             self.k[call.reserved : call.front].copy_(head.keys[call.top])
             self.v[call.reserved : call.front].copy_(head.values[call.top])
         if head.moment is not None:
             self.v[: call.reserved].copy_(head.moment)
-        starts = call.plan.starts[job.batch, job.head].tolist()
-        q, out = call.q[job.batch, job.head], call.out[job.batch, job.head]
-        lse = None if call.lse is None else call.lse[job.batch, job.head]
-        for row in range(job.first, len(starts), job.step):
-            first, end = call.first_q[row], call.end_q[row]
-            columns = self._prepare(head, starts[row])
-            if columns is None:
-                out[first:end].zero_()
-                if lse is not None:
-                    lse[first:end].fill_(NEG_INF)
-                continue
-            for a in range(first, end, columns.queries):
-                b = min(a + columns.queries, end)
-                self._attend(columns, q[a:b], out[a:b], None if lse is None else lse[a:b])
+        bias = None if head.bias is None else head.bias.unbind()
+        bounds = call.plan.starts[place].tolist()
+        for first in range(job.first, job.end, ROWS_AT_ONCE):
+            end = min(first + ROWS_AT_ONCE, job.end)
+            sizes = call.count_q[first:end]
+            a, b = call.first_q[first], call.first_q[first] + sum(sizes)
+            q = self.q[: b - a].copy_(call.q[place][a:b]).mul_(call.scale).split(sizes)
+            out = call.out[place][a:b].split(sizes)
+            lse = [None] * len(sizes) if call.lse is None else call.lse[place][a:b].split(sizes)
+            for n, row in enumerate(range(first, end)):
+                columns = self._prepare(head, bounds[row])
+                self._row(columns, None if bias is None else bias[row], q[n], out[n], lse[n])
+
+    def _row(
+        self,
+        columns: Columns | None,
+        bias: Tensor | None,
+        q: Tensor,
+        out: Tensor,
+        lse: Tensor | None,
+    ) -> None:
+        """The queries of one block, as many at a time as the score buffer takes."""
+        if columns is None:
+            out.zero_()
+            if lse is not None:
+                lse.fill_(NEG_INF)
+        elif len(q) <= columns.queries:
+            self._attend(columns, bias, q, out, lse)
+        else:
+            for a in range(0, len(q), columns.queries):
+                part = slice(a, a + columns.queries)
+                self._attend(columns, bias, q[part], out[part], None if lse is None else lse[part])
 
     def _prepare(self, head: Head, bounds: list[int]) -> Columns | None:
         """Fill the workspace for a row. None: the row reads nothing."""
         call = self.call
-        far = call.rest and bounds[-1] - bounds[0] < call.nk
         signature = (
-            far,
+            call.rest and bounds[-1] - bounds[0] < call.nk,
             tuple([bounds[level + 1] - bounds[level] for level in call.levels]),
             call.short_entries(bounds),
         )
@@ -149,9 +164,6 @@ class Worker:
             self._gather(head.values[gather.level], ids, gather.values, gather.staged)
         for rows in columns.spare:
             rows.zero_()
-        if far:
-            bias = self.bias[call.reserved :].copy_(self.base)
-            bias.index_fill_(0, call.index[bounds[0] : bounds[-1]], NEG_INF)
         return columns
 
     @staticmethod
@@ -182,7 +194,7 @@ class Worker:
             gathers.append(
                 Gather(level, self.k[at:end].view(shape), self.v[at:end].view(shape), staged)
             )
-            bias = self.base.new_full((count * size,), level * math.log(2.0))
+            bias = self.score.new_full((count * size,), level * math.log(2.0))
             for _, position, block in (s for s in shorts if s[0] == level):
                 first, groups = position * size, slots.groups(level, block)
                 bias[first + groups - 1] = math.log(slots.last_group(level, block))
@@ -223,7 +235,6 @@ class Worker:
         pooled = columns.pooled
         weights, rounding = self._rounding(score)
         return Tile(
-            self.q[:queries],
             score,
             score[:, : columns.far] if columns.far else None,
             score[:, pooled[0] : pooled[1]] if pooled else None,
@@ -252,17 +263,23 @@ class Worker:
             copies.append((weights[start:end], score[start:end]))
         return weights, copies
 
-    def _attend(self, columns: Columns, q: Tensor, out: Tensor, lse: Tensor | None) -> None:
-        """One softmax over the workspace: q [m, D] -> out [m, D], lse [m]."""
+    def _attend(
+        self,
+        columns: Columns,
+        bias: Tensor | None,
+        q: Tensor,
+        out: Tensor,
+        lse: Tensor | None,
+    ) -> None:
+        """One softmax over the workspace: scaled q [m, D] -> out [m, D], lse [m]."""
         call, m = self.call, q.shape[0]
         if m not in columns.tiles:
             columns.tiles[m] = self._tile(columns, m)
         tile = columns.tiles[m]
         score = tile.score
-        tile.q.copy_(q).mul_(call.scale)
-        torch.mm(tile.q, columns.keys, out=score)
-        if tile.far is not None:
-            tile.far.add_(self.bias)
+        torch.mm(q, columns.keys, out=score)
+        if tile.far is not None and bias is not None:
+            tile.far.add_(bias)
         if columns.pooled is not None and tile.pooled is not None:
             tile.pooled.add_(columns.pooled[2])
         for dead in tile.dead:
@@ -275,7 +292,7 @@ class Worker:
             lse.sub_(tile.peak.log_())
         if call.first_order and tile.far is not None:
             torch.sum(tile.far, 1, keepdim=True, out=self.mass[:m])
-            torch.mul(tile.q, self.mass[:m], out=score[:, : call.reserved])
+            torch.mul(q, self.mass[:m], out=score[:, : call.reserved])
         for rounded, exact in tile.rounding:
             rounded.copy_(exact)
         if tile.out is None:
