@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from vidsparse.kernels import cpu, cpu_call, cpu_matmul, cpu_threads, reference
+from vidsparse.kernels import cpu, cpu_call, cpu_matmul, cpu_step, cpu_threads, reference
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 
 GRIDS = {
@@ -315,21 +315,47 @@ def test_overlapping_calls_restore_the_flag() -> None:
 
 def test_native_never_touches_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    softmax = torch.softmax
+    run = cpu.Worker.run
 
-    def spy(*args: object, **kwargs: object) -> Tensor:
+    def spy(worker: cpu.Worker, job: cpu_call.Job) -> None:
         seen.append(torch.backends.mkldnn.matmul.fp32_precision)
-        return softmax(*args, **kwargs)  # type: ignore[arg-type]
+        run(worker, job)
 
     plan = exact_plan()
     q, k, v = tensors(plan, 64)
     monkeypatch.setattr(cpu_matmul, "_probed", cpu_matmul.Probe(2.0, 1e-7, 2.0))
-    monkeypatch.setattr(torch, "softmax", spy)
+    monkeypatch.setattr(cpu.Worker, "run", spy)
     before = torch.backends.mkldnn.matmul.fp32_precision
     cpu.execute(q, k, v, plan, matmul="native")
     assert set(seen) == {before}
     cpu.execute(q, k, v, plan)
     assert set(seen) == {before, "bf16"}
+
+
+def test_rows_run_without_the_global_lock() -> None:
+    """On every torch that is supported today; threads do not scale otherwise."""
+    assert isinstance(cpu_step.compiled_rows(), torch.jit.ScriptFunction)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_without_torchscript(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    q_blocks, k_blocks = cuts("text-first", 128, 64)
+    plan = BlockPlan.from_levels(level_map(q_blocks, k_blocks, "mixed"), q_blocks, k_blocks)
+    plan = plan.with_rest(k_blocks.levels, "global")
+    q, k, v = tensors(plan, 64, dtype)
+    compiled = cpu.execute(q, k, v, plan, return_lse=True)
+
+    def removed(function: object) -> None:
+        raise RuntimeError("no TorchScript")
+
+    monkeypatch.setattr(torch.jit, "script", removed)
+    cpu_step.compiled_rows.cache_clear()
+    try:
+        assert cpu_step.compiled_rows() is cpu_step.run_rows
+        plain = cpu.execute(q, k, v, plan, return_lse=True)
+    finally:
+        cpu_step.compiled_rows.cache_clear()
+    assert all(torch.equal(a, b) for a, b in zip(compiled, plain, strict=True))
 
 
 @pytest.mark.parametrize("bf16_gain", [0.5, 2.0])

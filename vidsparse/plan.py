@@ -131,11 +131,11 @@ class Blocks:
         """
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         sums = x.new_zeros((*x.shape[:-2], len(self), x.shape[-1]), dtype=dtype)
-        full = self.count == self.size
+        full = (self.count == self.size).tolist()
         position = 0
         while position < len(self):  # runs of equal, full blocks are summed through a view
             run = position
-            while run < len(self) and bool(full[run]):
+            while run < len(full) and full[run]:
                 run += 1
             if run == position:
                 start, count = int(self.start[position]), int(self.count[position])

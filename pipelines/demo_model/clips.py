@@ -107,7 +107,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     """
 
     def draw(choices: tuple[str, ...]) -> str:
-        return choices[0] if rng.random() < 0.5 else str(rng.choice(choices))
+        return choices[0] if rng.random() < 0.8 else str(rng.choice(choices))
 
     return draw(TEMPLATES).format(
         colour=scene.colour,

@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 
 import clips
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import (
@@ -23,6 +22,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from session import forget_origin
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -180,51 +180,6 @@ class PaddedCrossAttention:
         return attn.to_out[0](out)
 
 
-@torch.no_grad()
-def point_at_words(
-    block: nn.Module,
-    transformer: WanTransformer3DModel,
-    text_encoder: nn.Module,
-    tokenizer: PreTrainedTokenizerFast,
-    words: set[str],
-    logit: float = 4.5,
-) -> None:
-    """Re-initialise the cross-attention of one block so that it looks at some words of the caption.
-
-    Cross-attention settles early on the words that explain most (colour, texture) and gives the
-    others weights below 1 %, through which they learn nothing. Here a linear classifier of word
-    embeddings (ridge regression)
-    becomes the key, with one constant query: the words get about `logit`, all else and the pads
-    about -`logit`.
-    """
-    rng = np.random.default_rng(0)
-    captions = [clips.caption(clips.sample_scene(rng), rng) for _ in range(256)]
-    tokens = tokenizer(
-        captions, padding="max_length", max_length=CAPTION_LENGTH, return_tensors="pt"
-    ).input_ids
-    embedded = embed_captions(text_encoder, tokenizer, captions)
-    features = transformer.condition_embedder.text_embedder(embedded)[:, :-1].flatten(0, 1)
-    chosen = {tokenizer.convert_tokens_to_ids(word) for word in words}
-    target = torch.tensor([1.0 if token in chosen else -1.0 for token in tokens.flatten().tolist()])
-    design = torch.cat([features, torch.ones(len(features), 1)], dim=1)
-    weight = torch.where(target > 0, 1 / (target > 0).sum(), 1 / (target < 0).sum())[:, None]
-    gram = design.T @ (weight * design)
-    gram += 1e-6 * gram.trace() * torch.eye(len(gram))
-    solution = torch.linalg.solve(gram, design.T @ (weight * target[:, None]))[:, 0]
-    attn = block.attn2
-    pattern = torch.where(torch.rand(attn.inner_dim) < 0.5, -1.0, 1.0)
-    spread = (features @ attn.to_k.weight.T).std()
-    attn.to_k.weight.mul_(0.2 / spread).add_(pattern[:, None] * solution[None, :-1])
-    attn.to_k.bias.copy_(pattern * solution[-1])
-    attn.to_q.weight.mul_(0.2)
-    attn.to_q.bias.copy_(pattern)
-    scale = math.sqrt(
-        logit * math.sqrt(attn.inner_dim // attn.heads) / (attn.inner_dim // attn.heads)
-    )
-    attn.norm_q.weight.fill_(scale)
-    attn.norm_k.weight.fill_(scale)
-
-
 class PairRotationAttention:
     """Self-attention of WanAttention with the rotary embedding as one fused expression; for
     training only.
@@ -283,6 +238,7 @@ def save_pipeline(
     staging = directory.parent / (directory.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
     pipeline.save_pretrained(staging, safe_serialization=True)
+    forget_origin(staging)
     for source in sorted(path for path in staging.rglob("*") if path.is_file()):
         target = directory / source.relative_to(staging)
         target.parent.mkdir(parents=True, exist_ok=True)

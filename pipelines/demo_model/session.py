@@ -56,6 +56,14 @@ def save_atomically(state: Any, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def forget_origin(directory: Path) -> None:
+    """Remove the path that a model was loaded from, which diffusers keeps in every config.json."""
+    for path in directory.rglob("config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def load_state(path: Path) -> Any | None:
     """The checkpoint at `path`, on the CPU, or None where there is none."""
     if not path.is_file():

@@ -19,6 +19,7 @@ from session import (
     ASSET_DIR,
     STATE_DIR,
     Budget,
+    forget_origin,
     load_state,
     record_process,
     save_atomically,
@@ -114,6 +115,7 @@ def save_vae(vae: AutoencoderKLWan, device: torch.device) -> None:
     mean, std = measure_latents(vae, device)
     vae.register_to_config(latents_mean=mean, latents_std=std)
     vae.save_pretrained(ASSET_DIR / "vae", safe_serialization=True)
+    forget_origin(ASSET_DIR / "vae")
 
 
 def train(minutes: float, peak_lr: float, device: torch.device, restart: bool, seed: int) -> None:

@@ -1,8 +1,8 @@
 """The fast CPU executor, in plain torch: gather what a plan lists, then two matrix products.
 
-`cpu_call` prepares a call, `cpu_keys` the keys and values of a head at all levels, `cpu_rows` runs
-the query blocks, `cpu_threads` spreads heads over threads, `cpu_matmul` knows the routes of matrix
-products.
+`cpu_call` prepares a call, `cpu_keys` the keys and values of a head at all levels, `cpu_rows` lays
+out the query blocks, `cpu_step` runs them, `cpu_threads` spreads heads over threads, `cpu_matmul`
+knows the routes of matrix products.
 
 Scores and softmax are fp32 (fp64 for fp64); for bf16 input the weights are rounded to bf16 for the
 second product if the CPU is faster at that. fp16 is computed in fp32.

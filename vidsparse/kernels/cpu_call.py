@@ -23,7 +23,7 @@ MIN_QUERIES = 16
 EXACT_WIDTHS = 8
 """Up to so many different row widths run as they are; see `Call.fit`."""
 
-JOBS_AT_END = 4
+JOBS_AT_END = 8
 """Jobs per worker that the last heads are cut into."""
 
 MIN_ROWS = 4

@@ -1,4 +1,4 @@
-"""The row loop of the CPU engine: gather, one GEMM, one softmax, one GEMM per query block.
+"""The rows of the CPU engine: where a row's groups stand in the workspace, which rows run together.
 
 For every query block the groups that its plan lists are gathered into one workspace,
 
@@ -8,8 +8,8 @@ so that all levels share one softmax. Centroids are written once per head; the b
 column is ln n_j, or -inf where the row lists the block. A pooled group has the bias of its number
 of tokens. The moment columns have no score (-inf); after the softmax they hold G_t s q_t, and
 their values H / N_v add the first-order term inside the second GEMM. Short blocks are padded with
-zeros; where their padding is not overwritten or cut off, its columns have the bias -inf. No matrix
-is allocated inside the loop.
+zeros; where their padding is not overwritten or cut off, its columns have the bias -inf.
+Neighbouring rows of one form run in one call of `cpu_step`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from vidsparse.kernels.cpu_call import NEG_INF, Call, Job
 from vidsparse.kernels.cpu_keys import Head
-
-ROWS_AT_ONCE = 4
-"""Query blocks that are converted and scaled together."""
+from vidsparse.kernels.cpu_step import compiled_rows
 
 FIRST_ROWS = 16
 """Rows of weights that are rounded through a buffer; see `Worker._rounding`."""
@@ -38,25 +37,24 @@ class Gather:
     level: int
     keys: Tensor
     values: Tensor
-    staged: Tensor | None
+    staged: Tensor
 
 
 @dataclass
 class Tile:
-    """Views of the score buffer for one number of queries.
+    """Scratch for one number of queries, and views of it; names as in `cpu_step.run_rows`."""
 
-    far, pooled, dead: columns that get a bias. weights: what the second product reads; rounding:
-    the copies, to and from, that turn scores into weights.
-    """
-
+    scaled: Tensor
     score: Tensor
-    far: Tensor | None
-    pooled: Tensor | None
+    far: Tensor
+    pooled: Tensor
     dead: list[Tensor]
-    weights: Tensor
-    rounding: list[tuple[Tensor, Tensor]]
-    out: Tensor | None
+    moment: Tensor
     peak: Tensor
+    rounded: list[Tensor]
+    exact: list[Tensor]
+    weights: Tensor
+    low_out: Tensor | None
 
 
 @dataclass
@@ -64,8 +62,8 @@ class Columns:
     """The workspace of rows that list equally many blocks of every level, and views of it.
 
     keys [D, width], values [width, D]; far: number of moment and centroid columns, or 0; pooled:
-    first and last pooled column and their bias; dead: columns without meaning; spare: workspace
-    rows behind the groups.
+    first and last pooled column, with their bias; dead: columns without meaning; spare: workspace
+    rows behind the groups; queries: how many run at once.
     """
 
     keys: Tensor
@@ -73,7 +71,8 @@ class Columns:
     width: int
     far: int
     gathers: list[Gather]
-    pooled: tuple[int, int, Tensor] | None
+    pooled: tuple[int, int]
+    pooled_bias: Tensor
     dead: list[tuple[int, int]]
     spare: list[Tensor]
     queries: int
@@ -92,10 +91,10 @@ class Worker:
         empty = partial(torch.empty, device="cpu")
         self.k = empty(call.rows, call.depth, dtype=score)
         self.v = empty(call.rows, call.depth, dtype=value)
-        self.q = empty(ROWS_AT_ONCE * call.block_q, call.depth, dtype=score)
+        self.q = empty(call.block_q, call.depth, dtype=score)
         self.score = empty(call.entries, dtype=score)
         self.peak = empty(call.block_q, dtype=score)
-        self.mass = empty(call.block_q, 1, dtype=score)
+        self.none = empty(0, dtype=score)
         # gathered blocks wait here for their conversion, before there are scores
         self.stage = self.score.view(given) if given != score else None
         self.first = empty(FIRST_ROWS * call.width if value != score else 0, dtype=value)
@@ -104,7 +103,7 @@ class Worker:
         self.columns: dict[Signature, Columns | None] = {}
 
     def run(self, job: Job) -> None:
-        """All rows of a job."""
+        """All rows of a job, neighbours of one form together."""
         call, place = self.call, (job.batch, job.head)
         head = job.shared.get()
         if call.rest:
@@ -112,41 +111,73 @@ class Worker:
             self.v[call.reserved : call.front].copy_(head.values[call.top])
         if head.moment is not None:
             self.v[: call.reserved].copy_(head.moment)
-        bias = None if head.bias is None else head.bias.unbind()
         bounds = call.plan.starts[place].tolist()
-        for first in range(job.first, job.end, ROWS_AT_ONCE):
-            end = min(first + ROWS_AT_ONCE, job.end)
-            sizes = call.count_q[first:end]
-            a, b = call.first_q[first], call.first_q[first] + sum(sizes)
-            q = self.q[: b - a].copy_(call.q[place][a:b]).mul_(call.scale).split(sizes)
-            out = call.out[place][a:b].split(sizes)
-            lse = [None] * len(sizes) if call.lse is None else call.lse[place][a:b].split(sizes)
-            for n, row in enumerate(range(first, end)):
-                columns = self._prepare(head, bounds[row])
-                self._row(columns, None if bias is None else bias[row], q[n], out[n], lse[n])
 
-    def _row(
+        def form(row: int) -> tuple[int, int]:
+            columns = self._columns(bounds[row])
+            return (id(columns) if columns else 0), call.count_q[row]
+
+        for _, group in groupby(range(job.first, job.end), key=form):
+            rows = list(group)
+            columns = self._columns(bounds[rows[0]])
+            if columns is None:
+                self._clear(place, rows)
+                continue
+            whole, rest = divmod(call.count_q[rows[0]], columns.queries)
+            if not rest:
+                self._run(columns, head, place, rows, bounds, whole)
+                continue
+            for row in rows:  # the last queries of a block are fewer and use the same workspace
+                self._run(columns, head, place, [row], bounds, whole, rest)
+
+    def _clear(self, place: tuple[int, int], rows: list[int]) -> None:
+        """Rows that read nothing."""
+        call = self.call
+        end = call.first_q[rows[-1]] + call.count_q[rows[-1]]
+        call.out[place][call.first_q[rows[0]] : end].zero_()
+        if call.lse is not None:
+            call.lse[place][call.first_q[rows[0]] : end].fill_(NEG_INF)
+
+    def _run(
         self,
-        columns: Columns | None,
-        bias: Tensor | None,
-        q: Tensor,
-        out: Tensor,
-        lse: Tensor | None,
+        columns: Columns,
+        head: Head,
+        place: tuple[int, int],
+        rows: list[int],
+        bounds: list[list[int]],
+        whole: int,
+        rest: int = 0,
     ) -> None:
-        """The queries of one block, as many at a time as the score buffer takes."""
-        if columns is None:
-            out.zero_()
-            if lse is not None:
-                lse.fill_(NEG_INF)
-        elif len(q) <= columns.queries:
-            self._attend(columns, bias, q, out, lse)
-        else:
-            for a in range(0, len(q), columns.queries):
-                part = slice(a, a + columns.queries)
-                self._attend(columns, bias, q[part], out[part], None if lse is None else lse[part])
+        """`whole` times the usual number of queries of every row, then `rest` queries."""
+        call, gathers = self.call, columns.gathers
+        spans = [at for row in rows for g in gathers for at in bounds[row][g.level : g.level + 2]]
+        tables = [t for g in gathers for t in (head.keys[g.level], head.values[g.level])]
+        targets = [t for g in gathers for t in (g.keys, g.values)]
+        stages = [g.staged for g in gathers for _ in range(2)]
+        spare = columns.spare
+        starts = [call.first_q[row] for row in rows]
+        bias = []
+        if columns.far and head.bias is not None:
+            bias = list(head.bias[rows[0] : rows[-1] + 1].unbind())
+        lse = None if call.lse is None else call.lse[place]
+        for queries, parts in ((columns.queries, whole), (rest, 1)):
+            if queries * parts == 0:
+                continue
+            if queries not in columns.tiles:
+                columns.tiles[queries] = self._tile(columns, queries)
+            tile = columns.tiles[queries]
+            compiled_rows()(
+                call.q[place], call.out[place], lse, starts, queries, parts, call.scale,
+                call.index, spans, tables, targets, stages, spare, columns.keys, columns.values,
+                tile.scaled, tile.score, tile.far, bias, tile.pooled, columns.pooled_bias,
+                tile.dead, tile.moment, tile.peak, tile.rounded, tile.exact, tile.weights,
+                tile.low_out,
+            )  # fmt: skip
+            starts = [start + queries * parts for start in starts]
+            spans, tables, targets, stages, spare = [], [], [], [], []  # gathered
 
-    def _prepare(self, head: Head, bounds: list[int]) -> Columns | None:
-        """Fill the workspace for a row. None: the row reads nothing."""
+    def _columns(self, bounds: list[int]) -> Columns | None:
+        """The workspace's arrangement for a row. None: the row reads nothing."""
         call = self.call
         signature = (
             call.rest and bounds[-1] - bounds[0] < call.nk,
@@ -155,25 +186,7 @@ class Worker:
         )
         if signature not in self.columns:
             self.columns[signature] = self._layout(*signature)
-        columns = self.columns[signature]
-        if columns is None:
-            return None
-        for gather in columns.gathers:
-            ids = call.index[bounds[gather.level] : bounds[gather.level + 1]]
-            self._gather(head.keys[gather.level], ids, gather.keys, gather.staged)
-            self._gather(head.values[gather.level], ids, gather.values, gather.staged)
-        for rows in columns.spare:
-            rows.zero_()
-        return columns
-
-    @staticmethod
-    def _gather(table: Tensor, ids: Tensor, out: Tensor, staged: Tensor | None) -> None:
-        if table.dtype == out.dtype:
-            torch.index_select(table, 0, ids, out=out)
-        else:
-            assert staged is not None
-            torch.index_select(table, 0, ids, out=staged)
-            out.copy_(staged)
+        return self.columns[signature]
 
     def _layout(
         self, far: bool, counts: tuple[int, ...], shorts: tuple[tuple[int, int, int], ...]
@@ -188,7 +201,7 @@ class Worker:
             size = slots.size >> level
             end = at + count * size
             shape = (count, size * call.depth)
-            staged = None
+            staged = self.none
             if level == 0 and self.stage is not None:
                 staged = self.stage[: count * shape[1]].view(shape)
             gathers.append(
@@ -213,89 +226,54 @@ class Worker:
         if fitted > width:
             dead.append((width, fitted))
             spare = [x[at : start + fitted] for x in (self.k, self.v)]
-        pooled = None
-        if biases:
-            vector = torch.cat(biases)
-            pooled = (call.front - start, call.front - start + len(vector), vector)
+        pooled_bias = torch.cat(biases) if biases else self.none
+        first_pooled = call.front - start
         return Columns(
             self.k[start : start + fitted].T,
             self.v[start : start + fitted],
             fitted,
             call.front if far else 0,
             gathers,
-            pooled,
+            (first_pooled, first_pooled + len(pooled_bias)),
+            pooled_bias,
             dead,
             spare,
             call.queries(fitted),
         )
 
     def _tile(self, columns: Columns, queries: int) -> Tile:
-        width, entries = columns.width, queries * columns.width
-        score = self.score[:entries].view(queries, width)
-        pooled = columns.pooled
-        weights, rounding = self._rounding(score)
+        call, width = self.call, columns.width
+        score = self.score[: queries * width].view(queries, width)
+        weights, rounded, exact = self._rounding(score)
         return Tile(
+            self.q[:queries],
             score,
-            score[:, : columns.far] if columns.far else None,
-            score[:, pooled[0] : pooled[1]] if pooled else None,
+            score[:, : columns.far],
+            score[:, slice(*columns.pooled)],
             [score[:, a:b] for a, b in columns.dead],
-            weights,
-            rounding,
-            None if self.out is None else self.out[:queries],
+            score[:, : call.reserved] if columns.far and call.first_order else self.none,
             self.peak[:queries],
+            rounded,
+            exact,
+            weights,
+            None if self.out is None else self.out[:queries],
         )
 
-    def _rounding(self, score: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def _rounding(self, score: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Weights of half the size in the front half of the same memory, and the copies to make.
 
         Rows 2^i .. 2^(i+1) of the weights take the place of rows 2^(i-1) .. 2^i of the scores,
         which have been copied already; only the first rows need a buffer of their own.
         """
         if self.call.value_dtype == self.call.score_dtype:
-            return score, []
+            return score, [], []
         rows, width = score.shape
         weights = self.score.view(self.call.value_dtype)[: rows * width].view(rows, width)
         end = min(rows, FIRST_ROWS)
         first = self.first[: end * width].view(end, width)
-        copies = [(first, score[:end]), (weights[:end], first)]
+        rounded, exact = [first, weights[:end]], [score[:end], first]
         while end < rows:
             start, end = end, min(rows, 2 * end)
-            copies.append((weights[start:end], score[start:end]))
-        return weights, copies
-
-    def _attend(
-        self,
-        columns: Columns,
-        bias: Tensor | None,
-        q: Tensor,
-        out: Tensor,
-        lse: Tensor | None,
-    ) -> None:
-        """One softmax over the workspace: scaled q [m, D] -> out [m, D], lse [m]."""
-        call, m = self.call, q.shape[0]
-        if m not in columns.tiles:
-            columns.tiles[m] = self._tile(columns, m)
-        tile = columns.tiles[m]
-        score = tile.score
-        torch.mm(q, columns.keys, out=score)
-        if tile.far is not None and bias is not None:
-            tile.far.add_(bias)
-        if columns.pooled is not None and tile.pooled is not None:
-            tile.pooled.add_(columns.pooled[2])
-        for dead in tile.dead:
-            dead.fill_(NEG_INF)
-        if lse is not None:
-            torch.amax(score, 1, out=lse)
-        torch.softmax(score, -1, out=score)
-        if lse is not None:  # max p = exp(max a - LSE), and max p >= 1 / width: the log is safe
-            torch.amax(score, 1, out=tile.peak)
-            lse.sub_(tile.peak.log_())
-        if call.first_order and tile.far is not None:
-            torch.sum(tile.far, 1, keepdim=True, out=self.mass[:m])
-            torch.mul(q, self.mass[:m], out=score[:, : call.reserved])
-        for rounded, exact in tile.rounding:
-            rounded.copy_(exact)
-        if tile.out is None:
-            torch.mm(tile.weights, columns.values, out=out)
-        else:
-            out.copy_(torch.mm(tile.weights, columns.values, out=tile.out))
+            rounded.append(weights[start:end])
+            exact.append(score[start:end])
+        return weights, rounded, exact

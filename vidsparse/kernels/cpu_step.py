@@ -1,0 +1,115 @@
+"""The inner loop of the CPU engine: query blocks in a row that list equally many key blocks.
+
+A row is some fifteen torch operations of 10 to 100 us. Called one by one from several Python
+threads, each of them gives Python's global lock away and waits to get it back, which costs two
+threads a quarter of their time and stops more of them from scaling at all. TorchScript runs the
+whole loop in one call that does not hold the lock. Where it is missing, the same function runs as
+plain Python: same result, one thread as fast, several slower.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def run_rows(
+    q: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    starts: list[int],
+    queries: int,
+    parts: int,
+    scale: float,
+    index: Tensor,
+    spans: list[int],
+    tables: list[Tensor],
+    targets: list[Tensor],
+    stages: list[Tensor],
+    spare: list[Tensor],
+    keys: Tensor,
+    values: Tensor,
+    scaled: Tensor,
+    score: Tensor,
+    far: Tensor,
+    bias: list[Tensor],
+    pooled: Tensor,
+    pooled_bias: Tensor,
+    dead: list[Tensor],
+    moment: Tensor,
+    peak: Tensor,
+    rounded: list[Tensor],
+    exact: list[Tensor],
+    weights: Tensor,
+    low_out: Tensor | None,
+) -> None:
+    """For every row: gather, then one softmax over the workspace for `parts` times `queries`.
+
+    q, out [tokens, D], lse [tokens] of one head; row n starts at token starts[n].
+    spans: for every row and level the first and last place in `index`, flat; for level i `tables`,
+        `targets` and `stages` hold at 2 i the keys and at 2 i + 1 the values: table, workspace, and
+        a buffer of the table's dtype where the workspace has another one. Nothing to gather: empty.
+    keys [D, width], values [width, D]: the workspace. scaled [queries, D], score [queries, width],
+        weights: scratch; weights is what the second product reads, made by copying `exact` to
+        `rounded` pair by pair.
+    far: score columns of the moment and the centroids, with a bias [columns] per row in `bias`;
+        pooled, pooled_bias: those of pooled levels; dead: columns without meaning. moment: the
+        first columns of score, which take G s q, or none.
+    low_out: the result in the dtype of weights, or None if that is the dtype of out.
+    """
+    levels = len(targets) // 2
+    for row in range(len(starts)):
+        for level in range(levels):
+            at = 2 * (row * levels + level)
+            ids = index[spans[at] : spans[at + 1]]
+            for n in range(2 * level, 2 * level + 2):
+                if tables[n].dtype == targets[n].dtype:
+                    torch.index_select(tables[n], 0, ids, out=targets[n])
+                else:
+                    torch.index_select(tables[n], 0, ids, out=stages[n])
+                    targets[n].copy_(stages[n])
+        for rest in spare:
+            rest.zero_()
+        for part in range(parts):
+            first = starts[row] + part * queries
+            end = first + queries
+            scaled.copy_(q[first:end]).mul_(scale)
+            torch.mm(scaled, keys, out=score)
+            if len(bias) > 0:
+                far.add_(bias[row])
+            if pooled_bias.numel() > 0:
+                pooled.add_(pooled_bias)
+            for columns in dead:
+                columns.fill_(float("-inf"))
+            if lse is not None:
+                torch.amax(score, 1, out=peak)
+                lse[first:end].copy_(peak)
+            torch.softmax(score, -1, out=score)
+            if lse is not None:  # max p = exp(max a - LSE) >= 1 / width: the log is safe
+                torch.amax(score, 1, out=peak)
+                lse[first:end].sub_(peak.log_())
+            if moment.numel() > 0:
+                torch.mul(scaled, far.sum(1, keepdim=True), out=moment)
+            for n in range(len(rounded)):
+                rounded[n].copy_(exact[n])
+            if low_out is None:
+                torch.mm(weights, values, out=out[first:end])
+            else:
+                torch.mm(weights, values, out=low_out)
+                out[first:end].copy_(low_out)
+
+
+@cache
+def compiled_rows() -> Callable[..., Any]:
+    """`run_rows` without the global lock, or `run_rows` itself; the same on every call."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, without a successor that needs no compiler
+        try:
+            return torch.jit.script(run_rows)
+        except Exception:  # removed or broken: whatever the reason, the plain loop is as right
+            return run_rows
