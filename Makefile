@@ -22,6 +22,7 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton_forward.py
 
 check: .venv/.installed
 	$(BIN)/ruff check .

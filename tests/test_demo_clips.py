@@ -38,7 +38,7 @@ def all_scenes():
 
 @pytest.mark.parametrize(
     "size",
-    [(21, 80, 80), (9, 32, 32), (9, 32, 64), (13, 48, 40)],
+    [(21, 96, 96), (9, 32, 32), (9, 32, 64), (13, 48, 40)],
     ids=["default", "small", "wide", "odd"],
 )
 def test_judge_finds_colour_and_direction_of_every_drawn_combination(size):
@@ -52,10 +52,10 @@ def test_judge_finds_colour_and_direction_of_every_drawn_combination(size):
 def test_judge_rejects_a_background_without_object_and_a_still_object():
     rng = np.random.default_rng(1)
     scene = clips.sample_scene(rng)
-    clip = clips.draw_clip(scene, 21, 80, 80, rng)
+    clip = clips.draw_clip(scene, 21, 96, 96, rng)
     still = np.repeat(clip[:1], 21, axis=0)
     assert blob_check.judge(still).direction is None
-    background = clips.draw_background(scene, 80, 80, rng)[None].repeat(21, axis=0)
+    background = clips.draw_background(scene, 96, 96, rng)[None].repeat(21, axis=0)
     assert blob_check.judge(background).colour is None
 
 
@@ -63,7 +63,7 @@ def test_judge_rejects_a_background_without_object_and_a_still_object():
 def test_judge_follows_the_motion_not_the_caption(played):
     rng = np.random.default_rng(2)
     scene = clips.Scene("red", "circle", "small", "left", "cloudy", "grey")
-    clip = clips.draw_clip(scene, 21, 80, 80, rng)
+    clip = clips.draw_clip(scene, 21, 96, 96, rng)
     clip = clip[::-1] if played == "backwards" else np.rot90(clip, axes=(1, 2))
     assert blob_check.judge(clip).direction == {"backwards": "right", "turned": "down"}[played]
 
@@ -72,8 +72,8 @@ def test_object_stays_inside_and_moves_at_constant_velocity():
     rng = np.random.default_rng(3)
     for scene in all_scenes()[:48]:
         radius = clips.SIZES[scene.size][1]
-        track = clips.trajectory(scene, radius, 21, 80, 80, rng)
-        assert track.min() >= radius and track.max() <= 80 - radius
+        track = clips.trajectory(scene, radius, 21, 96, 96, rng)
+        assert track.min() >= radius and track.max() <= 96 - radius
         steps = np.diff(track, axis=0)
         np.testing.assert_allclose(steps, steps[:1].repeat(20, axis=0), atol=1e-5)
 

@@ -1,7 +1,7 @@
 """Captioned clips for the demo model: one coloured shape that moves over a textured background.
 
 Everything is drawn here, from a seed, at constant pixel scale: an object has the same radius (px)
-and speed (px per frame) on a 32 x 32 canvas as on an 80 x 80 one, so small clips teach what large
+and speed (px per frame) on a 32 x 32 canvas as on a 96 x 96 one, so small clips teach what large
 ones need.
 Units: positions and radii in pixels, speed in pixels per frame, colours RGB in 0..1 until the final
 uint8.
@@ -54,7 +54,7 @@ TEMPLATES = (
     "a {colour} {shape} drifts {direction}, {texture} background",
     "the {shape} is {colour} and {size}, it moves {direction}",
 )
-DEFAULT_FRAMES, DEFAULT_HEIGHT, DEFAULT_WIDTH = 21, 80, 80
+DEFAULT_FRAMES, DEFAULT_HEIGHT, DEFAULT_WIDTH = 21, 96, 96
 
 
 @dataclass(frozen=True)

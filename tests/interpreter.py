@@ -1,0 +1,122 @@
+"""Makes bfloat16 honest in Triton's CPU interpreter, for tests of kernels without a GPU.
+
+The interpreter keeps bfloat16 as uint16 and, without an error, multiplies, adds and compares those
+bits, and truncates float32 to bfloat16. `install` replaces four methods of its builder: casts then
+equal torch's bit for bit, products and element-wise operations are computed in float32. Reductions
+of bfloat16 stay wrong: a kernel casts to float32 before it reduces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
+
+TESTED = ((3, 6), (3, 9))
+"""First and last minor version whose private interpreter interface this file fits."""
+
+TORCH = {
+    tl.bfloat16: torch.bfloat16,
+    tl.float16: torch.float16,
+    tl.float32: torch.float32,
+    tl.float64: torch.float64,
+}
+
+
+def install() -> None:
+    """Patch the interpreter of this process; a second call does nothing.
+
+    Raises RuntimeError for a version of Triton that this file was not tested with, and if the
+    interpreter is not on.
+    """
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if not TESTED[0] <= version <= TESTED[1]:
+        raise RuntimeError(
+            f"triton {triton.__version__}: the interpreter patch fits 3.6 to 3.9; "
+            "check tests/interpreter.py against triton/runtime/interpreter.py"
+        )
+    if not triton.knobs.runtime.interpret:
+        raise RuntimeError("set TRITON_INTERPRET=1 before triton is imported")
+    builder = interpreter.InterpreterBuilder
+    if getattr(builder, "honest_bfloat16", False):
+        return
+    for name in ("cast_impl", "create_fp_to_fp"):
+        setattr(builder, name, _cast(getattr(builder, name)))
+    for name in ("create_fp_ext", "create_fp_trunc", "create_si_to_fp", "create_fp_to_si"):
+        setattr(builder, name, lambda self, src, dst: self.cast_impl(src, dst))
+    builder.create_dot = _dot(builder.create_dot)
+    builder.binary_op = _binary(builder.binary_op)
+    builder.honest_bfloat16 = True
+    if version == (3, 6):
+        _accept_loaded_loop_bounds()
+
+
+def _to_torch(handle: Any) -> torch.Tensor:
+    data = np.array(handle.data)
+    if handle.dtype.scalar == tl.bfloat16:
+        return torch.from_numpy(data.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(data)
+
+
+def _handle(values: torch.Tensor, dtype: Any) -> Any:
+    if dtype == tl.bfloat16:
+        data = values.contiguous().view(torch.int16).numpy().view(np.uint16)
+    else:
+        data = values.numpy()
+    return interpreter.TensorHandle(data, dtype)
+
+
+def _float32(handle: Any) -> Any:
+    return interpreter.TensorHandle(_to_torch(handle).float().numpy(), tl.float32)
+
+
+def _cast(original: Any) -> Any:
+    def cast(self: Any, src: Any, dst_type: Any, *rounding: Any) -> Any:
+        source, target = src.dtype.scalar, dst_type.scalar
+        if tl.bfloat16 in (source, target):
+            if source in TORCH and target in TORCH:
+                return _handle(_to_torch(src).to(TORCH[target]), target)
+            if source == tl.bfloat16:
+                return original(self, _float32(src), dst_type, *rounding)
+            middle = interpreter.TensorHandle(src.data.astype(np.float32), tl.float32)
+            return cast(self, middle, dst_type)
+        return original(self, src, dst_type, *rounding)
+
+    return cast
+
+
+def _dot(original: Any) -> Any:
+    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        if a.dtype.scalar == tl.bfloat16:
+            a, b = _float32(a), _float32(b)
+        return original(self, a, b, *rest)
+
+    return dot
+
+
+def _binary(original: Any) -> Any:
+    def binary(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
+        if not lhs.dtype.scalar == rhs.dtype.scalar == tl.bfloat16:
+            return original(self, lhs, rhs, op)
+        result = op(_float32(lhs).data, _float32(rhs).data)
+        if result.dtype == np.bool_:
+            return interpreter.TensorHandle(result, tl.int1)
+        return _handle(torch.from_numpy(np.asarray(result)).to(torch.bfloat16), tl.bfloat16)
+
+    return binary
+
+
+def _accept_loaded_loop_bounds() -> None:
+    """Triton 3.6 with numpy 2.4: tl.range(0, loaded scalar) raises a TypeError otherwise."""
+    original = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, *scope: Any) -> Any:
+        result = original(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+        return result
+
+    interpreter._patch_lang_tensor = patch

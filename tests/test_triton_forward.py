@@ -1,0 +1,360 @@
+"""The Triton executor against the reference in float64, in Triton's CPU interpreter.
+
+    TRITON_INTERPRET=1 pytest -m interp
+
+in a process of its own: what is interpreted there cannot be compiled later.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vidsparse.kernels import reference
+from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+
+if os.environ.get("TRITON_INTERPRET", "0") != "1":
+    pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
+
+import interpreter
+import triton
+import triton.language as tl
+
+from vidsparse.kernels import triton_engine, triton_forward
+
+pytestmark = pytest.mark.interp
+
+GRIDS = {
+    "337": (TokenGrid(1, 1, 337),) * 2,
+    "text-first": (TokenGrid(2, 9, 13, 41, True),) * 2,
+    "text-last": (TokenGrid(2, 9, 13, 41),) * 2,
+    "cross": (TokenGrid(1, 3, 50), TokenGrid(1, 1, 241, 30)),
+    "one-block": (TokenGrid(1, 1, 5),) * 2,
+    "one-token": (TokenGrid(1, 1, 1),) * 2,
+}
+TOLERANCES = {torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
+"""Relative L2 of the output."""
+
+LSE_TOLERANCE = 1e-4
+"""Absolute, where the reference rounds the means as the engine does: the kernel's own error."""
+
+PACKAGE = Path(triton_forward.__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def calm() -> Iterator[None]:
+    """The same numbers in every run, one thread, the patched interpreter, fresh memory of NaN."""
+    interpreter.install()
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def level_plan(grids: str, block_q: int, block_k: int, kind: str, heads: int = 2) -> BlockPlan:
+    """Random levels, "mixed" over all or "exact" ones; with an empty and a full row."""
+    q_blocks, k_blocks = (
+        Blocks.cut(g, n) for g, n in zip(GRIDS[grids], (block_q, block_k), strict=True)
+    )
+    levels = torch.randint(SKIP, k_blocks.levels + 1, (1, heads, len(q_blocks), len(k_blocks)))
+    if kind == "exact":
+        levels = torch.where(torch.rand(levels.shape) < 0.3, 0, SKIP)
+    levels[0, -1, -1] = 0
+    levels[0, 0, 0] = SKIP
+    return BlockPlan.from_levels(levels.to(torch.int8), q_blocks, k_blocks)
+
+
+def with_rest(plan: BlockPlan, rest: str) -> BlockPlan:
+    if rest == "skip":
+        return plan
+    return plan.with_rest(plan.k_blocks.levels, "global" if rest == "global" else "none")
+
+
+def tensors(plan: BlockPlan, depth: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """q, k, v [B, H, S, D] as views of [B, S, H, D] memory; neighbouring tokens are alike."""
+    batch, heads = plan.starts.shape[:2]
+    sizes = (plan.q_blocks.tokens, plan.k_blocks.tokens, plan.k_blocks.tokens)
+    made = (
+        torch.randn(batch, n, heads, depth) + torch.randn(batch, n // 8 + 1, heads, depth)
+        .repeat_interleave(8, 1)[:, :n] for n in sizes
+    )  # fmt: skip
+    return [x.to(dtype).transpose(1, 2) for x in made]
+
+
+def rounded_lse(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
+    """LSE of the reference in float64 with means rounded to the dtype of k."""
+    pool = reference.pool
+
+    def rounded(x: Tensor, blocks: Blocks, level: int) -> tuple[Tensor, Tensor, Tensor]:
+        means, count, owner = pool(x, blocks, level)
+        return means.to(k.dtype).double(), count, owner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "pool", rounded)
+        lse = reference.execute(q.double(), k.double(), v.double(), plan)[1]
+    assert lse is not None
+    return lse
+
+
+def assert_matches(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
+    """Output and LSE equal the reference in float64 on the same numbers."""
+    want, _ = reference.execute(q.double(), k.double(), v.double(), plan)
+    want_lse = rounded_lse(q, k, v, plan)
+    out, lse = triton_engine.execute(q, k, v, plan, return_lse=True)
+    assert lse is not None
+    assert out.dtype == q.dtype and out.shape == q.shape and lse.dtype == torch.float32
+    assert (out.double() - want).norm() <= TOLERANCES[q.dtype] * want.norm()
+    empty = want_lse.isinf()
+    assert torch.equal(lse == float("-inf"), empty)
+    assert not out[empty].any()
+    assert ((lse.double() - want_lse)[~empty].abs() <= LSE_TOLERANCE).all()
+
+
+@triton.jit
+def cast_and_back(p_x, p_down, p_up, N: tl.constexpr):
+    o_n = tl.arange(0, N)
+    b_x = tl.load(p_x + o_n)
+    tl.store(p_down + o_n, b_x.to(p_down.dtype.element_ty))
+    tl.store(p_up + o_n, tl.load(p_down + o_n).to(tl.float32))
+
+
+@triton.jit
+def dot_and_add(p_a, p_b, p_dot, p_sum, N: tl.constexpr):
+    o_n = tl.arange(0, N)
+    o_2 = o_n[:, None] * N + o_n[None, :]
+    b_a, b_b = tl.load(p_a + o_2), tl.load(p_b + o_2)
+    tl.store(p_dot + o_2, tl.dot(b_a, b_b))
+    tl.store(p_sum + o_2, tl.where(b_a > b_b, b_a + b_b, b_a * b_b))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_interpreter_casts_like_torch(dtype: torch.dtype) -> None:
+    x = torch.randn(1024) * 2.0 ** torch.randint(-12, 12, (1024,))
+    x[:6] = torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1.00390625, 1.01171875])
+    down, up = torch.empty(1024, dtype=dtype), torch.empty(1024)
+    cast_and_back[(1,)](x, down, up, N=1024)
+    assert torch.equal(down.view(torch.int16), x.to(dtype).view(torch.int16))
+    assert torch.equal(up.view(torch.int32), x.to(dtype).float().view(torch.int32))
+
+
+def test_interpreter_computes_with_bfloat16() -> None:
+    a, b = torch.randn(2, 32, 32).bfloat16()
+    product, mixed = torch.empty(32, 32), torch.empty(32, 32, dtype=torch.bfloat16)
+    dot_and_add[(1,)](a, b, product, mixed, N=32)
+    assert (product - a.float() @ b.float()).abs().max() < 1e-5
+    assert torch.equal(mixed, torch.where(a > b, a + b, a * b))
+
+
+def test_interpreter_refuses_unknown_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("3.5.1", "3.10.0", "4.0.0"):
+        monkeypatch.setattr(triton, "__version__", version)
+        with pytest.raises(RuntimeError, match=rf"{version}.*3\.6 to 3\.9"):
+            interpreter.install()
+
+
+@pytest.mark.parametrize("rest", ["skip", "centroid", "global"])
+@pytest.mark.parametrize("kind", ["exact", "mixed"])
+@pytest.mark.parametrize("grids", ["337", "text-first", "text-last"])
+def test_any_plan(grids: str, kind: str, rest: str) -> None:
+    plan = with_rest(level_plan(grids, 128, 64, kind), rest)
+    assert_matches(*tensors(plan, 64), plan)
+
+
+@pytest.mark.parametrize("blocks", [(64, 128), (128, 32), (16, 16), (32, 64)], ids=str)
+@pytest.mark.parametrize("rest", ["skip", "global"])
+def test_block_sizes(blocks: tuple[int, int], rest: str) -> None:
+    plan = with_rest(level_plan("text-first", *blocks, "mixed", heads=1), rest)
+    assert_matches(*tensors(plan, 64, torch.float16), plan)
+
+
+@pytest.mark.parametrize("grids", ["cross", "one-block", "one-token"])
+@pytest.mark.parametrize("rest", ["skip", "global"])
+def test_odd_lengths(grids: str, rest: str) -> None:
+    plan = with_rest(level_plan(grids, 64, 64, "mixed"), rest)
+    assert_matches(*tensors(plan, 64), plan)
+
+
+@pytest.mark.parametrize("rest", ["skip", "centroid", "global"])
+@pytest.mark.parametrize("depth", [64, 96, 128, 40])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_dtypes(dtype: torch.dtype, depth: int, rest: str) -> None:
+    plan = with_rest(level_plan("text-first", 128, 128, "mixed", heads=1), rest)
+    assert_matches(*tensors(plan, depth, dtype), plan)
+
+
+def test_two_batches_and_memory_layouts() -> None:
+    """Contiguous, transposed and strided inputs give the same numbers; out is laid out like q."""
+    one = level_plan("cross", 64, 64, "mixed")
+    levels = torch.cat([one.level_map(), one.level_map().flip(1)])
+    plan = BlockPlan.from_levels(levels, one.q_blocks, one.k_blocks).with_rest(6, "global")
+    q, k, v = tensors(plan, 64)
+    assert_matches(q, k, v, plan)
+    out, _ = triton_engine.execute(q, k, v, plan)
+    assert out.transpose(1, 2).is_contiguous()
+    straight, _ = triton_engine.execute(*(x.contiguous() for x in (q, k, v)), plan)
+    assert straight.is_contiguous() and torch.equal(straight, out)
+    parts = (torch.cat([x, x], -1)[..., :64] for x in (q, k, v))
+    assert torch.equal(triton_engine.execute(*parts, plan)[0], out)
+    columns = (x.mT.contiguous().mT for x in (q, k, v))
+    assert torch.equal(triton_engine.execute(*columns, plan)[0], out)
+
+
+def test_rising_scores() -> None:
+    """Later tiles raise the running max: sums, output and rest share are all rescaled."""
+    plan = with_rest(level_plan("337", 64, 16, "exact", heads=1), "global")
+    q, k, v = tensors(plan, 64)
+    direction = torch.nn.functional.normalize(torch.randn(64), dim=0)
+    q = q * 0.3 + 4 * direction
+    k = k * 0.1 + torch.linspace(0, 20, 337)[:, None] * direction
+    assert_matches(q, k, v, plan)
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+def test_bad_query_stays_alone() -> None:
+    plan = with_rest(level_plan("text-first", 64, 64, "mixed"), "global")
+    q, k, v = tensors(plan, 64)
+    clean, _ = triton_engine.execute(q, k, v, plan)
+    q = q.clone(memory_format=torch.preserve_format)
+    q[0, 1, 200, 3] = float("nan")
+    out, lse = triton_engine.execute(q, k, v, plan, return_lse=True)
+    assert lse is not None and out[0, 1, 200].isnan().all() and lse[0, 1, 200].isnan()
+    out[0, 1, 200] = clean[0, 1, 200]
+    assert torch.equal(out, clean)
+
+
+@pytest.mark.parametrize("rest", ["skip", "centroid"])
+@pytest.mark.parametrize("blocks", [(64, 128), (32, 16), (64, 64)], ids=str)
+def test_lists_name_the_rows_of_a_plan(blocks: tuple[int, int], rest: str) -> None:
+    """Every wanted row of the key buffer once, no other; entries and spares are valid tiles."""
+    plan = with_rest(level_plan("text-last", *blocks, "mixed"), rest)
+    cpu, block_n, size = torch.device("cpu"), min(64, blocks[1]), blocks[1]
+    levels = plan.counts.flatten(0, 2).sum(0).nonzero().flatten().tolist()
+    layout = triton_engine.key_layout(
+        plan.k_blocks, tuple(range(plan.k_blocks.levels + 1)), block_n, cpu
+    )
+    lists = triton_engine.tile_lists(plan, layout, levels, block_n, cpu)
+    level_map = plan.level_map().flatten(0, 2).tolist()
+    for row, wanted in enumerate(level_map):
+        expected = [
+            layout.first[level] + j * (size >> level) + i
+            for j, level in enumerate(wanted) if level != SKIP
+            for i in range(size >> level)
+        ]  # fmt: skip
+        seen, count = [], int(lists.count[row])
+        for n in range(count):
+            entry = int(lists.entry[row, n])
+            bits = int(lists.bits[row, n]) if lists.bits is not None else 1
+            first, shift = (entry & 0xFFFFFF) * block_n, entry >> 24 & 0xF
+            seen += [first + i for i in range(block_n) if bits >> (i >> shift) & 1]
+        assert sorted(seen) == sorted(expected)
+        assert count < lists.entry.shape[1]
+    assert ((lists.entry & 0xFFFFFF) * block_n < layout.rows).all()
+
+
+@pytest.mark.parametrize("arch", [(8, 0), (9, 0), (10, 0), (12, 0)], ids=str)
+def test_tilings_divide_their_blocks(arch: tuple[int, int]) -> None:
+    for dtype in TOLERANCES:
+        for block_q in triton_engine.BLOCK_SIZES:
+            for block_k in triton_engine.BLOCK_SIZES:
+                shape = triton_forward.tiling(dtype, arch, block_q, block_k)
+                assert block_q % shape.block_m == 0 and 16 <= shape.block_n <= block_k
+
+
+OFFSETS = """
+import sys
+sys.path[:0] = [{tests!r}, {package!r}]
+import resource
+import interpreter
+import torch
+interpreter.install()
+from vidsparse.kernels.triton_forward import *
+HEADS, N, D = 3, 130, 64
+FAR = 2**30 + 1024  # between heads of keys; heads 2 start past 2^31 elements
+def rows_of(stride):
+    memory = torch.empty((N - 1) * stride + HEADS * D, dtype=torch.float16)
+    return memory.as_strided((1, HEADS, N, D), (0, D, stride, 1))
+def heads_of(stride):
+    memory = torch.empty((HEADS - 1) * stride + 128 * D, dtype=torch.float16)
+    return memory.as_strided((1, HEADS, 128, D), (0, stride, D, 1))
+q, out = rows_of(2**24), rows_of(2**24)  # between tokens; the last ones lie past 2^31 elements
+k, v = heads_of(FAR), heads_of(FAR)
+torch.manual_seed(0)
+for x in (q, k, v):
+    x.copy_(torch.randn(x.shape))
+lse, rest = torch.empty(1, HEADS, N), torch.empty(1, HEADS, N)
+entry = torch.tensor([[0, 1 | 1 << 30, 0]], dtype=torch.int32).repeat(2 * HEADS, 1)
+count = torch.full((2 * HEADS,), 2, dtype=torch.int32)
+rows = QueryRows(torch.tensor([0, 128]), torch.tensor([128, 2], dtype=torch.int32), 128)
+keys, lists = Keys(k, v, torch.zeros(128)), TileLists(entry, None, count)
+moment = torch.randn(1, HEADS, D, D).half()
+sparse_forward(q, keys, lists, rows, Tiling(128, 64, 8, 3), out, lse, rest)
+add_first_order(q, moment, rest, out)
+q, k, v, h = (x.double() for x in (q, k, v, moment))
+weight = (q @ k.mT / D**0.5).softmax(-1)
+want = weight @ v + weight[..., 64:].sum(-1, keepdim=True) * (q @ h) / D**0.5
+assert (out.double() - want).norm() < 1e-3 * want.norm()
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20
+print("right")
+"""
+
+
+def test_offsets_past_2_31_elements() -> None:
+    """Four tensors of 4.3 GB of address space, of which only the pages in use are committed."""
+    code = OFFSETS.format(tests=str(Path(__file__).parent), package=str(PACKAGE))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "right", done.stderr
+
+
+def test_refusals() -> None:
+    plan = level_plan("337", 64, 64, "exact")
+    q, k, v = tensors(plan, 64)
+    run = triton_engine.execute
+    with pytest.raises(ValueError, match=r"'block'.*none or global.*impl='reference'"):
+        run(q, k, v, plan.with_rest(6, "block"))
+    with pytest.raises(ValueError, match=r"'global'.*rest=-1"):
+        run(q, k, v, plan.with_rest(SKIP, "global"))
+    with pytest.raises(ValueError, match="rest=3"):
+        run(q, k, v, plan.with_rest(3))
+    with pytest.raises(ValueError, match="337 queries and 337 keys"):
+        run(q[:, :, 1:], k, v, plan)
+    with pytest.raises(ValueError, match=r"expected \(1, 1, 6, 8\)"):
+        run(q[:, :1], k[:, :1], v[:, :1], plan)
+    with pytest.raises(ValueError, match=r"v is .*bfloat16"):
+        run(q, k, v.bfloat16(), plan)
+    with pytest.raises(ValueError, match=r"float64.*float32, bfloat16 or float16.*reference"):
+        run(q.double(), k.double(), v.double(), plan)
+    with pytest.raises(ValueError, match=r"head dim 192.*1 \.\. 128"):
+        run(*tensors(plan, 192), plan)
+    for sizes, name in (((8, 64), "q_blocks.size=8"), ((64, 256), "k_blocks.size=256")):
+        with pytest.raises(ValueError, match=rf"{name}.*16, 32, 64, 128"):
+            run(q, k, v, level_plan("337", *sizes, "exact"))
+    with pytest.raises(ValueError, match=r"inference only.*no_grad"):
+        run(q.clone().requires_grad_(True), k, v, plan)
+
+
+def test_cpu_tensors_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_forward, "interpreted", lambda: False)
+    plan = level_plan("337", 64, 64, "exact")
+    with pytest.raises(ValueError, match=r"impl='cpu'.*TRITON_INTERPRET=1"):
+        triton_engine.execute(*tensors(plan, 64), plan)
+
+
+def test_grad_modes() -> None:
+    """Layouts cached in one grad mode serve the others."""
+    plan = with_rest(level_plan("one-block", 64, 64, "exact"), "global")
+    q, k, v = tensors(plan, 64)
+    with torch.inference_mode():
+        inside, _ = triton_engine.execute(q * 1, k, v, plan)
+    q.requires_grad_(True)
+    with torch.no_grad():
+        out, _ = triton_engine.execute(q, k, v, plan)
+    assert torch.equal(out, inside) and not out.requires_grad
