@@ -1,5 +1,5 @@
 # make demo   two videos of one prompt, dense and sparse, side by side
-# make test   the test suite
+# make test   the test suite, the Triton kernels in the interpreter, the compile gate
 # make check  lint, format, types
 # make bench  the CPU bench
 # Each sets up what it needs in .venv.
@@ -22,7 +22,8 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton_forward.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interp
+	$(BIN)/python kernels/aot_gate.py
 
 check: .venv/.installed
 	$(BIN)/ruff check .

@@ -109,7 +109,7 @@ class Result:
 def method(density: float) -> SparseConfig:
     """The default method at a constant density, for every size."""
     schedule = {"name": "constant", "density": density, "min_tokens": 0}
-    return SparseConfig.from_dict({"schedule": schedule, "kernel": {"impl": "cpu"}})
+    return SparseConfig.from_dict({"schedule": schedule, "kernel": {"impl": "cpu", "block_q": 128}})
 
 
 def execution_error(qkv: list[Tensor], out: Tensor, plan: BlockPlan, config: SparseConfig) -> float:

@@ -124,6 +124,7 @@ def broken(model):
     return made
 
 
+BLOCK_TAYLOR = ["--set", "compensation.name=taylor", "--set", "compensation.scope=block"]
 USAGE = {
     "unknown option": (["--stepz", "3"], "--steps"),
     "no number": (["--steps", "few"], "--steps"),
@@ -139,6 +140,9 @@ USAGE = {
     "seed": (["--seed", "-1"], "0 .. 2^63"),
     "dtype": (["--dtype", "fp8"], "fp32, bf16, fp16"),
     "device": (["--device", "tpu"], "cuda:N"),
+    "engine": (["--set", "kernel.impl=triton"], "a CPU needs TRITON_INTERPRET=1"),
+    "8-bit": (["--set", "kernel.qk=int8"], "kernel.qk='int8': impl 'cpu'"),
+    "taylor": (BLOCK_TAYLOR, "impl='reference'"),
     "height": (["--height", "100"], "near it: 96, 112"),
     "width": (["--width", "8"], "near it: 16"),
     "frames": (["--frames", "20"], "near it: 17, 21"),
@@ -202,7 +206,7 @@ def test_unwritable_out(model, tmp_path):
 def test_presets():
     result = run("presets", "--json")
     rows = {row["name"]: row for row in json.loads(result.stdout)}
-    assert rows["balanced"]["density"] == 0.2 and all(row["about"] for row in rows.values())
+    assert rows["balanced"]["density"] == 0.25 and all(row["about"] for row in rows.values())
     lines = run("presets").stdout.splitlines()
     assert len(lines) == len(rows) and all(
         name in line for name, line in zip(rows, lines, strict=True)

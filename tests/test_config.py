@@ -33,7 +33,7 @@ def test_overrides_apply_in_order_and_keep_the_rest():
 def test_an_override_may_change_the_method_and_keeps_what_both_know():
     config = SparseConfig.load("balanced", ["layout.name=hilbert", "schedule.name=ramp"])
     assert config.layout.name == "hilbert"
-    assert config.schedule.name == "ramp" and config.schedule.density == 0.2
+    assert config.schedule.name == "ramp" and config.schedule.density == 0.25
     with pytest.raises(ValueError, match=r"layout key='tile'"):
         SparseConfig.load("balanced", ["layout.name=hilbert", "layout.tile=[1,8,8]"])
 

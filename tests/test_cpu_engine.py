@@ -394,7 +394,8 @@ def test_error_in_a_worker_is_raised_once_and_leaves_order() -> None:
     plan = exact_plan()
     q, k, v = tensors(plan, 64)
     flag = torch.backends.mkldnn.matmul.fp32_precision
-    broken = BlockPlan(plan.index + 99, plan.starts, plan.q_blocks, plan.k_blocks)
+    broken = BlockPlan.from_levels(plan.levels, plan.q_blocks, plan.k_blocks)
+    broken.__dict__["index"] = plan.index + 99
     with pytest.raises((IndexError, RuntimeError)):
         cpu.execute(q, k, v, broken, workers=2)
     assert torch.backends.mkldnn.matmul.fp32_precision == flag
@@ -412,7 +413,7 @@ def test_refusals() -> None:
         cpu.execute(q, k, v, plan.with_rest(3))
     with pytest.raises(ValueError, match="1000 queries and 1000 keys"):
         cpu.execute(q[:, :, 1:], k, v, plan)
-    with pytest.raises(ValueError, match=r"expected \(1, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"expected \(1, 3, 8, 16\)"):
         cpu.execute(q[:1], k[:1], v[:1], plan)
     with pytest.raises(ValueError, match="bfloat16"):
         cpu.execute(q, k, v.bfloat16(), plan)

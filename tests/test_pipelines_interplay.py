@@ -11,6 +11,7 @@ import torch
 from diffusers.hooks import LayerSkipConfig, apply_layer_skip
 
 import vidsparse
+from vidsparse.pipelines.processor import attention_op
 
 SKIP_HOOK = "layer_skip_hook"
 CACHES = {
@@ -120,10 +121,12 @@ def test_layer_skip_guidance(scores_only: bool) -> None:
         assert float((skipped - tiny.forward(pipe.transformer)).abs().max()) > 1e-3
 
 
-def test_regional_compile_runs_around_the_attention() -> None:
-    pipe, call = tiny.build("wan")
+@pytest.mark.parametrize("name", ["wan", "wan_i2v"])
+def test_regional_compile_is_one_graph_for_all_layers_and_steps(name: str) -> None:
+    pipe, call = tiny.build(name, num_layers=3)
     vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
     expected = tiny.run(pipe, call, num_inference_steps=12)
+    calls = len(vidsparse.run_report(pipe).calls)
     graphs: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -131,13 +134,38 @@ def test_regional_compile_runs_around_the_attention() -> None:
         return graph.forward
 
     torch._dynamo.reset()
-    pipe.transformer.compile_repeated_blocks(backend=backend)
+    pipe.transformer.compile_repeated_blocks(backend=backend, fullgraph=True)
     compiled = tiny.run(pipe, call, num_inference_steps=12)
-    assert len(graphs) == 2, "before and after the attention, whatever layer and step"
+    assert len(graphs) == 1
+    operators = [node.target for node in graphs[0].graph.nodes if node.op == "call_function"]
+    assert torch.ops.vidsparse.attention.default in operators or any(
+        "vidsparse" in str(target) for target in operators
+    )
     assert float((expected - compiled).abs().max()) < 1e-5
-    assert len(vidsparse.run_report(pipe).calls) == 48
+    report = vidsparse.run_report(pipe)
+    assert len(report.calls) == calls and report.density < 0.6
     with pytest.raises(ValueError, match="before compiling"):
         vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
+
+
+def test_the_operator_says_what_it_returns() -> None:
+    """`torch.library.opcheck`: schema, fake tensors and the compiled graph agree with the code."""
+    pipe, _ = tiny.build("wan")
+    vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
+    seen: list[Any] = []
+    processor = pipe.transformer.blocks[0].attn1.processor
+    attend = processor.attend
+
+    def check(q: Any, k: Any, v: Any, mask: Any, dense: Any) -> Any:
+        if not seen:
+            seen.append(None)
+            torch.library.opcheck(attention_op, (q, k, v, mask, processor.site))
+        return attend(q, k, v, mask, dense)
+
+    processor.attend = check
+    with vidsparse.step(1, 2):
+        tiny.forward(pipe.transformer)
+    assert seen
 
 
 def test_a_compiled_transformer_is_refused() -> None:

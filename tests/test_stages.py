@@ -16,6 +16,7 @@ from vidsparse.force import forced_blocks
 from vidsparse.plan import SKIP, BlockPlan, Blocks, Scores, StepContext, TokenGrid
 
 GRID = TokenGrid(3, 5, 7, text_tokens=21)
+CPU = torch.device("cpu")
 
 
 def random_scores(nq: int = 9, nk: int = 20, seed: int = 0) -> Scores:
@@ -210,7 +211,7 @@ def test_compensation_says_what_unlisted_blocks_give(values, rest, order):
         plan, section("compensation", **values)
     )
     assert (done.rest, done.first_order) == (rest, order)
-    assert done.index is plan.index
+    assert done.levels is plan.levels and done.listed == plan.listed
 
 
 # schedule ----------------------------------------------------------------------------------------
@@ -264,7 +265,8 @@ def test_ramp_takes_a_density_per_layer_and_checks_their_number():
 
 def test_geometry_is_cached_by_value():
     layout = section("layout", name="tile")
-    first = plan_geometry(GRID, layout, Force(), 32, 16)
-    again = plan_geometry(TokenGrid(3, 5, 7, 21), section("layout", name="tile"), Force(), 32, 16)
+    first = plan_geometry(GRID, layout, Force(), 32, 16, CPU)
+    equal = TokenGrid(3, 5, 7, 21), section("layout", name="tile"), Force()
+    again = plan_geometry(*equal, 32, 16, CPU)
     assert again is first
-    assert plan_geometry(GRID, layout, Force(first_frame=True), 32, 16) is not first
+    assert plan_geometry(GRID, layout, Force(first_frame=True), 32, 16, CPU) is not first

@@ -25,7 +25,7 @@ import interpreter
 import triton
 import triton.language as tl
 
-from vidsparse.kernels import triton_engine, triton_forward
+from vidsparse.kernels import gpu, triton_engine, triton_forward
 
 pytestmark = pytest.mark.interp
 
@@ -81,7 +81,7 @@ def with_rest(plan: BlockPlan, rest: str) -> BlockPlan:
 
 def tensors(plan: BlockPlan, depth: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """q, k, v [B, H, S, D] as views of [B, S, H, D] memory; neighbouring tokens are alike."""
-    batch, heads = plan.starts.shape[:2]
+    batch, heads = plan.levels.shape[:2]
     sizes = (plan.q_blocks.tokens, plan.k_blocks.tokens, plan.k_blocks.tokens)
     made = (
         torch.randn(batch, n, heads, depth) + torch.randn(batch, n // 8 + 1, heads, depth)
@@ -236,12 +236,9 @@ def test_bad_query_stays_alone() -> None:
 def test_lists_name_the_rows_of_a_plan(blocks: tuple[int, int], rest: str) -> None:
     """Every wanted row of the key buffer once, no other; entries and spares are valid tiles."""
     plan = with_rest(level_plan("text-last", *blocks, "mixed"), rest)
-    cpu, block_n, size = torch.device("cpu"), min(64, blocks[1]), blocks[1]
-    levels = plan.counts.flatten(0, 2).sum(0).nonzero().flatten().tolist()
-    layout = triton_engine.key_layout(
-        plan.k_blocks, tuple(range(plan.k_blocks.levels + 1)), block_n, cpu
-    )
-    lists = triton_engine.tile_lists(plan, layout, levels, block_n, cpu)
+    block_n, size = min(64, blocks[1]), blocks[1]
+    layout = triton_engine.layout_for(plan, block_n, torch.device("cpu"))
+    lists = triton_engine.lists_for(plan, layout, block_n)
     level_map = plan.level_map().flatten(0, 2).tolist()
     for row, wanted in enumerate(level_map):
         expected = [
@@ -257,7 +254,8 @@ def test_lists_name_the_rows_of_a_plan(blocks: tuple[int, int], rest: str) -> No
             seen += [first + i for i in range(block_n) if bits >> (i >> shift) & 1]
         assert sorted(seen) == sorted(expected)
         assert count < lists.entry.shape[1]
-    assert ((lists.entry & 0xFFFFFF) * block_n < layout.rows).all()
+        spare = int(lists.entry[row, count])
+        assert (spare & 0xFFFFFF) * block_n < layout.rows
 
 
 @pytest.mark.parametrize("arch", [(8, 0), (9, 0), (10, 0), (12, 0)], ids=str)
@@ -326,7 +324,7 @@ def test_refusals() -> None:
         run(q, k, v, plan.with_rest(3))
     with pytest.raises(ValueError, match="337 queries and 337 keys"):
         run(q[:, :, 1:], k, v, plan)
-    with pytest.raises(ValueError, match=r"expected \(1, 1, 6, 8\)"):
+    with pytest.raises(ValueError, match=r"expected \(1, 1, 6, 6\)"):
         run(q[:, :1], k[:, :1], v[:, :1], plan)
     with pytest.raises(ValueError, match=r"v is .*bfloat16"):
         run(q, k, v.bfloat16(), plan)
@@ -342,9 +340,10 @@ def test_refusals() -> None:
 
 
 def test_cpu_tensors_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_forward, "interpreted", lambda: False)
     plan = level_plan("337", 64, 64, "exact")
-    with pytest.raises(ValueError, match=r"impl='cpu'.*TRITON_INTERPRET=1"):
+    why = "a CPU needs TRITON_INTERPRET=1"
+    monkeypatch.setattr(gpu, "refusal", lambda device: why)
+    with pytest.raises(ValueError, match=rf"{why}.*impl='cpu'"):
         triton_engine.execute(*tensors(plan, 64), plan)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vidsparse import registry
 from vidsparse.config import IMPLEMENTATIONS, Force, SparseConfig, require
 from vidsparse.force import forced_blocks
-from vidsparse.kernels import cpu, dense, reference
+from vidsparse.kernels import cpu, dense, gpu, reference
 from vidsparse.plan import BlockPlan, Blocks, StepContext, TokenGrid
 
 log = logging.getLogger(__name__)
@@ -49,14 +49,22 @@ class Decision:
 
 @dataclass
 class AttentionResult:
-    """out [B, S, H, D]; lse [B, H, S] or None; plan None if dense; density of each head."""
+    """out [B, S, H, D]; lse [B, H, S] or None; plan None if dense.
+
+    head_density: [H], float64 on the device of q; to read it is to wait for a GPU.
+    """
 
     out: Tensor
     lse: Tensor | None
     plan: BlockPlan | None
-    density: tuple[float, ...]
+    head_density: Tensor
     reason: str | None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def density(self) -> tuple[float, ...]:
+        """Kept fraction of the work of each head, in (0, 1]."""
+        return tuple(self.head_density.tolist())
 
 
 @dataclass(frozen=True)
@@ -114,8 +122,13 @@ def decide(
     *,
     device: torch.device,
     impl: str = "auto",
+    dtype: torch.dtype | None = None,
+    head_dim: int | None = None,
 ) -> Decision:
-    """Whether a call is sparse, before anything is computed. impl as in `sparse_attention`."""
+    """Whether a call is sparse, before anything is computed.
+
+    impl as in `sparse_attention`; dtype and head_dim of q, None if not known yet.
+    """
     density, reason = registry.method("schedule", config.schedule.name).density_at(
         context, config.schedule
     )
@@ -124,9 +137,9 @@ def decide(
     if grid.tokens < config.schedule.min_tokens:
         return Decision(1.0, "too-short")
     if _requested(config, impl) == "auto":
-        if device.type != "cpu":
-            return Decision(1.0, "no-kernel")
-        if config.selector.spends_budget and density > cpu.CROSSOVER_DENSITY:
+        if device.type != "cpu" and (reason := gpu.reason(device, dtype, head_dim)):
+            return Decision(1.0, reason)
+        if config.selector.spends_budget and density > _crossover(device):
             return Decision(1.0, "not-faster")
     return Decision(density, None)
 
@@ -151,20 +164,21 @@ def attend(
     scaled_dot_product_attention.
     """
     _check(q, k, v, grid)
-    decision = decide(config, grid, context, device=q.device, impl=impl)
+    decision = decide(
+        config, grid, context, device=q.device, impl=impl, dtype=q.dtype, head_dim=q.shape[3]
+    )
     seconds: dict[str, float] = {}
     if decision.reason:
         return _dense(q, k, v, decision.reason, dense_path, return_lse, seconds)
-    geometry = plan_geometry(
-        grid, config.layout, config.force, config.kernel.block_q, config.kernel.block_k
-    )
+    block_q, block_k = config.kernel.query_block(grid.tokens), config.kernel.block_k
+    geometry = plan_geometry(grid, config.layout, config.force, block_q, block_k, q.device)
     q_in, k_in, v_in = q, k, v
     if not hoisted:
         with _timed(seconds, "permute"):
             q, k, v = (x.index_select(1, geometry.order) for x in (q, k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     plan = _plan(q, k, geometry, config, decision.density, seconds)
-    if _requested(config, impl) == "auto" and float(plan.density.mean()) > cpu.CROSSOVER_DENSITY:
+    if _requested(config, impl) == "auto" and _too_dense(plan, config):
         return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds)
     with _timed(seconds, "kernel"):
         out, lse = _execute(q, k, v, plan, config, impl, return_lse)
@@ -173,8 +187,7 @@ def attend(
         with _timed(seconds, "permute"):
             out = out.index_select(1, geometry.inverse)
             lse = lse.index_select(2, geometry.inverse) if lse is not None else None
-    density = tuple(plan.density.mean(0).tolist())
-    return AttentionResult(out, lse, plan, density, None, seconds)
+    return AttentionResult(out, lse, plan, plan.density.mean(0), None, seconds)
 
 
 def token_order(grid: TokenGrid, layout: Any) -> tuple[Tensor, Tensor]:
@@ -193,13 +206,14 @@ def token_order(grid: TokenGrid, layout: Any) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=16)
 def plan_geometry(
-    grid: TokenGrid, layout: Any, force: Force, block_q: int, block_k: int
+    grid: TokenGrid, layout: Any, force: Force, block_q: int, block_k: int, device: torch.device
 ) -> Geometry:
-    """Order, blocks and forced blocks; a pure function, the last few results are kept."""
+    """Order, blocks and forced blocks on a device; a pure function, the last results are kept."""
     with torch.inference_mode(False):  # the cached tensors must serve every grad mode
         order, inverse = token_order(grid, layout)
         q_blocks, k_blocks = Blocks.cut(grid, block_q), Blocks.cut(grid, block_k)
         forced = forced_blocks(force, grid, order, q_blocks, k_blocks)
+        order, inverse, forced = (x.to(device) for x in (order, inverse, forced))
         return Geometry(order, inverse, q_blocks, k_blocks, forced)
 
 
@@ -222,8 +236,10 @@ def _plan(
         forced = geometry.forced
         budgeted = forced if config.force.in_budget else torch.zeros_like(forced)
         levels = selector.select(scores, budgeted, density, k_blocks, config.selector)
-        levels = levels.masked_fill(forced, 0)
-        plan = BlockPlan.from_levels(levels, q_blocks, k_blocks)
+        if not config.force.in_budget:
+            levels = levels.masked_fill(forced, 0)
+        listed = tuple(sorted({0, *config.selector.levels}))
+        plan = BlockPlan.from_levels(levels, q_blocks, k_blocks, listed)
         return compensation.complete(plan, config.compensation)
 
 
@@ -231,13 +247,62 @@ def _execute(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, config: SparseConfig, impl: str, lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Run the plan on the requested executor."""
-    name = _requested(config, impl)
+    kernel, name = config.kernel, executor(config, q.device, impl)
     if name == "triton":
-        raise ValueError("impl='triton': this version has no Triton executor; use cpu or reference")
-    if name in ("cpu", "auto"):
-        require(q.device.type == "cpu", "impl 'cpu' on device", q.device.type, "cpu")
-        return cpu.execute(q, k, v, plan, return_lse=lse, matmul=config.kernel.cpu_matmul)
+        from vidsparse.kernels import triton_engine  # needs triton, which a CPU need not have
+
+        return triton_engine.execute(q, k, v, plan, return_lse=lse, form=kernel.form, qk=kernel.qk)
+    if name == "cpu":
+        return cpu.execute(q, k, v, plan, return_lse=lse, matmul=kernel.cpu_matmul)
     return reference.execute(q, k, v, plan, return_lse=lse)
+
+
+def executor(config: SparseConfig, device: torch.device, impl: str = "auto") -> str:
+    """Which of reference, cpu and triton executes sparse calls; impl as in `sparse_attention`.
+
+    Raises ValueError if the one asked for cannot run on the device, or not with `kernel.qk`.
+    """
+    name = _requested(config, impl)
+    if name == "auto":
+        name = "cpu" if device.type == "cpu" else "triton"
+    if name == "triton" and (refusal := gpu.refusal(device)):
+        raise ValueError(f"impl 'triton' on {device.type}: {refusal}; use impl auto")
+    if name == "cpu" and device.type != "cpu":
+        raise ValueError(f"impl 'cpu' on {device.type}: tensors must be on the CPU; use impl auto")
+    if name != "triton" and config.kernel.qk != "native":
+        raise ValueError(
+            f"kernel.qk={config.kernel.qk!r}: impl {name!r} computes native products only; "
+            "8-bit ones need the Triton engine on a GPU"
+        )
+    return name
+
+
+def check_config(config: SparseConfig, device: torch.device) -> None:
+    """Raise the ValueError that the first sparse call on a device would raise for its config.
+
+    A CPU tries a call of two tokens out; what only a kernel on a GPU refuses shows there.
+    """
+    decision = decide(config, TokenGrid(1, 1, config.schedule.min_tokens or 1), device=device)
+    if decision.reason is None and executor(config, device) != "triton":
+        x = torch.zeros(1, 2, 1, 16, device=device)
+        tiny = config.override("schedule.min_tokens=0")
+        with torch.no_grad():
+            attend(x, x, x, grid=TokenGrid(1, 1, 2), config=tiny)
+
+
+def _too_dense(plan: BlockPlan, config: SparseConfig) -> bool:
+    """Whether a plan whose density the budget does not fix is too dense to gain; CPU only.
+
+    On a GPU the answer would cost a wait.
+    """
+    if config.selector.spends_budget or plan.levels.device.type != "cpu":
+        return False
+    return float(plan.density.mean()) > cpu.CROSSOVER_DENSITY
+
+
+def _crossover(device: torch.device) -> float:
+    """The density above which dense attention is as fast."""
+    return cpu.CROSSOVER_DENSITY if device.type == "cpu" else gpu.CROSSOVER_DENSITY
 
 
 def _dense(
@@ -254,7 +319,14 @@ def _dense(
             out, lse = path(q, k, v), None
         else:
             out, lse = dense.execute(q, k, v, return_lse=return_lse)
-    return AttentionResult(out, lse, None, (1.0,) * q.shape[2], reason, seconds)
+    return AttentionResult(out, lse, None, full_density(q.shape[2]), reason, seconds)
+
+
+@lru_cache(maxsize=64)
+def full_density(heads: int) -> Tensor:
+    """The density of a dense call, float64 [heads]."""
+    with torch.inference_mode(False):
+        return torch.ones(heads, dtype=torch.float64)
 
 
 def _requested(config: SparseConfig, impl: str) -> str:

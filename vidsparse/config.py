@@ -40,37 +40,51 @@ class Force:
     in_budget: bool = True
 
 
+FORMS = ("auto", "pointer", "tma", "ws")
+
+LONG_SEQUENCE = 16_384
+"""Tokens from which `block_q: auto` means 128."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """How a plan is executed.
 
-    block_q, block_k: tokens per query / key block, a power of two in 16 .. 512.
-    qk: "native" computes q.k in the input dtype with fp32 sums.
+    block_q, block_k: tokens per query / key block, a power of two in 16 .. 512; block_q "auto": 64
+        for sequences below 16,384 tokens, of which 128 are a large piece, else 128.
+    qk: "native" computes q.k in the input dtype with fp32 sums; "int8" in 8 bits with a scale per
+        block, Triton engine only.
     impl: auto | reference | cpu | triton; anything but auto is executed or refused, never replaced.
+    form: of the Triton forward kernel, auto | pointer | tma | ws; the last two are for GPUs of
+        compute capability 9 and 10.
     cpu_matmul: "auto" lets the CPU engine use the faster fp32 matmul of oneDNN after a precision
         check, "native" forbids it.
     """
 
-    block_q: int = 128
+    block_q: int | str = "auto"
     block_k: int = 64
     qk: str = "native"
     impl: str = "auto"
+    form: str = "auto"
     cpu_matmul: str = "auto"
 
     def __post_init__(self) -> None:
-        for key in ("block_q", "block_k"):
-            size = getattr(self, key)
-            power_of_two = size > 0 and size & (size - 1) == 0
-            require(
-                power_of_two and 16 <= size <= 512,
-                f"kernel.{key}",
-                size,
-                "a power of two, 16 .. 512",
-            )
-        require(self.qk == "native", "kernel.qk", self.qk, "native")
+        sizes = [1 << n for n in range(4, 10)]
+        allowed = "a power of two, 16 .. 512"
+        ok = self.block_q == "auto" or self.block_q in sizes
+        require(ok, "kernel.block_q", self.block_q, f"{allowed}, or auto")
+        require(self.block_k in sizes, "kernel.block_k", self.block_k, allowed)
+        require(self.qk in ("native", "int8"), "kernel.qk", self.qk, "native, int8")
+        require(self.form in FORMS, "kernel.form", self.form, ", ".join(FORMS))
         require(self.impl in IMPLEMENTATIONS, "kernel.impl", self.impl, ", ".join(IMPLEMENTATIONS))
         ok = self.cpu_matmul in ("auto", "native")
         require(ok, "kernel.cpu_matmul", self.cpu_matmul, "auto, native")
+
+    def query_block(self, tokens: int) -> int:
+        """Tokens per query block in a sequence of so many tokens."""
+        if isinstance(self.block_q, int):
+            return self.block_q
+        return 64 if tokens < LONG_SEQUENCE else 128
 
 
 DEFAULT_METHODS = {

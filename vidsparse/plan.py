@@ -65,6 +65,15 @@ class TokenGrid:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """The tensors of `Blocks` on one device."""
+
+    start: Tensor
+    count: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True)
 class Blocks:
     """A cut of a sequence into consecutive blocks; video and text never share one.
 
@@ -105,6 +114,19 @@ class Blocks:
     def owner(self) -> Tensor:
         """int64 [tokens], the block of each token."""
         return torch.repeat_interleave(torch.arange(len(self)), self.count)
+
+    def on(self, device: torch.device) -> Cut:
+        """start, count and text on a device; the copies are kept, so that no call waits for one."""
+        if device not in self._cuts:
+            with torch.inference_mode(False):  # kept tensors must serve every grad mode
+                self._cuts[device] = Cut(
+                    self.start.to(device), self.count.to(device), self.text.to(device)
+                )
+        return self._cuts[device]
+
+    @cached_property
+    def _cuts(self) -> dict[torch.device, Cut]:
+        return {}
 
     @property
     def levels(self) -> int:
@@ -148,7 +170,7 @@ class Blocks:
                 -2, dtype=dtype
             )
             position = run
-        return sums / self.count.to(sums.device, dtype)[:, None]
+        return sums / self.on(sums.device).count.to(dtype)[:, None]
 
 
 ScoreKind = Literal["logit", "mass"]
@@ -172,7 +194,8 @@ class Scores:
         """Row-stochastic mass; logits are normalised as softmax_j(value + ln n_j)."""
         if self.kind == "mass":
             return self.value
-        return torch.softmax(self.value + k_blocks.count.to(self.value).log(), -1)
+        count = k_blocks.on(self.value.device).count
+        return torch.softmax(self.value + count.to(self.value).log(), -1)
 
 
 FirstOrder = Literal["none", "block", "global"]
@@ -180,80 +203,92 @@ FirstOrder = Literal["none", "block", "global"]
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """At which resolution every query block reads every key block: ragged lists, nothing implied.
+    """At which resolution every query block reads every key block.
 
-    index: int64 [entries], key block ids, ascending inside one (row, level) segment.
-    starts: int64 [B, H, nq, levels + 2]; row (b, h, i) reads index[starts[.., l] : starts[.., l +
-        1]] at level l = 0 .. levels, where level l means "means of 2^l consecutive tokens" and l =
-        log2(block_k) is the centroid.
-    q_blocks, k_blocks: the cuts that the ids refer to.
+    levels: int8 [B, H, nq, nk], on any device: l = 0 .. log2(block_k) reads the means of 2^l
+        consecutive tokens (0: the tokens themselves, the last: the centroid), SKIP: not listed.
+    q_blocks, k_blocks: the cuts that it refers to.
+    listed: the levels that may occur in `levels`, ascending: what an executor prepares for without
+        reading the map back from a GPU.
     rest: level of every key block that a row does not list: SKIP, or the centroid level.
     first_order: Taylor term for the `rest` blocks: "none", per "block", or "global" (one moment per
-    head).
+        head).
     """
 
-    index: Tensor
-    starts: Tensor
+    levels: Tensor
     q_blocks: Blocks
     k_blocks: Blocks
+    listed: tuple[int, ...]
     rest: int = SKIP
     first_order: FirstOrder = "none"
 
     @classmethod
-    def from_levels(cls, levels: Tensor, q_blocks: Blocks, k_blocks: Blocks) -> BlockPlan:
-        """Plan from a level map, int8 [B, H, nq, nk] with SKIP or 0 .. log2(block_k)."""
-        batch, heads, nq, nk = levels.shape
+    def from_levels(
+        cls,
+        levels: Tensor,
+        q_blocks: Blocks,
+        k_blocks: Blocks,
+        listed: tuple[int, ...] | None = None,
+    ) -> BlockPlan:
+        """Plan from a level map, int8 [B, H, nq, nk]; listed None: the levels found in it.
+
+        Raises ValueError for a map of another size and, without `listed`, for levels that do not
+        exist.
+        """
+        nq, nk = levels.shape[2:]
         if (nq, nk) != (len(q_blocks), len(k_blocks)):
             raise ValueError(
                 f"level map of {nq} x {nk} blocks, expected {len(q_blocks)} x {len(k_blocks)}"
             )
-        top = k_blocks.levels
-        if levels.numel() and not (int(levels.min()) >= SKIP and int(levels.max()) <= top):
-            raise ValueError(
-                f"levels {int(levels.min())} .. {int(levels.max())}: allowed {SKIP} .. {top} "
-                f"for blocks of {k_blocks.size} keys"
-            )
-        flat = levels.reshape(-1, nk)
-        counts = torch.zeros(flat.shape[0], top + 1, dtype=torch.int64)
-        present = [level for level in range(top + 1) if bool((flat == level).any())]
-        if present == [0]:
-            keep = flat == 0
-            counts[:, 0] = keep.sum(-1)
-            index = keep.nonzero()[:, 1]
-        else:
-            order = torch.where(flat < 0, top + 1, flat).to(torch.int8)
-            ranked = torch.argsort(order, dim=-1, stable=True)
-            for level in present:
-                counts[:, level] = (flat == level).sum(-1)
-            listed = torch.arange(nk) < counts.sum(-1, keepdim=True)
-            index = ranked[listed]
-        starts = torch.zeros(flat.shape[0] * (top + 1) + 1, dtype=torch.int64)
-        torch.cumsum(counts.flatten(), 0, out=starts[1:])
-        rows = starts[:-1].view(-1, top + 1)
-        ends = starts[1:].view(-1, top + 1)[:, -1:]
-        return cls(
-            index, torch.cat([rows, ends], -1).view(batch, heads, nq, top + 2), q_blocks, k_blocks
-        )
+        if listed is None:
+            found = tuple(levels.unique().tolist())
+            top = k_blocks.levels
+            if found and not (found[0] >= SKIP and found[-1] <= top):
+                raise ValueError(
+                    f"levels {found[0]} .. {found[-1]}: allowed {SKIP} .. {top} "
+                    f"for blocks of {k_blocks.size} keys"
+                )
+            listed = tuple(level for level in found if level != SKIP)
+        return cls(levels, q_blocks, k_blocks, listed)
 
     def with_rest(self, rest: int, first_order: FirstOrder = "none") -> BlockPlan:
-        """The same lists with another treatment of the blocks that they leave out."""
+        """The same map with another treatment of the blocks that it leaves out."""
         return replace(self, rest=rest, first_order=first_order)
 
-    @property
+    @cached_property
     def counts(self) -> Tensor:
-        """int64 [B, H, nq, levels + 1], number of key blocks per row and level."""
-        return self.starts.diff(dim=-1)
+        """int64 [B, H, nq, log2(block_k) + 1], number of listed key blocks per row and level."""
+        shape = (*self.levels.shape[:3], self.k_blocks.levels + 1)
+        counts = torch.zeros(shape, dtype=torch.int64, device=self.levels.device)
+        for level in self.listed:
+            counts[..., level] = (self.levels == level).sum(-1)
+        return counts
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """int64 [B, H, nq, log2(block_k) + 2]: where the lists of a row stand in `index`.
+
+        Row (b, h, i) reads index[starts[.., l] : starts[.., l + 1]] at level l.
+        """
+        ends = self.counts.flatten().cumsum(0).view(self.counts.shape)
+        return torch.cat([ends[..., :1] - self.counts[..., :1], ends], -1)
+
+    @cached_property
+    def index(self) -> Tensor:
+        """int64 [entries], ids of the listed key blocks, row after row, ascending in each level."""
+        if self.listed == (0,):
+            return (self.levels == 0).flatten(0, 2).nonzero()[:, 1]
+        flat = self.levels.flatten(0, 2)
+        last = torch.where(flat == SKIP, self.k_blocks.levels + 1, flat).to(torch.int8)
+        ranked = torch.argsort(last, dim=-1, stable=True)
+        places = torch.arange(flat.shape[1], device=flat.device)
+        return ranked[places < self.counts.sum(-1).flatten()[:, None]]
 
     def level_map(self) -> Tensor:
         """int8 [B, H, nq, nk]: the level of every block, `rest` where a row does not list it."""
-        batch, heads, nq, _ = self.starts.shape
-        counts = self.counts.reshape(batch * heads * nq, -1)
-        rows = torch.repeat_interleave(torch.arange(len(counts)), counts.sum(-1))
-        level = torch.arange(counts.shape[1]).repeat(len(counts))
-        level = torch.repeat_interleave(level, counts.flatten()).to(torch.int8)
-        out = torch.full((len(counts), len(self.k_blocks)), self.rest, dtype=torch.int8)
-        out[rows, self.index] = level
-        return out.view(batch, heads, nq, -1)
+        if self.rest == SKIP:
+            return self.levels
+        return torch.where(self.levels == SKIP, self.rest, self.levels)
 
     @cached_property
     def density(self) -> Tensor:
@@ -261,16 +296,14 @@ class BlockPlan:
 
         For full blocks this is sum_j 2^-level(i, j) / nk averaged over the rows; `rest` counts too.
         """
-        levels = self.level_map()
-        count = self.k_blocks.count
-        groups = torch.zeros(self.k_blocks.levels + 2, len(self.k_blocks), dtype=torch.float64)
-        for level in range(self.k_blocks.levels + 1):
-            groups[level] = -(-count // 2**level)
-        work = groups[levels.long(), torch.arange(len(count))].sum(
-            -1
-        )  # SKIP = -1 reads the zero row
-        weight = self.q_blocks.count.double()
-        return (work * weight).sum(-1) / (weight.sum() * count.sum())
+        q_count = self.q_blocks.on(self.levels.device).count.double()
+        k_count = self.k_blocks.on(self.levels.device).count
+        work = torch.zeros(self.levels.shape[:3], dtype=torch.float64, device=self.levels.device)
+        level_map = self.level_map()
+        for level in {*self.listed, self.rest} - {SKIP}:
+            groups = -(-k_count // 2**level)
+            work += (level_map == level).float() @ groups.float()  # integers below 2^24 are exact
+        return (work @ q_count) / (q_count.sum() * k_count.sum())
 
 
 Branch = Literal["cond", "uncond", "both", "single"]

@@ -7,11 +7,13 @@ attention).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from vidsparse.config import require
+from vidsparse.kernels import gpu
 from vidsparse.plan import Blocks, Scores
 
 
@@ -31,15 +33,42 @@ class Params:
 def estimate(q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, params: Params) -> Scores:
     """Logits float32 [B, H, nq, nk]. Formula in the module docstring."""
     scale = q.shape[-1] ** -0.5
+    if gpu.kernels("triton_draft", q) and {q_blocks.size, k_blocks.size} <= set(gpu.BLOCK_SIZES):
+        return Scores(_estimate_in_triton(q, k, q_blocks, k_blocks, params.sub_blocks), "logit")
     if params.sub_blocks == 1:
         return Scores(torch.matmul(q_blocks.mean(q) * scale, k_blocks.mean(k).mT).float(), "logit")
     q_cut, k_cut = q_blocks.split(params.sub_blocks), k_blocks.split(params.sub_blocks)
     logits = torch.matmul(q_cut.mean(q) * scale, k_cut.mean(k).mT).float()
-    logits = logits + k_cut.count.to(logits).log()
+    logits = logits + k_cut.on(q.device).count.to(logits).log()
     reduced = _log_sum(logits, q_blocks.owner_of(q_cut), q_cut.count, len(q_blocks), -2)
-    reduced = reduced - q_blocks.count.to(reduced).log()[:, None]  # mean over the queries
+    reduced = reduced - q_blocks.on(q.device).count.to(reduced).log()[:, None]  # mean over queries
     total = _log_sum(reduced, k_blocks.owner_of(k_cut), None, len(k_blocks), -1)
-    return Scores(total - k_blocks.count.to(total).log(), "logit")
+    return Scores(total - k_blocks.on(q.device).count.to(total).log(), "logit")
+
+
+def _estimate_in_triton(
+    q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, sub_blocks: int
+) -> Tensor:
+    """`estimate` on a GPU."""
+    draft, pool = gpu.kernels("triton_draft", q), gpu.kernels("triton_pool", q)
+    means, counts = [], []
+    for x, blocks in ((q, q_blocks), (k, k_blocks)):
+        start, count = _pieces(blocks, sub_blocks, q.device)
+        means.append(pool.block_means(x, start, count, blocks.size // sub_blocks))
+        counts.append(count)
+    scores: Tensor = draft.draft_scores(*means, *counts, sub_blocks, q.shape[-1] ** -0.5)
+    return scores
+
+
+@lru_cache(maxsize=16)
+def _pieces(blocks: Blocks, pieces: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """start int64, count int32 [n * pieces]: each block in pieces, some of them without a token."""
+    with torch.inference_mode(False):  # the cached tensors must serve every grad mode
+        size = blocks.size // pieces
+        offset = torch.arange(pieces) * size
+        start = (blocks.start[:, None] + offset).flatten()
+        count = (blocks.count[:, None] - offset).clamp(0, size).flatten()
+        return start.to(device), count.to(device, torch.int32)
 
 
 def _log_sum(x: Tensor, owner: Tensor, weight: Tensor | None, groups: int, dim: int) -> Tensor:
@@ -48,6 +77,7 @@ def _log_sum(x: Tensor, owner: Tensor, weight: Tensor | None, groups: int, dim: 
         x = x + (weight.to(x).log()[:, None] if dim == -2 else weight.to(x).log())
     shape = list(x.shape)
     shape[dim] = groups
+    owner = owner.to(x.device)
     at = (owner[:, None] if dim == -2 else owner).expand_as(x)
     top = x.new_full(shape, float("-inf")).scatter_reduce(dim, at, x, "amax")
     total = x.new_zeros(shape).scatter_add(dim, at, (x - top.gather(dim, at)).exp())

@@ -99,6 +99,10 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
     except (ValueError, FileNotFoundError) as error:
         raise InputError(str(error)) from error
     device = _device(request.device)
+    try:
+        _check_method(config, device)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     dtype = request.dtype or ("fp32" if device == "cpu" else "bf16")
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
@@ -154,6 +158,14 @@ def _device(name: str | None) -> str:
             "--device out, or ask `vidsparse doctor`"
         )
     return name
+
+
+def _check_method(config: SparseConfig, device: str) -> None:
+    import torch
+
+    from vidsparse.attention import check_config
+
+    check_config(config, torch.device(device))
 
 
 def _prompt(request: Request, model: Model) -> str:

@@ -117,9 +117,12 @@ def _check(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit a plan of "
             f"{plan.q_blocks.tokens} queries and {plan.k_blocks.tokens} keys"
         )
-    rows = (*q.shape[:2], len(plan.q_blocks), plan.k_blocks.levels + 2)
-    if tuple(plan.starts.shape) != rows:
-        raise ValueError(f"plan.starts.shape={tuple(plan.starts.shape)}: expected {rows}")
+    rows = (*q.shape[:2], len(plan.q_blocks), len(plan.k_blocks))
+    if tuple(plan.levels.shape) != rows or plan.levels.device.type != "cpu":
+        raise ValueError(
+            f"plan.levels of shape {tuple(plan.levels.shape)} on {plan.levels.device}: "
+            f"expected {rows} on cpu"
+        )
     size, top = plan.k_blocks.size, plan.k_blocks.levels
     if size != 2**top:
         raise ValueError(f"plan.k_blocks.size={size}: the CPU engine needs a power of two")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidsparse.plan import BlockPlan, Blocks
+from vidsparse.plan import SKIP, BlockPlan, Blocks
 
 
 def pool(x: Tensor, blocks: Blocks, level: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,10 +21,11 @@ def pool(x: Tensor, blocks: Blocks, level: int) -> tuple[Tensor, Tensor, Tensor]
     # a group id that is unique over blocks, then compacted to 0 .. groups - 1 in order
     wide = blocks.owner * blocks.size + (inside >> level)
     _, group, count = torch.unique_consecutive(wide, return_inverse=True, return_counts=True)
-    sums = x.new_zeros((*x.shape[:-2], len(count), x.shape[-1])).index_add_(-2, group, x)
     first = torch.zeros(len(count), dtype=torch.int64)
     first[group.flip(0)] = torch.arange(blocks.tokens).flip(0)
-    return sums / count.to(x)[:, None], count, blocks.owner[first]
+    group, count, owner = (t.to(x.device) for t in (group, count, blocks.owner[first]))
+    sums = x.new_zeros((*x.shape[:-2], len(count), x.shape[-1])).index_add_(-2, group, x)
+    return sums / count.to(x)[:, None], count, owner
 
 
 def execute(
@@ -35,7 +36,8 @@ def execute(
     Formulas in `vidsparse.kernels` and, for the first-order term, `vidsparse.compensation.taylor`.
     """
     scale = q.shape[-1] ** -0.5
-    level_map = plan.level_map()[:, :, plan.q_blocks.owner]  # [B, H, Sq, nk]
+    query_owner = plan.q_blocks.owner.to(q.device)
+    level_map = plan.level_map().to(q.device)[:, :, query_owner]  # [B, H, Sq, nk]
     logits, values = [], []
     for level in range(plan.k_blocks.levels + 1):
         if not bool((level_map == level).any()):
@@ -74,12 +76,13 @@ def _first_order(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, lse: Tensor) 
     """The normalised Taylor term of the blocks that a row does not list."""
     blocks, scale = plan.k_blocks, q.shape[-1] ** -0.5
     means, count, owner = pool(k, blocks, blocks.levels)
-    centred = k - means[..., owner.argsort(stable=True)[blocks.owner], :]
+    key_owner = blocks.owner.to(k.device)
+    centred = k - means[..., owner.argsort(stable=True)[key_owner], :]
     score = scale * q @ means.mT + count.to(q).log() - lse[..., None]
-    listed = plan.with_rest(-1).level_map()[:, :, plan.q_blocks.owner] >= 0
+    listed = plan.levels.to(q.device)[:, :, plan.q_blocks.owner.to(q.device)] != SKIP
     mass = score.exp().masked_fill(listed, 0.0)
     if plan.first_order == "global":
-        video = ~blocks.text[blocks.owner]
+        video = ~blocks.on(k.device).text[key_owner]
         moment = centred[..., video, :].mT @ v[..., video, :]
         return mass.sum(-1, keepdim=True) * (q @ moment) * (scale / int(video.sum()))
     out = torch.zeros_like(q)

@@ -1,4 +1,4 @@
-"""The Triton executor: lays out keys and tile lists on the device, then runs `triton_forward`.
+"""The Triton executor: from a plan to the launches of the kernels, with no wait for the device.
 
 Needs a CUDA device of compute capability 8.0 or newer, or TRITON_INTERPRET=1 set before the import.
 Scores, softmax and sums are fp32; means of keys and values are rounded to the input's dtype.
@@ -15,35 +15,40 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vidsparse.kernels import triton_forward
-from vidsparse.kernels.triton_forward import HEAD_DIMS, Keys, QueryRows, TileLists, pack
+from vidsparse.kernels import gpu, triton_forward, triton_forward_hopper, triton_quant
+from vidsparse.kernels.gpu import BLOCK_SIZES, CAPABILITY, DTYPES
+from vidsparse.kernels.triton_forward import HEAD_DIMS, Keys, QueryRows, TileLists, Tiling
+from vidsparse.kernels.triton_lists import Segment, pack_lists
+from vidsparse.kernels.triton_pool import fill_keys
+from vidsparse.kernels.triton_taylor import taylor_state
 from vidsparse.plan import SKIP, BlockPlan, Blocks
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-BLOCK_SIZES = (16, 32, 64, 128)
-CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
 class KeyLayout:
     """Where the tokens of a cut stand in the key buffer; levels in use only, 0 always.
 
-    first: first row of each level; rows: length of the buffer; slot: int64 [tokens], row of each
-    token; groups: float32 [nk * (block_k >> level), 1], true tokens per row of a level, at least 1;
-    bias: float32 [rows], log2 of the true tokens; video: int64, ids of the blocks without text.
+    first: first row of each level; rows: length of the buffer; start int64 [nk], count int32 [nk]:
+    tokens of the blocks; bias: float32 [rows], log2 of the tokens behind a row.
     """
 
     blocks: Blocks
     first: dict[int, int]
     rows: int
-    slot: Tensor
-    groups: dict[int, Tensor]
+    start: Tensor
+    count: Tensor
     bias: Tensor
-    video: Tensor
 
 
 def execute(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, return_lse: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    return_lse: bool = False,
+    form: str = "auto",
+    qk: str = "native",
 ) -> tuple[Tensor, Tensor | None]:
     """Attention by a plan; formulas in `vidsparse.kernels`. Inference only.
 
@@ -51,7 +56,9 @@ def execute(
         128, in the order that the plan's blocks refer to; transposed views of [B, S, H, D] tensors
         are read in place. Values must be finite.
     plan: any levels, blocks of 16, 32, 64 or 128 tokens, short ones anywhere; `rest` SKIP or the
-        centroid; `first_order` "none" or "global".
+        centroid; `first_order` "none" or "global"; its level map on the device of q.
+    form: "pointer", "tma" or "ws" of the forward kernel; "auto": "pointer".
+    qk: "native", or "int8" for products of 8-bit queries and keys, relative error about 1e-2.
 
     Returns out, shape, dtype and memory layout like q, and the LSE float32 [B, H, Sq] (natural log)
     or None.
@@ -60,29 +67,72 @@ def execute(
     support.
     """
     _check(q, k, v, plan)
-    q = q if q.stride(-1) == 1 else q.contiguous()
-    transposed = q.transpose(1, 2).is_contiguous()
-    batch, heads, tokens, depth = q.shape
-    held = (batch, tokens, heads, depth) if transposed else q.shape
-    out = torch.empty(held, dtype=q.dtype, device=q.device)
-    out = out.transpose(1, 2) if transposed else out
+    form = "pointer" if form == "auto" else form
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    out = _empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if out.numel() == 0:
         return out, lse if return_lse else None
-    sizes = plan.q_blocks.size, plan.k_blocks.size
-    shape = triton_forward.tiling(q.dtype, _capability(q.device), *sizes)
-    counts = plan.counts.flatten(0, 2)
-    levels = [level for level in range(plan.k_blocks.levels + 1) if bool(counts[:, level].any())]
-    stored = {0, *levels, plan.rest} - {SKIP}
-    layout = key_layout(plan.k_blocks, tuple(sorted(stored)), shape.block_n, q.device)
-    keys = Keys(_fill(k, layout), _fill(v, layout), layout.bias)
-    lists = tile_lists(plan, layout, levels, shape.block_n, q.device)
-    rest = torch.empty_like(lse) if plan.first_order == "global" else None
+    shape = tiling_for(q, plan, form)
+    layout = layout_for(plan, shape.block_n, q.device)
+    keys = fill(k, v, layout)
+    lists = lists_for(plan, layout, shape.block_n)
     rows = query_rows(plan.q_blocks, q.device)
-    triton_forward.sparse_forward(q, keys, lists, rows, shape, out, lse, rest)
+    rest = torch.empty_like(lse) if plan.first_order == "global" else None
+    scales, queries = None, q
+    if qk == "int8":
+        queries, keys, scales = triton_quant.int8_operands(q, keys, rows, shape)
+    arguments = (queries, keys, lists, rows, shape, out, lse, rest, scales)
+    if form == "pointer":
+        triton_forward.sparse_forward(*arguments)
+    else:
+        triton_forward_hopper.sparse_forward(*arguments, form=form)
     if rest is not None:
-        triton_forward.add_first_order(q, _moment(keys, layout).to(q.dtype), rest, out)
+        first_order(q, k, v, plan, rest, out)
     return out, lse if return_lse else None
+
+
+def tiling_for(q: Tensor, plan: BlockPlan, form: str = "pointer") -> Tiling:
+    """Tiling of a form of the forward for these queries and blocks."""
+    capability = _capability(q.device, form)
+    sizes = plan.q_blocks.size, plan.k_blocks.size
+    if form == "pointer":
+        return triton_forward.tiling(q.dtype, capability, *sizes)
+    heights = [plan.k_blocks.size >> level for level in _stored(plan)]
+    masked = min(heights) < min(64, sizes[1])
+    return triton_forward_hopper.tiling(form, q.dtype, capability, *sizes, masked=masked)
+
+
+def layout_for(plan: BlockPlan, block_n: int, device: torch.device) -> KeyLayout:
+    """Layout of the key buffer for tiles of block_n rows."""
+    return key_layout(plan.k_blocks, _stored(plan), block_n, device)
+
+
+def fill(k: Tensor, v: Tensor, layout: KeyLayout) -> Keys:
+    """Keys and values [B, H, Sk, D] with their means in the layout of the buffer."""
+    padded = next(width for width in HEAD_DIMS if width >= k.shape[3])
+    place = layout.start, layout.count, layout.blocks.size, layout.first, layout.rows, padded
+    return Keys(fill_keys(k, *place), fill_keys(v, *place), layout.bias)
+
+
+def lists_for(plan: BlockPlan, layout: KeyLayout, block_n: int) -> TileLists:
+    """The lists of a plan, finest level first."""
+    levels = [(level, level) for level in plan.listed]
+    if plan.rest != SKIP:
+        levels.append((SKIP, plan.rest))
+    size = plan.k_blocks.size
+    parts = [Segment(code, layout.first[level] // block_n, size >> level) for code, level in levels]
+    return pack_lists(plan.levels.flatten(0, 2), parts, block_n)
+
+
+def first_order(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, rest: Tensor, out: Tensor
+) -> None:
+    """Add the global first-order term of the `rest` blocks, of share rest [B, H, Sq], to out."""
+    blocks = plan.k_blocks
+    cut = blocks.on(q.device)
+    moment = taylor_state(k, v, cut.start, cut.count.int(), blocks.size, _video(blocks, q.device))
+    triton_forward.add_first_order(q, moment.to(q.dtype), rest, out)
 
 
 @lru_cache(maxsize=16)
@@ -98,151 +148,45 @@ def key_layout(
 ) -> KeyLayout:
     """Layout of the key buffer, each level from a multiple of block_n on; a pure function, kept."""
     with torch.inference_mode(False):
-        first, groups, rows = {}, {}, 0
+        first: dict[int, int] = {}
         parts: list[Tensor] = []
+        rows = 0
         for level in levels:
             starts = torch.arange(blocks.size >> level) << level
             count = (blocks.count[:, None] - starts).clamp(0, 1 << level).flatten()
             first[level] = rows
-            groups[level] = count.clamp(min=1).to(device, torch.float32)[:, None]
             rows += -(-len(count) // block_n) * block_n
             parts.append(torch.nn.functional.pad(count, (0, rows - first[level] - len(count))))
-        owner = blocks.owner
-        slot = owner * blocks.size + torch.arange(blocks.tokens) - blocks.start[owner]
-        bias = torch.cat(parts).double().log2().float()
-        video = (~blocks.text).nonzero().flatten()
-        return KeyLayout(
-            blocks, first, rows, slot.to(device), groups, bias.to(device), video.to(device)
-        )
+        bias = torch.cat(parts).double().log2().float().to(device)
+        count = blocks.count.to(device, torch.int32)
+        return KeyLayout(blocks, first, rows, blocks.start.to(device), count, bias)
 
 
-def tile_lists(
-    plan: BlockPlan, layout: KeyLayout, levels: list[int], block_n: int, device: torch.device
-) -> TileLists:
-    """The plan as lists of tiles, level by level; levels: those that it lists anywhere."""
-    counts = plan.counts.flatten(0, 2)
-    segments = [(level, False) for level in levels]
-    if plan.rest != SKIP:
-        segments.append((plan.rest, True))
-    heights = {level: plan.k_blocks.size >> level for level, _ in segments}
-    width = _width(counts, segments, heights, block_n, len(plan.k_blocks))
-    entry = torch.zeros(len(counts), width + 1, dtype=torch.int32, device=device)
-    masked = any(height < block_n for height in heights.values())
-    bits = torch.ones_like(entry, dtype=torch.int64) if masked else None
-    used = torch.zeros(len(counts), dtype=torch.int64, device=device)
-    listed = _Listed(plan, counts, device)
-    for level, is_rest in segments:
-        first, height = layout.first[level] // block_n, heights[level]
-        if height >= block_n:
-            row, block, nth = listed.at(level)
-            pieces = height // block_n
-            piece = torch.arange(pieces, device=device)
-            column = used[row, None] + nth[:, None] * pieces + piece
-            tile = first + block[:, None] * pieces + piece
-            entry[row[:, None], column] = pack(tile, block_n, is_rest)
-            used = used + listed.counts[:, level] * pieces
-        else:
-            assert bits is not None
-            wanted = listed.bitmaps(None if is_rest else level, block_n // height)
-            keep = wanted != 0
-            tile = first + torch.arange(wanted.shape[1], device=device)
-            # what is not kept goes to the spare entry: any valid tile will do there
-            column = torch.where(keep, used[:, None] + keep.cumsum(1) - 1, width)
-            entry.scatter_(1, column, pack(tile, height, is_rest).expand_as(column))
-            bits.scatter_(1, column, wanted)
-            used = used + keep.sum(1)
-    return TileLists(entry, bits, used.int())
+@lru_cache(maxsize=16)
+def _video(blocks: Blocks, device: torch.device) -> Tensor:
+    """int64, ids of the blocks without text."""
+    with torch.inference_mode(False):
+        return (~blocks.text).nonzero().flatten().to(device)
 
 
-def _width(
-    counts: Tensor,
-    segments: list[tuple[int, bool]],
-    heights: dict[int, int],
-    block_n: int,
-    blocks: int,
-) -> int:
-    """A bound of the tiles in a row, from what the host knows; counts [rows, levels + 1]."""
-    need = torch.zeros_like(counts[:, 0])
-    for level, is_rest in segments:
-        tiles = -(-blocks * heights[level] // block_n)
-        pieces = max(1, heights[level] // block_n)
-        need += tiles if is_rest else (counts[:, level] * pieces).clamp(max=tiles)
-    return int(need.max())
+def _stored(plan: BlockPlan) -> tuple[int, ...]:
+    """Levels that the key buffer of a plan holds."""
+    return tuple(sorted({0, *plan.listed, plan.rest} - {SKIP}))
 
 
-class _Listed:
-    """The lists of a plan on the device. counts: int64 [rows, levels + 1]."""
-
-    def __init__(self, plan: BlockPlan, counts: Tensor, device: torch.device) -> None:
-        self.totals = counts.sum(0).tolist()
-        self.counts = counts.to(device)
-        self.starts = plan.starts.flatten(0, 2).to(device)
-        self.index = plan.index.to(device)
-        self.rows = torch.arange(len(counts), device=device)
-        self.blocks = len(plan.k_blocks)
-
-    def at(self, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each block listed at a level: its row, its id, its place among the row's blocks."""
-        count = self.counts[:, level]
-        row = torch.repeat_interleave(self.rows, count, output_size=self.totals[level])
-        nth = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        return row, self.index[self.starts[row, level] + nth], nth
-
-    def bitmaps(self, level: int | None, per_tile: int) -> Tensor:
-        """int64 [rows, tiles], bit i: the i-th block of the tile is listed at this level.
-
-        level None: it is not listed at all. per_tile: blocks in a tile, at most 64.
-        """
-        tiles = -(-self.blocks // per_tile)
-        bits = self.counts.new_zeros(len(self.rows) * tiles)
-        levels = [level] if level is not None else range(len(self.totals))
-        for each in levels:
-            row, block, _ = self.at(each)
-            one = torch.ones_like(block) << block % per_tile
-            bits.scatter_add_(0, row * tiles + block // per_tile, one)
-        bits = bits.view(-1, tiles)
-        if level is not None:
-            return bits
-        real = (self.blocks - torch.arange(tiles, device=bits.device) * per_tile).clamp(max=64)
-        every = torch.where(real < 64, (1 << real.clamp(max=63)) - 1, -1)
-        return ~bits & every
+def _empty_like(q: Tensor) -> Tensor:
+    """Uninitialised, in the memory layout of q: [B, H, S, D] or a view of [B, S, H, D]."""
+    if not q.transpose(1, 2).is_contiguous():
+        return q.new_empty(q.shape)
+    batch, heads, tokens, depth = q.shape
+    return q.new_empty(batch, tokens, heads, depth).transpose(1, 2)
 
 
-def _fill(x: Tensor, layout: KeyLayout) -> Tensor:
-    """Keys or values [B, H, Sk, D] in the layout of the buffer: [B, H, R, DP]."""
-    batch, heads, _, depth = x.shape
-    padded = next(width for width in HEAD_DIMS if width >= depth)
-    out = x.new_zeros(batch, heads, layout.rows, padded)
-    out[..., :depth].index_copy_(2, layout.slot, x)
-    tokens = out[:, :, : len(layout.blocks) * layout.blocks.size]
-    for level, first in layout.first.items():
-        if level:
-            count = layout.groups[level]
-            sums = tokens.unflatten(2, (len(count), 1 << level)).sum(3, dtype=torch.float32)
-            out[:, :, first : first + len(count)] = sums / count
-    return out
-
-
-def _moment(keys: Keys, layout: KeyLayout) -> Tensor:
-    """Mean over the video tokens of (k - mean of its block) v^T: float32 [B, H, DP, DP]."""
-    batch, heads, _, padded = keys.k.shape
-    blocks = layout.blocks
-    count = layout.groups[blocks.levels][layout.video, None]
-    out = keys.k.new_empty(batch * heads, padded, padded, dtype=torch.float32)
-    with torch.autocast(keys.k.device.type, enabled=False):
-        for head, pair in enumerate(zip(keys.k.flatten(0, 1), keys.v.flatten(0, 1), strict=True)):
-            k, v = (
-                x[: len(blocks) * blocks.size].view(-1, blocks.size, padded)[layout.video].float()
-                for x in pair
-            )
-            centred = k - k.sum(1, keepdim=True) / count  # v of a padding row is zero
-            out[head] = centred.flatten(0, 1).T @ v.flatten(0, 1) / count.sum()
-    return out.view(batch, heads, padded, padded)
-
-
-def _capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability; the interpreter stands for the oldest one."""
-    return CAPABILITY if device.type == "cpu" else torch.cuda.get_device_capability(device)
+def _capability(device: torch.device, form: str) -> tuple[int, int]:
+    """Compute capability; the interpreter stands for the oldest one that has the form."""
+    if device.type == "cpu":
+        return CAPABILITY if form == "pointer" else (9, 0)
+    return torch.cuda.get_device_capability(device)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
@@ -268,15 +212,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
 
 
 def _check_device(device: torch.device) -> None:
-    if device.type != "cuda" and not (device.type == "cpu" and triton_forward.interpreted()):
+    if refusal := gpu.refusal(device):
         raise ValueError(
-            f"tensors on {device}: the Triton engine needs a CUDA device; on a CPU use impl='cpu', "
-            "or set TRITON_INTERPRET=1 before the first import to test the kernels"
-        )
-    if device.type == "cuda" and _capability(device) < CAPABILITY:
-        raise ValueError(
-            f"compute capability {_capability(device)} of {device}: the Triton engine needs "
-            f"{CAPABILITY} or newer; use dense attention"
+            f"tensors on {device}: the Triton engine does not run there: {refusal}; "
+            "on a CPU use impl='cpu', else dense attention"
         )
 
 
@@ -287,9 +226,12 @@ def _check_plan(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit a plan of "
             f"{plan.q_blocks.tokens} queries and {plan.k_blocks.tokens} keys"
         )
-    rows = (*q.shape[:2], len(plan.q_blocks), plan.k_blocks.levels + 2)
-    if tuple(plan.starts.shape) != rows:
-        raise ValueError(f"plan.starts.shape={tuple(plan.starts.shape)}: expected {rows}")
+    rows = (*q.shape[:2], len(plan.q_blocks), len(plan.k_blocks))
+    if tuple(plan.levels.shape) != rows or plan.levels.device != q.device:
+        raise ValueError(
+            f"plan.levels of shape {tuple(plan.levels.shape)} on {plan.levels.device}: "
+            f"expected {rows} on {q.device}"
+        )
     for name, size in (("q_blocks", plan.q_blocks.size), ("k_blocks", plan.k_blocks.size)):
         if size not in BLOCK_SIZES:
             raise ValueError(

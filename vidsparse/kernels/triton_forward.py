@@ -14,6 +14,7 @@ In kernels: p_ pointer, o_ offsets, m_ mask, i_ index, b_ block in registers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -32,12 +33,16 @@ LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True)
 class Tiling:
-    """block_m queries x block_n keys per step, warps per program, stages of the K/V pipeline."""
+    """block_m queries x block_n keys per step, warps per program, stages of the K/V pipeline.
+
+    registers: the most that a thread may use, None leaves it to the compiler.
+    """
 
     block_m: int
     block_n: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,25 @@ class QueryRows:
     size: int
 
 
-def pack(tile: Tensor, height: int, is_rest: bool) -> Tensor:
-    """List entries, int32, of tiles with `height` rows (a power of two) to a key block."""
-    shift = height.bit_length() - 1
-    return (tile | shift << SHIFT_AT.value | int(is_rest) << REST_AT.value).int()
+@dataclass(frozen=True)
+class Scales:
+    """Of int8 q and k, as `triton_quant` makes them; contiguous float32.
+
+    q [B, H, nq * parts], one per block_m queries of a query block; k [B, H, R / block_n], one per
+    tile; shift [B, H, S], added to the LSE: (q . vector removed from every key) / sqrt(D).
+    """
+
+    q: Tensor
+    k: Tensor
+    shift: Tensor
+
+
+def word(height: int, is_rest: bool) -> int:
+    """List entry of tile 0 of a segment with `height` rows (a power of two) to a key block.
+
+    Or it with a tile number.
+    """
+    return (height.bit_length() - 1) << SHIFT_AT.value | int(is_rest) << REST_AT.value
 
 
 def interpreted() -> bool:
@@ -103,7 +123,49 @@ def first_order_rows(dtype: torch.dtype) -> int:
     return 32 if dtype == torch.float32 else 64
 
 
-@triton.jit(do_not_specialize=["heads", "tokens", "q_blocks", "width"])
+@triton.jit
+def online_softmax(b_s, b_max, b_sum, b_rest, is_rest, REST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One more tile of scores: 2^(s - max), the factor of earlier sums, the new max and sums."""
+    b_new = tl.maximum(b_max, tl.max(b_s, 1))
+    b_p = tl.math.exp2(b_s - b_new[:, None])
+    alpha = tl.math.exp2(b_max - b_new)
+    b_part = tl.sum(b_p, 1)
+    b_sum = b_sum * alpha + b_part
+    if REST:
+        b_rest = b_rest * alpha + b_part * is_rest
+    return b_p, alpha, b_new, b_sum, b_rest
+
+
+@triton.jit
+def store_rows(  # type: ignore[no-untyped-def]
+    b_acc,
+    b_max,
+    b_sum,
+    b_rest,
+    p_out,
+    p_lse,
+    p_rest,
+    p_shift,
+    m_out,
+    m_row,
+    REST: tl.constexpr,
+    QK8: tl.constexpr,
+):
+    """Output, LSE and rest share of finished rows; b_sum 0 stands for a row without a key."""
+    empty = b_sum == 0.0
+    b_safe = tl.where(empty, 1.0, b_sum)
+    b_inverse = 1.0 / b_safe
+    b_out = b_acc * b_inverse[:, None]
+    tl.store(p_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
+    b_lse = tl.where(empty, float("-inf"), (b_max + tl.math.log2(b_safe)) * LN_2)
+    if QK8:
+        b_lse += tl.load(p_shift, mask=m_row, other=0.0)
+    tl.store(p_lse, b_lse, mask=m_row)
+    if REST:
+        tl.store(p_rest, b_rest * b_inverse, mask=m_row)
+
+
+@triton.jit(do_not_specialize=["heads", "tokens", "q_blocks", "width", "key_tiles"])
 def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     p_q,
     p_k,
@@ -117,6 +179,9 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     p_out,
     p_lse,
     p_rest,
+    p_q_scale,
+    p_k_scale,
+    p_shift,
     q_batch,
     q_head,
     q_token,
@@ -130,6 +195,7 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     tokens,
     q_blocks,
     width,
+    key_tiles,
     D: tl.constexpr,
     DP: tl.constexpr,
     PARTS: tl.constexpr,
@@ -137,11 +203,13 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     BN: tl.constexpr,
     MASKED: tl.constexpr,
     REST: tl.constexpr,
+    QK8: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """s = scale q k^T + bias; out = sum 2^s v / sum 2^s; lse = ln 2 log2 sum 2^s.
 
-    scale: log2(e) / sqrt(D). With REST, rest is the share of sum 2^s in the tiles so marked.
+    scale: log2(e) / sqrt(D). With REST, rest is the share of sum 2^s in the tiles so marked. With
+    QK8, q and k are int8, their scales stand one per tile, and shift is added to lse.
     Grid (nq * PARTS, B * H): PARTS programs of BM queries to a query block.
     """
     i_part = tl.program_id(0)
@@ -167,6 +235,8 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     i_row = i_bh * q_blocks + i_block
     p_next = p_entry + i_row * width
     count = tl.where(first < rows, tl.load(p_count + i_row), 0)
+    if QK8:
+        scale *= tl.load(p_q_scale + i_bh * q_blocks * PARTS + i_part)
 
     b_max = tl.full([BM], -1e30, tl.float32)  # finite: a tile may be masked for every row
     b_sum = tl.zeros([BM], tl.float32)
@@ -177,41 +247,31 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
         p_next_bits = p_bits + i_row * width
         bits = tl.load(p_next_bits)
     for i in tl.range(0, count, num_stages=STAGES):
-        row = (entry & TILE_MASK).to(tl.int64) * BN
+        tile = entry & TILE_MASK
+        row = tile.to(tl.int64) * BN
         shift = (entry >> SHIFT_AT) & 0xF
+        is_rest = (entry >> REST_AT).to(tl.float32)
         b_k = tl.load(p_kt + row * DP)
         b_v = tl.load(p_vn + row * DP)
         b_bias = tl.load(p_bias + row + o_n)
-        if REST:
-            is_rest = (entry >> REST_AT).to(tl.float32)
+        factor = scale
+        if QK8:
+            factor = scale * tl.load(p_k_scale + i_bh * key_tiles + tile)
         entry = tl.load(p_next + i + 1)
         if MASKED:
             wanted = (bits >> (o_n >> shift)) & 1
             b_bias = tl.where(wanted != 0, b_bias, float("-inf"))
             bits = tl.load(p_next_bits + i + 1)
-        b_s = tl.dot(b_q, b_k, input_precision="ieee") * scale + b_bias[None, :]
-        b_new = tl.maximum(b_max, tl.max(b_s, 1))
-        b_p = tl.math.exp2(b_s - b_new[:, None])
-        alpha = tl.math.exp2(b_max - b_new)
-        b_part = tl.sum(b_p, 1)
-        b_sum = b_sum * alpha + b_part
-        if REST:
-            b_rest = b_rest * alpha + b_part * is_rest
+        b_s = tl.dot(b_q, b_k, input_precision="ieee").to(tl.float32) * factor + b_bias[None, :]
+        b_p, alpha, b_max, b_sum, b_rest = online_softmax(b_s, b_max, b_sum, b_rest, is_rest, REST)
         b_acc = b_acc * alpha[:, None]
         b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
-        b_max = b_new
 
-    empty = b_sum == 0.0
-    b_safe = tl.where(empty, 1.0, b_sum)
-    b_inverse = 1.0 / b_safe
-    b_out = b_acc * b_inverse[:, None]
     out_base = p_out + i_b * out_batch + i_h * out_head
     p_o = out_base + o_q[:, None] * out_token + o_d[None, :]
-    tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=m_q)
-    b_lse = tl.where(empty, float("-inf"), (b_max + tl.math.log2(b_safe)) * LN_2)
-    tl.store(p_lse + i_bh * tokens + o_q, b_lse, mask=m_m)
-    if REST:
-        tl.store(p_rest + i_bh * tokens + o_q, b_rest * b_inverse, mask=m_m)
+    o_t = i_bh * tokens + o_q
+    p_l, p_r, p_s = p_lse + o_t, p_rest + o_t, p_shift + o_t
+    store_rows(b_acc, b_max, b_sum, b_rest, p_o, p_l, p_r, p_s, m_q, m_m, REST, QK8)
 
 
 @triton.jit(do_not_specialize=["heads", "tokens"])
@@ -267,19 +327,46 @@ def sparse_forward(
     out: Tensor,
     lse: Tensor,
     rest: Tensor | None = None,
+    scales: Scales | None = None,
 ) -> None:
     """Run `sparse_forward_kernel`; writes out, lse and, if given, rest.
 
-    q [B, H, S, D] with stride 1 in D; out like q, strides of its own; lse, rest float32 [B, H, S],
-    contiguous: natural-log LSE (-inf where a row has no key) and the share of the `rest` tiles.
+    q [B, H, S, D] with stride 1 in D; out [B, H, S, D], strides of its own; lse, rest float32
+    [B, H, S], contiguous: natural-log LSE (-inf where a row has no key) and the share of the `rest`
+    tiles. With scales, q and keys.k are int8.
+    """
+    operands = q, keys, lists, rows, shape, out, lse, rest, scales
+    launch(sparse_forward_kernel, keys.k, keys.v, keys.k.stride()[:2], *operands)
+
+
+def launch(
+    kernel: Any,
+    k: Any,
+    v: Any,
+    key_strides: tuple[int, ...],
+    q: Tensor,
+    keys: Keys,
+    lists: TileLists,
+    rows: QueryRows,
+    shape: Tiling,
+    out: Tensor,
+    lse: Tensor,
+    rest: Tensor | None,
+    scales: Scales | None,
+    **flags: bool,
+) -> None:
+    """Run one form of the forward: a kernel with the parameters of `sparse_forward_kernel`.
+
+    k, v, key_strides: the keys as the kernel takes them; flags: its further constants.
     """
     batch, heads, tokens, depth = q.shape
     parts = rows.size // shape.block_m
+    limit = {} if shape.registers is None else {"maxnreg": shape.registers}
     with torch.cuda.device_of(q):
-        sparse_forward_kernel[(rows.start.numel() * parts, batch * heads)](
+        kernel[(rows.start.numel() * parts, batch * heads)](
             q,
-            keys.k,
-            keys.v,
+            k,
+            v,
             keys.bias,
             lists.entry,
             lists.entry if lists.bits is None else lists.bits,
@@ -289,14 +376,16 @@ def sparse_forward(
             out,
             lse,
             lse if rest is None else rest,
+            *((lse, lse, lse) if scales is None else (scales.q, scales.k, scales.shift)),
             *q.stride()[:3],
             *out.stride()[:3],
-            *keys.k.stride()[:2],
+            *key_strides,
             depth**-0.5 * LOG2_E,
             heads,
             tokens,
             rows.start.numel(),
             lists.entry.shape[1],
+            keys.k.shape[2] // shape.block_n,
             D=depth,
             DP=keys.k.shape[3],
             PARTS=parts,
@@ -304,9 +393,12 @@ def sparse_forward(
             BN=shape.block_n,
             MASKED=lists.bits is not None,
             REST=rest is not None,
+            QK8=scales is not None,
             STAGES=shape.stages,
             num_warps=shape.warps,
             enable_fp_fusion=True,
+            **limit,
+            **flags,
         )
 
 

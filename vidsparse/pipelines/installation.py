@@ -65,7 +65,7 @@ class Installation:
         self.handles.append(transformer.register_forward_pre_hook(before))
         for layer, module in enumerate(modules):
             stock = module.processor
-            link = Link(forward, layer, self.config, self._record)
+            link = Link(forward, layer, self.config, self._record, weakref.ref(module))
             ours = self.adapter.sparse.replacing(stock, link)
             self.slots.append((module, stock, ours))
             module.processor = ours
@@ -116,7 +116,7 @@ class Installation:
         self.report = RunReport(self.preset, self.config)
 
     def _record(self, context: StepContext, result: AttentionResult) -> None:
-        self.report.add(context, result.density, result.reason, result.seconds)
+        self.report.add(context, result.head_density, result.reason, result.seconds)
 
 
 def check_stock(adapter: Adapter, name: str, transformer: nn.Module) -> None:

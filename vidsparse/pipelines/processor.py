@@ -1,28 +1,34 @@
 """SparseProcessor: a model's stock attention processor with vidsparse as attention primitive.
 
 Everything around the attention itself stays the model's own code: we run the stock `__call__`, in
-which one global name, that of the attention primitive, means our function for the duration of the
-call. So projections (LoRA, quantised, fused), norms, rotary embedding, type casts and output
-projection are stock by construction and follow diffusers as it changes; a dense call is bit for
-bit the stock one. A `__call__` of our own would have to repeat the rotary embedding, which the
-stock code keeps in a nested function, and would rot. Nothing global is patched: the name is bound
-in a copy of the function's globals, which takes microseconds.
+which one global name, that of the attention primitive, means our function. So projections (LoRA,
+quantised, fused), norms, rotary embedding, type casts and output projection are stock by
+construction and follow diffusers as it changes; a dense call is bit for bit the stock one. A
+`__call__` of our own would have to repeat the rotary embedding, which the stock code keeps in a
+nested function, and would rot. Nothing global is patched: the name is bound in a copy of the
+function's globals.
 
-torch.compile does not look inside: blocks around are compiled, attention is a graph break.
+torch.compile sees one operator, `vidsparse::attention`, and traces everything around it into one
+graph. What the operator needs beside tensors it finds by `site`, a 0-d tensor, so a graph serves
+every layer and every step.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import CodeType, FunctionType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
-from vidsparse.attention import AttentionResult, attend
+from vidsparse.attention import AttentionResult, attend, full_density
 from vidsparse.config import SparseConfig
 from vidsparse.pipelines import Forward
 from vidsparse.pipelines.hooks import skips_scores
@@ -36,13 +42,14 @@ class Link:
     """What ties a processor to an accelerated pipeline.
 
     forward: of its transformer. layer: index of its module, 0-based. record: takes the context and
-    the result of each call.
+    the result of each call. module: weak reference to the attention module.
     """
 
     forward: Forward
     layer: int
     config: SparseConfig
     record: Callable[[StepContext, AttentionResult], None]
+    module: weakref.ref[nn.Module]
 
 
 class SparseProcessor:
@@ -53,6 +60,15 @@ class SparseProcessor:
     """
 
     link: Link | None = None
+    site: Tensor | None = None
+    dense: ClassVar[Callable[..., Tensor]]
+    stock: ClassVar[Callable[..., Any]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        function = inspect.unwrap(cls.__mro__[2].__call__)
+        cls.dense = staticmethod(function.__globals__.get(PRIMITIVE))
+        cls.stock = rebound(function, PRIMITIVE, primitive)
 
     @classmethod
     def replacing(cls, stock: Any, link: Link) -> Self:
@@ -60,24 +76,37 @@ class SparseProcessor:
         new = cls()
         new.__dict__.update(stock.__dict__)
         new.link = link
+        number = next(_numbers)
+        new.site = torch.tensor(number)
+        _sites[number] = new
         return new
 
     def settings(self) -> dict[str, Any]:
         """What others have set on this processor, for example the attention backend."""
-        return {name: value for name, value in self.__dict__.items() if name != "link"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("link", "site")}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.settings()
 
-    def run(self, stock: Callable[..., Any], attn: nn.Module, *args: Any) -> Any:
-        """`stock(self, attn, *args)`, a self-attention call, with our attention primitive.
+    def run(self, attn: nn.Module, *args: Any) -> Any:
+        """The stock `__call__(attn, *args)`, a self-attention call, with our attention primitive.
 
         args: as for the stock processor; the first is hidden_states [B, tokens, C].
         """
-        if self.link is None:
-            return stock(self, attn, *args)
-        link, grid, context = self.link, self.link.forward.grid, self.link.forward.context
-        if grid is None or context is None:
+        if torch.compiler.is_compiling():
+            _running.site = self.site
+            return self.stock(attn, *args)
+        _running.processor = self
+        try:
+            return self.stock(attn, *args)
+        finally:
+            _running.processor = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dense: Any) -> Tensor:
+        """q, k, v [B, tokens, H, D], after norm and RoPE -> [B, tokens, H, D]."""
+        link = self.link
+        grid, context = (link.forward.grid, link.forward.context) if link else (None, None)
+        if link is None or grid is None or context is None:
             raise RuntimeError(
                 "accelerated attention ran outside a call of its transformer, where vidsparse "
                 "learns grid and step: call transformer(...), not transformer.forward(...), or "
@@ -87,37 +116,58 @@ class SparseProcessor:
             raise RuntimeError(
                 "vidsparse does not support context parallelism: restore_pipeline first"
             )
-        grid.check(args[0].shape[1])
+        grid.check(q.shape[1])
         context = replace(context, layer=link.layer)
-        function = inspect.unwrap(stock)
-        stock_primitive = function.__globals__.get(PRIMITIVE)
+        module = link.module()
+        reason = "masked" if mask is not None else None
+        reason = "layer-skip" if module is not None and skips_scores(module) else reason
+        if reason:
+            result = AttentionResult(dense(q, k, v), None, None, full_density(q.shape[2]), reason)
+        else:
+            result = attend(
+                q,
+                k,
+                v,
+                grid=grid,
+                config=link.config,
+                context=context,
+                hoisted=True,
+                dense_path=dense,
+            )
+        link.record(context, result)
+        return result.out
 
-        def primitive(
-            query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **options: Any
-        ) -> Tensor:
-            """query, key, value [B, tokens, H, D], after norm and RoPE."""
-            dense = partial(stock_primitive, attn_mask=attn_mask, **options)
-            reason = "masked" if attn_mask is not None else None
-            reason = "layer-skip" if skips_scores(attn) else reason
-            if reason:
-                heads = query.shape[2]
-                out = dense(query, key, value)
-                result = AttentionResult(out, None, None, (1.0,) * heads, reason)
-            else:
-                result = attend(
-                    query,
-                    key,
-                    value,
-                    grid=grid,
-                    config=link.config,
-                    context=context,
-                    hoisted=True,
-                    dense_path=dense,
-                )
-            link.record(context, result)
-            return result.out
 
-        return rebound(function, PRIMITIVE, primitive)(self, attn, *args)
+_numbers = itertools.count()
+_sites: weakref.WeakValueDictionary[int, SparseProcessor] = weakref.WeakValueDictionary()
+_running = threading.local()
+"""`processor`, whose stock code this thread runs, or while it is compiled its `site`."""
+
+
+def primitive(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    """Stands in for the attention primitive of the stock code; options: its other arguments."""
+    if torch.compiler.is_compiling():
+        return attention_op(query, key, value, attn_mask, _running.site)
+    processor: SparseProcessor = _running.processor
+    dense = partial(processor.dense, attn_mask=attn_mask, **options)
+    return processor.attend(query, key, value, attn_mask, dense)
+
+
+@torch.library.custom_op("vidsparse::attention", mutates_args=())
+def attention_op(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, site: Tensor) -> Tensor:
+    """`SparseProcessor.attend` as one node of a compiled graph; out [B, tokens, H, D]."""
+    processor = _sites[int(site)]
+    backend = getattr(processor, "_attention_backend", None)
+    dense = partial(processor.dense, attn_mask=mask, backend=backend)
+    out = processor.attend(q, k, v, mask, dense).contiguous()
+    return out.clone() if out.data_ptr() == v.data_ptr() else out  # a skipped layer gives v
+
+
+@attention_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, site: Tensor) -> Tensor:
+    return q.new_empty(q.shape)
 
 
 def rebound(function: Callable[..., Any], name: str, meaning: Callable[..., Any]) -> FunctionType:
@@ -129,6 +179,7 @@ def rebound(function: Callable[..., Any], name: str, meaning: Callable[..., Any]
     if name not in _names(code):
         raise TypeError(f"{function.__qualname__} does not call {name}: vidsparse cannot enter it")
     scope = {**function.__globals__, name: meaning}
+    scope.pop("__name__")  # by it torch.compile would look names up in the stock module
     new = FunctionType(code, scope, function.__name__, function.__defaults__, function.__closure__)
     new.__kwdefaults__ = function.__kwdefaults__
     return new

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 from typing import Any
+
+from torch import Tensor
 
 from vidsparse.config import SparseConfig
 from vidsparse.plan import Branch, StepContext
@@ -20,16 +22,22 @@ PACKAGES = ("vidsparse", "torch", "diffusers", "transformers", "triton")
 class Call:
     """One self-attention call.
 
-    density: kept fraction of the work per head, in (0, 1]. reason: None for a sparse call, else why
-    it was dense: a code of `vidsparse.attention.REASONS`, "masked" or "layer-skip".
+    head_density: kept fraction of the work per head, in (0, 1], where it was computed: to read it
+    is to wait for a GPU. reason: None for a sparse call, else why it was dense: a code of
+    `vidsparse.attention.REASONS`.
     """
 
     step: int
     layer: int
     branch: Branch
     transformer: str
-    density: tuple[float, ...]
+    head_density: Tensor
     reason: str | None
+
+    @cached_property
+    def density(self) -> tuple[float, ...]:
+        """The head densities as numbers."""
+        return tuple(self.head_density.tolist())
 
     @property
     def mean_density(self) -> float:
@@ -56,7 +64,7 @@ class RunReport:
     def add(
         self,
         context: StepContext,
-        density: Sequence[float],
+        head_density: Tensor,
         reason: str | None,
         seconds: dict[str, float],
     ) -> None:
@@ -68,7 +76,7 @@ class RunReport:
                 context.layer,
                 context.branch,
                 context.transformer,
-                tuple(density),
+                head_density,
                 reason,
             )
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
 from diffusers.models.transformers.transformer_wan import (
     WanAttention,
@@ -26,7 +25,6 @@ from vidsparse.plan import TokenGrid
 class WanSparseProcessor(SparseProcessor, WanAttnProcessor):
     """`WanAttnProcessor` with block-sparse self-attention."""
 
-    @torch.compiler.disable
     def __call__(
         self,
         attn: WanAttention,
@@ -37,9 +35,9 @@ class WanSparseProcessor(SparseProcessor, WanAttnProcessor):
     ) -> Tensor:
         """As the stock processor: hidden_states [B, tokens, C] -> [B, tokens, C]."""
         arguments = (hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        if encoder_hidden_states is not None:
-            return super().__call__(attn, *arguments)
-        return self.run(WanAttnProcessor.__call__, attn, *arguments)
+        if self.link is None or encoder_hidden_states is not None:
+            return WanAttnProcessor.__call__(self, attn, *arguments)
+        return self.run(attn, *arguments)
 
 
 def skipped(attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

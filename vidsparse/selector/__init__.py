@@ -3,8 +3,9 @@
 A method is a file here with
 
     class Params
-        frozen dataclass, first field `name`; its other fields are the YAML keys. `spends_budget`
-        says whether the plan's density is the budget whatever q and k are.
+        frozen dataclass, first field `name`; its other fields are the YAML keys. `levels`: those
+        that it may give, ascending. `spends_budget`: whether the plan's density is the budget
+        whatever q and k are.
     def select(scores, forced, density, k_blocks, params) -> Tensor
         int8 [B, H, nq, nk]: 0 exact, l = pooled by 2^l, SKIP = not listed (left to the
         compensation).

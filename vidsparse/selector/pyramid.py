@@ -12,11 +12,13 @@ crossing block
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidsparse.config import require
+from vidsparse.kernels import gpu
 from vidsparse.plan import SKIP, Blocks, Scores
 
 MODES = ("quota", "mass")
@@ -73,10 +75,18 @@ def select(
     require(
         params.levels[-1] <= top, "selector.levels", params.levels, f"at most {top} = log2(block_k)"
     )
+    if triton := gpu.kernels("triton_select", scores.value):
+        return _select_in_triton(triton, scores, forced, density, k_blocks, params)
     ranked = scores.ranked(forced)
-    fixed = forced.expand_as(ranked).gather(-1, ranked) | (torch.arange(nk) < params.min_blocks)
+    first = torch.arange(nk, device=ranked.device) < params.min_blocks
+    fixed = forced.expand_as(ranked).gather(-1, ranked) | first
     if params.mode == "quota":
-        by_rank = _by_quota(density, nk, params).expand_as(ranked)
+        by_rank = torch.full((nk,), SKIP)
+        begin = 0
+        for level, end in zip(params.levels, _quota_ends(density, nk, params), strict=True):
+            by_rank[begin:end] = level
+            begin = end
+        by_rank = by_rank.to(ranked.device).expand_as(ranked)
     else:
         mass = scores.mass(k_blocks).double().nan_to_num(0.0)
         by_rank = _by_mass(mass.gather(-1, ranked), params)
@@ -86,15 +96,26 @@ def select(
     return torch.empty_like(by_rank, dtype=torch.int8).scatter_(-1, ranked, by_rank.to(torch.int8))
 
 
-def _by_quota(density: float, nk: int, params: Params) -> Tensor:
-    """int64 [nk]: level of the block at each rank; the row's cost is the budget."""
-    by_rank = torch.full((nk,), SKIP)
-    first = 0.0
+def _select_in_triton(
+    triton: Any, scores: Scores, forced: Tensor, density: float, k_blocks: Blocks, params: Params
+) -> Tensor:
+    """`select` on a GPU."""
+    nk, value = len(k_blocks), scores.value
+    last = params.min_blocks, density * nk
+    if params.mode == "quota":
+        ends = _quota_ends(density, nk, params)
+        return triton.select_quota(value, forced, params.levels, ends, *last)
+    count = k_blocks.on(value.device).count
+    return triton.select_mass(value, scores.kind, forced, count, params.levels, params.mass, *last)
+
+
+def _quota_ends(density: float, nk: int, params: Params) -> list[int]:
+    """The rank at which each level ends; a row that follows them costs the budget."""
+    ends, end = [], 0.0
     for level, share in zip(params.levels, params.shares, strict=True):
-        last = first + share * density * nk * 2**level
-        by_rank[int(first + 1e-9) : int(last + 1e-9)] = level
-        first = last
-    return by_rank
+        end += share * density * nk * 2**level
+        ends.append(min(nk, int(end + 1e-9)))
+    return ends
 
 
 def _by_mass(sorted_mass: Tensor, params: Params) -> Tensor:
@@ -102,7 +123,7 @@ def _by_mass(sorted_mass: Tensor, params: Params) -> Tensor:
     before = sorted_mass.cumsum(-1).roll(1, -1)
     before[..., 0] = 0
     total = sorted_mass.sum(-1, keepdim=True)
-    by_rank = torch.full(sorted_mass.shape, SKIP)
+    by_rank = torch.full(sorted_mass.shape, SKIP, device=sorted_mass.device)
     for level, bound in reversed(list(zip(params.levels, params.mass, strict=True))):
         by_rank[before < bound * total - 1e-12] = level
     return by_rank

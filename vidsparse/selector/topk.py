@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.config import require
+from vidsparse.kernels import gpu
 from vidsparse.plan import SKIP, Blocks, Scores
 
 
@@ -19,6 +20,7 @@ class Params:
 
     name: str = "topk"
     min_blocks: int = 1
+    levels: ClassVar[tuple[int, ...]] = (0,)
     spends_budget: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -31,6 +33,8 @@ def select(
     """Levels 0 and SKIP, int8 [B, H, nq, nk]; exactly k (or the forced) blocks per row."""
     nk = len(k_blocks)
     k = min(nk, max(params.min_blocks, int(density * nk + 1e-9)))
+    if triton := gpu.kernels("triton_select", scores.value):
+        return triton.select_topk(scores.value, forced, k)
     ranked = scores.ranked(forced)
     keep = torch.zeros_like(scores.value, dtype=torch.bool).scatter_(-1, ranked[..., :k], True)
     return torch.where(keep | forced, 0, SKIP).to(torch.int8)

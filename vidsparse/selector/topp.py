@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.config import require
+from vidsparse.kernels import gpu
 from vidsparse.plan import SKIP, Blocks, Scores
 
 
@@ -21,6 +22,7 @@ class Params:
     name: str = "topp"
     p: float = 0.9
     min_blocks: int = 1
+    levels: ClassVar[tuple[int, ...]] = (0,)
     spends_budget: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -33,13 +35,18 @@ def select(
 ) -> Tensor:
     """Levels 0 and SKIP, int8 [B, H, nq, nk]. Forced blocks come first and their mass counts."""
     nk = len(k_blocks)
+    cap = max(params.min_blocks, int(density * nk + 1e-9))
+    if triton := gpu.kernels("triton_select", scores.value):
+        count = k_blocks.on(scores.value.device).count
+        return triton.select_topp(
+            scores.value, scores.kind, forced, count, params.p, params.min_blocks, cap
+        )
     mass = scores.mass(k_blocks).double().nan_to_num(0.0)
     ranked = scores.ranked(forced)
     before = mass.gather(-1, ranked).cumsum(-1).roll(1, -1)
     before[..., 0] = 0
-    rank = torch.arange(nk)
+    rank = torch.arange(nk, device=mass.device)
     wanted = before < params.p * mass.sum(-1, keepdim=True) - 1e-12
-    cap = max(params.min_blocks, int(density * nk + 1e-9))
     wanted = ((rank < params.min_blocks) | wanted) & (rank < cap)
     keep = torch.zeros_like(wanted).scatter_(-1, ranked, wanted)
     return torch.where(keep | forced, 0, SKIP).to(torch.int8)

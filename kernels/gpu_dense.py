@@ -1,0 +1,132 @@
+"""What sparse attention is measured against: dense attention, FlexAttention with the same mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gpu_results import in_words
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vidsparse.plan import BlockPlan, Blocks
+
+Act = Callable[[], Tensor]
+FLEX_TILE = (128, 64)
+"""Most rows and columns of a tile of FlexAttention; its blocks must be multiples."""
+
+
+def dense_acts(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Act]:
+    """Dense attention by every backend that takes these tensors: name -> [B, H, S, D].
+
+    q, k, v [B, H, S, D]. On a CPU whatever torch takes.
+    """
+    if not q.is_cuda:
+        return {"sdpa": partial(F.scaled_dot_product_attention, q, k, v)}
+    backends: dict[str, Callable[..., Tensor]] = {
+        "sdpa-cudnn": partial(_sdpa, SDPBackend.CUDNN_ATTENTION),
+        "sdpa-flash": partial(_sdpa, SDPBackend.FLASH_ATTENTION),
+    }
+    if flash := flash_attention_3():
+        backends["fa3"] = partial(_fa3, flash)
+    acts: dict[str, Act] = {}
+    for name, backend in backends.items():
+        try:
+            backend(*(x[:, :1, :256] for x in (q, k, v)))
+        except (RuntimeError, TypeError) as error:
+            print(f"no {name}: {in_words(error)}")
+        else:
+            acts[name] = partial(backend, q, k, v)
+    return acts
+
+
+def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel([backend]):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+@lru_cache(maxsize=1)
+def flash_attention_3() -> Any:
+    """`flash_attn_func` of FlashAttention-3, None if it is not installed."""
+    try:
+        return import_module("flash_attn_interface").flash_attn_func
+    except ImportError:
+        return None
+
+
+def _fa3(function: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = function(*(x.transpose(1, 2) for x in (q, k, v)))
+    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+
+class Flex:
+    """FlexAttention over the exact blocks of plans of one shape; it is compiled once.
+
+    Its blocks are all of one size, so video and text are padded to whole blocks beforehand, which
+    is not timed; short blocks go through its mask, full ones do not.
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, q_blocks: Blocks, k_blocks: Blocks) -> None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        self.q_blocks, self.k_blocks = q_blocks, k_blocks
+        self.q = _padded(q, q_blocks)
+        self.k, self.v = (_padded(x, k_blocks) for x in (k, v))
+        self.short = (k_blocks.count < k_blocks.size).to(q.device)
+        real = _slots(k_blocks, q.device)[1]
+        tile = (min(n, b.size) for n, b in zip(FLEX_TILE, (q_blocks, k_blocks), strict=True))
+        options: Any = dict(zip(("BLOCK_M", "BLOCK_N"), tile, strict=True))
+
+        def mask(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return real[j]
+
+        def run(q: Tensor, k: Tensor, v: Tensor, blocks: Any) -> Any:
+            return flex_attention(q, k, v, block_mask=blocks, kernel_options=options)
+
+        self.mask = mask
+        self.run = torch.compile(run, dynamic=False)
+
+    def act(self, plan: BlockPlan) -> Act:
+        """A call with the mask of a plan; the mask is built here, outside the timing."""
+        from torch.nn.attention.flex_attention import BlockMask
+
+        listed = plan.levels == 0
+        partly, full = _counted(listed & self.short), _counted(listed & ~self.short)
+        built = BlockMask.from_kv_blocks(
+            *partly,
+            *full,
+            BLOCK_SIZE=(self.q_blocks.size, self.k_blocks.size),
+            mask_mod=self.mask,
+            seq_lengths=(self.q.shape[2], self.k.shape[2]),
+        )
+        return lambda: self.run(self.q, self.k, self.v, built)
+
+    def tokens(self, out: Tensor) -> Tensor:
+        """The rows of an output that stand for tokens, [B, H, S, D]."""
+        return out[:, :, _slots(self.q_blocks, out.device)[0]]
+
+
+def _counted(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """bool [B, H, nq, nk] -> numbers int32 [B, H, nq], ids in front int32 [B, H, nq, nk]."""
+    ids = torch.argsort((~wanted).to(torch.int8), dim=-1, stable=True)
+    return wanted.sum(-1, dtype=torch.int32), ids.int()
+
+
+def _slots(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row of each token among padded blocks, int64 [S], and which rows hold a token, bool."""
+    owner = blocks.owner
+    slot = owner * blocks.size + torch.arange(blocks.tokens) - blocks.start[owner]
+    real = torch.zeros(len(blocks) * blocks.size, dtype=torch.bool)
+    real[slot] = True
+    return slot.to(device), real.to(device)
+
+
+def _padded(x: Tensor, blocks: Blocks) -> Tensor:
+    """x [B, H, S, D] with every block padded by zeros to its nominal size."""
+    slot, real = _slots(blocks, x.device)
+    out = x.new_zeros(*x.shape[:2], len(real), x.shape[3])
+    return out.index_copy_(2, slot, x)

@@ -1,0 +1,58 @@
+"""How a GPU script starts: on a GPU, or in a dry run on the CPU in Triton's interpreter.
+
+Imports nothing heavy: the interpreter has to be asked for before triton is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpu_results import Machine
+
+ROOT = Path(__file__).resolve().parent.parent
+FORMS = ("pointer", "tma", "ws")
+
+
+def machine_for(
+    dry: bool,
+    folder: Path | None,
+    seconds: float,
+    forms: tuple[str, ...],
+    fail: Callable[[str], Any],
+) -> Machine:
+    """The machine of this process. folder None: kernels/results, in a dry run one under /tmp.
+
+    fail: told in words what is missing.
+    """
+    if unknown := set(forms) - set(FORMS):
+        fail(f"no form {', '.join(sorted(unknown))}: there are {', '.join(FORMS)}")
+    deadline = time.monotonic() + seconds
+    if dry:
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif os.environ.get("TRITON_INTERPRET") == "1":
+        fail("unset TRITON_INTERPRET, which is for --dry-run")
+    import torch
+
+    if dry:
+        sys.path.append(str(ROOT / "tests"))
+        import_module("interpreter").install()
+        torch.set_num_threads(1)
+    elif not torch.cuda.is_available():
+        fail("no CUDA GPU here; --dry-run runs everything small in Triton's CPU interpreter")
+    from gpu_results import FOLDER, Machine
+
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    folder = folder or (Path("/tmp/vidsparse-dry-run") if dry else FOLDER)
+    device = torch.device("cpu") if dry else torch.device("cuda", 0)
+    if not dry:
+        major = torch.cuda.get_device_capability()[0]
+        forms = forms if major in (9, 10) else ("pointer",)
+    return Machine(device, folder, deadline, forms)

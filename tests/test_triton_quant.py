@@ -1,0 +1,145 @@
+"""int8 queries and keys: what is rounded, and the sparse forward on them against float64.
+
+TRITON_INTERPRET=1 pytest -m interp
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+if os.environ.get("TRITON_INTERPRET", "0") != "1":
+    pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
+
+from functools import partial
+
+from tiles import BLOCK_N, Problem, assert_right, calm, problem
+
+from vidsparse.kernels import reference, triton_engine, triton_forward, triton_forward_hopper
+from vidsparse.kernels.triton_quant import int8_operands, key_mean, quantise, quantise_queries
+from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+
+pytestmark = pytest.mark.interp
+
+FORMS: dict[str, Any] = {
+    "pointer": triton_forward.sparse_forward,
+    "tma": partial(triton_forward_hopper.sparse_forward, form="tma"),
+    "ws": partial(triton_forward_hopper.sparse_forward, form="ws"),
+}
+TOLERANCE = 2e-2
+"""Relative L2 of the output; 1.3e-2 is what rounding of normal data to int8 costs."""
+
+LSE_TOLERANCE = 5e-2
+"""Absolute, of LSE and rest share: rows of few keys see single logits, off by 1.3e-2 (rms)."""
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with calm():
+        yield
+
+
+def run(given: Problem, form: str, subtract_mean: bool = True) -> tuple[Tensor, Tensor, Any]:
+    outputs = given.outputs()
+    q, keys, scales = int8_operands(given.q, given.keys, given.rows, given.shape, subtract_mean)
+    assert q.dtype == keys.k.dtype == torch.int8 and keys.v is given.keys.v
+    FORMS[form](q, keys, given.lists, given.rows, given.shape, *outputs, scales)
+    return outputs
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["plain", "masked+rest"])
+@pytest.mark.parametrize("depth", [64, 96, 128])
+@pytest.mark.parametrize("form", FORMS)
+def test_forward(form: str, depth: int, full: bool) -> None:
+    """Pooled rows, ragged tiles and an offset common to all keys, which must cost nothing."""
+    given = problem(depth, masked=full, rest=full, key_offset=3.0)
+    assert_right(given, run(given, form), TOLERANCE, LSE_TOLERANCE)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_float16(form: str) -> None:
+    given = problem(64, torch.float16, masked=True, rest=True, counts=(43, 128))
+    assert_right(given, run(given, form), TOLERANCE, LSE_TOLERANCE)
+
+
+def test_the_mean_is_what_saves_it() -> None:
+    """Without its removal the offset takes the bits that tell keys apart."""
+    given = problem(key_offset=8.0)
+    want = given.expected()[0]
+    kept, removed = (
+        (run(given, "pointer", mean)[0].double() - want).norm() / want.norm()
+        for mean in (False, True)
+    )
+    assert removed < TOLERANCE and removed < kept / 2
+
+
+def test_several_tiles_of_queries() -> None:
+    given = problem(masked=True, batch=2, counts=(128, 64, 65, 3), block_m=64)
+    assert_right(given, run(given, "pointer"), TOLERANCE, LSE_TOLERANCE)
+
+
+@pytest.mark.parametrize("subtract_mean", [False, True], ids=["as is", "mean removed"])
+def test_keys(subtract_mean: bool) -> None:
+    """Half a step off at most; peaks reach 127; padding has no part in mean or scale."""
+    keys = problem(batch=2, key_offset=5.0).keys
+    x, bias = keys.k, keys.bias
+    made = quantise(x, BLOCK_N, subtract_mean, bias)
+    real = bias > float("-inf")
+    weight = bias.double().exp2()
+    mean = (x.double() * weight[:, None]).sum(2) / weight.sum()
+    if subtract_mean:
+        assert made.mean is not None and made.mean.dtype == torch.float32
+        assert (made.mean.double() - mean).abs().max() < 1e-5
+        mean = made.mean.double()
+    else:
+        assert made.mean is None
+        mean = torch.zeros_like(mean)
+    step = made.scale.repeat_interleave(BLOCK_N, 2)[..., None]
+    error = (made.values * step.double() + mean[:, :, None] - x.double())[:, :, real]
+    assert (error.abs() <= step[:, :, real] * 0.5001).all()
+    assert not made.values[:, :, ~real].any()
+    peaks = made.values.abs().unflatten(2, (-1, BLOCK_N)).amax((3, 4))
+    holds = real.view(-1, BLOCK_N).any(1)
+    assert (peaks[:, :, holds] == 127).all()
+    assert (made.scale[:, :, ~holds] == 1).all() and made.scale.dtype == torch.float32
+
+
+def test_mean_of_many_slabs() -> None:
+    x = torch.randn(1, 2, 2112, 64).half() + 1
+    bias = torch.randint(0, 4, (2112,)).float()
+    weight = bias.double().exp2()
+    want = (x.double() * weight[:, None]).sum(2) / weight.sum()
+    assert (key_mean(x, bias).double() - want).abs().max() < 1e-5
+
+
+def test_queries() -> None:
+    """Every token once, one scale per tile of a block, the shift of the LSE."""
+    given = problem(96, counts=(128, 43, 128, 1), block_m=64)
+    mean = torch.randn(1, 2, 128)
+    mean[..., 96:] = 0.0
+    made, shift = quantise_queries(given.q, given.rows, 64, mean)
+    assert made.values.shape == given.q.shape and made.scale.shape == (1, 2, 8)
+    want = (given.q.double() * mean[:, :, None, :96].double()).sum(-1) / 96**0.5
+    assert (shift.double() - want).abs().max() < 1e-5
+    inside = torch.cat([torch.arange(int(n)) for n in given.rows.count])
+    step = made.scale[:, :, given.owner() * 2 + inside // 64, None].double()
+    assert ((made.values * step - given.q.double()).abs() <= step * 0.5001).all()
+    _, none = quantise_queries(given.q, given.rows, 64)
+    assert not none.any()
+
+
+def test_plans() -> None:
+    """A plan with every level through the engine."""
+    grid = TokenGrid(2, 9, 13, 41)
+    q_blocks, k_blocks = Blocks.cut(grid, 128), Blocks.cut(grid, 64)
+    levels = torch.randint(SKIP, 7, (1, 2, len(q_blocks), len(k_blocks)), dtype=torch.int8)
+    plan = BlockPlan.from_levels(levels, q_blocks, k_blocks).with_rest(6)
+    q, k, v = (torch.randn(1, grid.tokens, 2, 64).half().transpose(1, 2) for _ in range(3))
+    out, lse = triton_engine.execute(q, k + 2, v, plan, return_lse=True, qk="int8")
+    want, want_lse = reference.execute(q.double(), (k + 2).double(), v.double(), plan)
+    assert lse is not None and want_lse is not None
+    assert (out.double() - want).norm() <= TOLERANCE * want.norm()
+    assert (lse - want_lse).abs().max() <= LSE_TOLERANCE

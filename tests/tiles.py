@@ -1,0 +1,152 @@
+"""Random input of the sparse forward, and what it must give by the definition of its lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import log, nan
+
+import interpreter
+import torch
+from torch import Tensor
+
+from vidsparse.kernels.triton_forward import Keys, QueryRows, TileLists, Tiling
+
+BLOCK_N = 64
+TILES = 9
+"""Of the key buffer: six of tokens, one of them ragged and one empty, three of pooled rows."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """q [B, H, S, D] and the operands of `sparse_forward`; rest: whether shares are wanted."""
+
+    q: Tensor
+    keys: Keys
+    lists: TileLists
+    rows: QueryRows
+    shape: Tiling
+    rest: bool
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """out, lse and rest share to write into, full of NaN; out in the dtype of v."""
+        batch, heads, tokens, depth = self.q.shape
+        out = torch.full((batch, tokens, heads, depth), nan, dtype=self.keys.v.dtype)
+        lse = torch.full(self.q.shape[:3], nan)
+        return out.transpose(1, 2), lse, torch.full_like(lse, nan) if self.rest else None
+
+    def expected(self) -> tuple[Tensor, Tensor, Tensor]:
+        """out, lse and rest share in float64, straight from the definition."""
+        wanted, shared = (
+            x.view(*self.q.shape[:2], -1, TILES * BLOCK_N)[:, :, self.owner()]
+            for x in self.listed()
+        )
+        k, v = (x[..., : self.q.shape[3]].double() for x in (self.keys.k, self.keys.v))
+        score = self.q.double() @ k.mT / self.q.shape[3] ** 0.5 + self.keys.bias.double() * log(2)
+        score = score.masked_fill(~wanted, float("-inf"))
+        lse = torch.logsumexp(score, -1)
+        weight = (score - lse.masked_fill(lse.isinf(), 0.0)[..., None]).exp()
+        return weight @ v, lse, (weight * shared).sum(-1)
+
+    def listed(self) -> tuple[Tensor, Tensor]:
+        """bool [B * H * nq, R]: rows of the buffer that a list wants, and those marked `rest`."""
+        wanted, shared = torch.zeros(2, len(self.lists.count), TILES * BLOCK_N, dtype=torch.bool)
+        for row, count in enumerate(self.lists.count.tolist()):
+            for n in range(count):
+                entry = int(self.lists.entry[row, n])
+                first, shift = (entry & 0xFFFFFF) * BLOCK_N, entry >> 24 & 0xF
+                bits = 1 if self.lists.bits is None else int(self.lists.bits[row, n])
+                for i in range(BLOCK_N):
+                    wanted[row, first + i] = bool(bits >> (i >> shift) & 1)
+                    shared[row, first + i] = bool(entry >> 30)
+        return wanted, shared
+
+    def owner(self) -> Tensor:
+        """int64 [S], the query block of each token."""
+        return torch.repeat_interleave(torch.arange(len(self.rows.count)), self.rows.count)
+
+
+def problem(
+    depth: int = 64,
+    dtype: torch.dtype = torch.bfloat16,
+    masked: bool = False,
+    rest: bool = False,
+    batch: int = 1,
+    counts: tuple[int, ...] = (128, 43, 128, 1),
+    block_m: int = 128,
+    key_offset: float = 0.0,
+) -> Problem:
+    """Random lists with an empty and a full row, ragged tiles, pooled rows; q strided.
+
+    counts: tokens of the query blocks; key_offset: added to every key.
+    """
+    heads, size = 2, max(64, *counts)
+    shape = Tiling(block_m, BLOCK_N, 4, 2)
+    total = sum(counts)
+    q = torch.randn(batch, total, 3, heads, depth).to(dtype)[:, :, 1].transpose(1, 2)
+    bias = torch.zeros(TILES * BLOCK_N)
+    bias[3 * BLOCK_N - 27 : 3 * BLOCK_N] = float("-inf")  # ragged
+    bias[5 * BLOCK_N : 6 * BLOCK_N] = float("-inf")  # empty
+    bias[6 * BLOCK_N :] = torch.randint(1, 9, (3 * BLOCK_N,)).log2()
+    bias[-5:] = float("-inf")
+    padded = 64 if depth <= 64 else 128
+    k, v = torch.zeros(2, batch, heads, TILES * BLOCK_N, padded)
+    real = bias > float("-inf")
+    for x, offset in ((k, key_offset), (v, 0.0)):
+        x[:, :, real, :depth] = torch.randn(batch, heads, int(real.sum()), depth) + offset
+    start = torch.tensor([sum(counts[:i]) for i in range(len(counts))])
+    rows = QueryRows(start, torch.tensor(counts, dtype=torch.int32), size)
+    lists = random_lists(batch * heads * len(counts), masked, rest)
+    return Problem(q, Keys(k.to(dtype), v.to(dtype), bias), lists, rows, shape, rest)
+
+
+def random_lists(rows: int, masked: bool, rest: bool) -> TileLists:
+    """Each tile at most once, in any order; row 0 lists none, the last one all."""
+    keep = torch.rand(rows, TILES) < 0.6
+    keep[0], keep[-1] = False, True
+    entry = torch.randint(0, TILES, (rows, TILES + 1), dtype=torch.int32)  # spares: valid tiles
+    bits = torch.zeros_like(entry, dtype=torch.int64)
+    for row in range(rows):
+        tiles = keep[row].nonzero().flatten()
+        tiles = tiles[torch.randperm(len(tiles))].int()
+        shift = torch.randint(0 if masked else 6, 7, tiles.shape, dtype=torch.int32)
+        marked = (tiles >= 6).int() * int(rest)
+        entry[row, : len(tiles)] = tiles | shift << 24 | marked << 30
+        blocks = 2 ** (6 - shift.long())
+        value = torch.randint(-(2**62), 2**62, tiles.shape)
+        value = torch.where(blocks < 64, value & ((1 << blocks.clamp(max=63)) - 1), value)
+        bits[row, : len(tiles)] = value if masked else 1
+    return TileLists(entry, bits if masked else None, keep.sum(1).int())
+
+
+@contextmanager
+def calm() -> Iterator[None]:
+    """The same numbers in every run, one thread, the patched interpreter, fresh memory of NaN."""
+    interpreter.install()
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def assert_right(
+    given: Problem,
+    outputs: tuple[Tensor, Tensor, Tensor | None],
+    tolerance: float,
+    lse_tolerance: float,
+) -> None:
+    """Relative L2 of the output, absolute error of LSE and share, against float64."""
+    (out, lse, rest), (want, want_lse, want_rest) = outputs, given.expected()
+    empty = want_lse.isinf()
+    assert empty.any() and not empty.all()
+    assert torch.equal(lse == float("-inf"), empty)
+    assert not out[empty].any()
+    assert (out.double() - want).norm() <= tolerance * want.norm()
+    assert ((lse.double() - want_lse)[~empty].abs() <= lse_tolerance).all()
+    if rest is not None:
+        assert want_rest.any() and (rest.double() - want_rest).abs().max() <= lse_tolerance

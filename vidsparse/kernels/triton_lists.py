@@ -1,0 +1,155 @@
+"""Packs a level map into lists of key tiles, on the device: what the sparse forward walks.
+
+A segment of the key buffer holds one level, `height` rows to a key block, in tiles of block_n rows.
+One launch per segment appends its wanted tiles to the list of every row, in ascending order: no
+sort, no read back, and nothing but the form of a segment is compiled in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vidsparse.kernels.triton_forward import TileLists, word
+from vidsparse.plan import SKIP
+
+CHUNK = 1024
+"""Key blocks that a program looks at in one turn."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """level: what the map says of its blocks, SKIP for the `rest`; first: its first tile.
+
+    height: rows to a key block, a power of two; below block_n several blocks share a tile.
+    """
+
+    level: int
+    first: int
+    height: int
+
+    def tiles(self, blocks: int, block_n: int) -> int:
+        """Tiles of `blocks` key blocks."""
+        return -(-blocks * self.height // block_n)
+
+
+@triton.jit(do_not_specialize=["blocks", "width", "level", "first"])
+def append_whole_kernel(  # type: ignore[no-untyped-def]
+    p_levels,
+    p_entry,
+    p_bits,
+    p_count,
+    blocks,
+    width,
+    level,
+    first,
+    word,
+    PIECES: tl.constexpr,
+    MASKED: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Blocks of PIECES whole tiles. word: the entry of tile 0. Grid (rows)."""
+    i_row = tl.program_id(0).to(tl.int64)
+    o_j = tl.arange(0, CHUNK)
+    used = tl.load(p_count + i_row)
+    p_list = p_entry + i_row * width
+    for start in tl.range(0, blocks, CHUNK):
+        j = start + o_j
+        b_level = tl.load(p_levels + i_row * blocks + j, mask=j < blocks, other=-2)
+        wanted = b_level == level
+        b_wanted = wanted.to(tl.int32)
+        at = used + (tl.cumsum(b_wanted, 0) - b_wanted) * PIECES
+        for piece in tl.static_range(PIECES):
+            tl.store(p_list + at + piece, word | (first + j * PIECES + piece), mask=wanted)
+            if MASKED:
+                p_at = p_bits + i_row * width + at + piece
+                tl.store(p_at, tl.full([CHUNK], 1, tl.int64), mask=wanted)
+        used += tl.sum(b_wanted, 0) * PIECES
+    tl.store(p_list + used, 0)
+    tl.store(p_count + i_row, used)
+
+
+@triton.jit(do_not_specialize=["blocks", "width", "level", "first"])
+def append_shared_kernel(  # type: ignore[no-untyped-def]
+    p_levels,
+    p_entry,
+    p_bits,
+    p_count,
+    blocks,
+    width,
+    level,
+    first,
+    word,
+    PER_TILE: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """PER_TILE blocks to a tile, marked by bits. word: the entry of tile 0. Grid (rows)."""
+    i_row = tl.program_id(0).to(tl.int64)
+    o_t = tl.arange(0, TILES)
+    o_i = tl.arange(0, PER_TILE)
+    used = tl.load(p_count + i_row)
+    p_list = p_entry + i_row * width
+    for start in tl.range(0, (blocks + PER_TILE - 1) // PER_TILE, TILES):
+        tile = start + o_t
+        j = tile[:, None] * PER_TILE + o_i[None, :]
+        b_level = tl.load(p_levels + i_row * blocks + j, mask=j < blocks, other=-2)
+        b_bits = tl.sum((b_level == level).to(tl.int64) << o_i[None, :].to(tl.int64), 1)
+        wanted = b_bits != 0
+        b_wanted = wanted.to(tl.int32)
+        at = used + tl.cumsum(b_wanted, 0) - b_wanted
+        tl.store(p_list + at, word | (first + tile), mask=wanted)
+        tl.store(p_bits + i_row * width + at, b_bits, mask=wanted)
+        used += tl.sum(b_wanted, 0)
+    tl.store(p_list + used, 0)
+    tl.store(p_count + i_row, used)
+
+
+def pack_lists(levels: Tensor, segments: list[Segment], block_n: int) -> TileLists:
+    """levels int8 [rows, nk], contiguous -> the lists of all rows, segment after segment.
+
+    A list takes the tiles of a segment that hold a block whose level is the segment's; SKIP marks
+    the `rest`. block_n: rows of a tile, at most 64 blocks to one.
+    """
+    rows, blocks = levels.shape
+    width = 1 + sum(segment.tiles(blocks, block_n) for segment in segments)
+    masked = any(segment.height < block_n for segment in segments)
+    entry = torch.empty(rows, width, dtype=torch.int32, device=levels.device)
+    bits = torch.empty_like(entry, dtype=torch.int64) if masked else None
+    count = torch.zeros(rows, dtype=torch.int32, device=levels.device)
+    for segment in segments:
+        per_tile = max(1, block_n // segment.height)
+        tile_zero = word(min(segment.height, block_n), segment.level == SKIP)
+        arguments = (
+            levels,
+            entry,
+            entry if bits is None else bits,
+            count,
+            blocks,
+            width,
+            segment.level,
+            segment.first,
+            tile_zero,
+        )
+        with torch.cuda.device_of(levels):
+            if segment.height >= block_n:
+                append_whole_kernel[(rows,)](
+                    *arguments,
+                    PIECES=segment.height // block_n,
+                    MASKED=masked,
+                    CHUNK=CHUNK,
+                    num_warps=4,
+                    enable_fp_fusion=True,
+                )
+            else:
+                append_shared_kernel[(rows,)](
+                    *arguments,
+                    PER_TILE=per_tile,
+                    TILES=CHUNK // per_tile,
+                    num_warps=4,
+                    enable_fp_fusion=True,
+                )
+    return TileLists(entry, bits, count)
