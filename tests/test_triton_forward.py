@@ -267,6 +267,16 @@ def test_tilings_divide_their_blocks(arch: tuple[int, int]) -> None:
                 assert block_q % shape.block_m == 0 and 16 <= shape.block_n <= block_k
 
 
+def test_an_unknown_device_takes_the_portable_tiling_and_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    triton_forward.say_unknown.cache_clear()
+    for _ in range(2):
+        shape = triton_forward.tiling(torch.bfloat16, (13, 1), 128, 64)
+    assert shape == triton_forward.tiling(torch.bfloat16, (12, 0), 128, 64)
+    assert [record.getMessage()[:23] for record in caplog.records] == ["compute capability 13.1"]
+
+
 OFFSETS = """
 import sys
 sys.path[:0] = [{tests!r}, {package!r}]

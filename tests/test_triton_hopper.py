@@ -116,15 +116,15 @@ interpreter.install()
 from vidsparse.kernels.triton_forward import *
 from vidsparse.kernels.triton_forward_hopper import FORMS, sparse_forward
 HEADS, N, D = 3, 130, 64
-FAR = 2**30 + 1024  # between heads of keys; heads 2 start past 2^31 elements
+FAR = 2**30 + 1024  # between heads of q, k and v; heads 2 start past 2^31 elements
 def rows_of(stride):
     memory = torch.empty((N - 1) * stride + HEADS * D, dtype=torch.float16)
     return memory.as_strided((1, HEADS, N, D), (0, D, stride, 1))
-def heads_of(stride):
-    memory = torch.empty((HEADS - 1) * stride + 128 * D, dtype=torch.float16)
-    return memory.as_strided((1, HEADS, 128, D), (0, stride, D, 1))
-q, out = rows_of(2**24), rows_of(2**24)  # between tokens; the last ones lie past 2^31 elements
-k, v = heads_of(FAR), heads_of(FAR)
+def heads_of(tokens):
+    memory = torch.empty((HEADS - 1) * FAR + tokens * D, dtype=torch.float16)
+    return memory.as_strided((1, HEADS, tokens, D), (0, FAR, D, 1))
+out = rows_of(2**24)  # between tokens; the last ones lie past 2^31 elements
+q, k, v = heads_of(N), heads_of(128), heads_of(128)
 torch.manual_seed(0)
 for x in (q, k, v):
     x.copy_(torch.randn(x.shape))

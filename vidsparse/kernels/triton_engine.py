@@ -100,7 +100,8 @@ def tiling_for(q: Tensor, plan: BlockPlan, form: str = "pointer") -> Tiling:
         return triton_forward.tiling(q.dtype, capability, *sizes)
     heights = [plan.k_blocks.size >> level for level in _stored(plan)]
     masked = min(heights) < min(64, sizes[1])
-    return triton_forward_hopper.tiling(form, q.dtype, capability, *sizes, masked=masked)
+    padded = next(width for width in HEAD_DIMS if width >= q.shape[3])
+    return triton_forward_hopper.tiling(form, q.dtype, capability, *sizes, padded, masked)
 
 
 def layout_for(plan: BlockPlan, block_n: int, device: torch.device) -> KeyLayout:

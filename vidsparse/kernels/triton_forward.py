@@ -13,13 +13,17 @@ In kernels: p_ pointer, o_ offsets, m_ mask, i_ index, b_ block in registers.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 HEAD_DIMS = (64, 128)
 """Widths of the key buffer; a smaller head dim is padded with zeros."""
@@ -105,11 +109,33 @@ def interpreted() -> bool:
     return not isinstance(sparse_forward_kernel, triton.JITFunction)
 
 
+KNOWN = (8, 9, 10, 12)
+"""Major compute capabilities whose machine code was looked at."""
+
+LARGE = (8, 9, 10)
+"""Those with registers and shared memory for tiles of 128 x 64."""
+
+
+@lru_cache(maxsize=8)
+def say_unknown(capability: tuple[int, int]) -> None:
+    """Log that a device takes the portable tiling."""
+    log.warning(
+        "compute capability %d.%d is unknown to vidsparse: its Triton kernels run in their "
+        "portable tiling, which may be slow",
+        *capability,
+    )
+
+
 def tiling(dtype: torch.dtype, capability: tuple[int, int], block_q: int, block_k: int) -> Tiling:
-    """Tiling for blocks of block_q x block_k tokens on a device of this compute capability."""
+    """Tiling for blocks of block_q x block_k tokens on a device of this compute capability.
+
+    An unknown capability takes the small tiles, which fit everywhere, and is named in the log once.
+    """
     if dtype == torch.float32:  # exact products use no tensor cores and many registers
         return Tiling(min(32, block_q), min(32, block_k), 8, 1)
-    block_m, block_n = (64, 32) if capability[0] == 12 else (128, 64)
+    if capability[0] not in KNOWN:
+        say_unknown(capability)
+    block_m, block_n = (128, 64) if capability[0] in LARGE else (64, 32)
     block_m, block_n = min(block_m, block_q), min(block_n, block_k)
     return Tiling(block_m, block_n, 8 if block_m == 128 else 4, 3)
 

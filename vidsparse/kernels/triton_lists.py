@@ -113,7 +113,12 @@ def pack_lists(levels: Tensor, segments: list[Segment], block_n: int) -> TileLis
 
     A list takes the tiles of a segment that hold a block whose level is the segment's; SKIP marks
     the `rest`. block_n: rows of a tile, at most 64 blocks to one.
+
+    Raises ValueError for more: the bits of a tile are an int64.
     """
+    crowded = min((segment.height for segment in segments), default=1)
+    if block_n > 64 * crowded:
+        raise ValueError(f"tiles of {block_n} rows hold over 64 blocks of {crowded}: allowed is 64")
     rows, blocks = levels.shape
     width = 1 + sum(segment.tiles(blocks, block_n) for segment in segments)
     masked = any(segment.height < block_n for segment in segments)

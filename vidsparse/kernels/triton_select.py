@@ -48,8 +48,7 @@ LEAST_KEY = tl.constexpr(-0x80000000)
 def ranking_key(b_value, m_forced):  # type: ignore[no-untyped-def]
     """int32 that orders like the ranking: forced, NaN, falling values with -0 = 0.
 
-    An infinity ties with the largest finite number of its sign; so does padding with -LARGEST,
-    which comes last by its index.
+    An infinity ties with the largest finite number of its sign.
     """
     b_bits = b_value.to(tl.int32, bitcast=True)
     b_size = tl.minimum(b_bits & 0x7FFFFFFF, LARGEST_BITS)
@@ -121,7 +120,7 @@ def select_kernel(  # type: ignore[no-untyped-def]
     m_k = o_k < k_blocks
     b_value = tl.load(p_value + i_row * k_blocks + o_k, mask=m_k, other=-LARGEST)
     m_forced = tl.load(p_forced + (i_row % q_blocks) * k_blocks + o_k, mask=m_k, other=0) != 0
-    b_key = ranking_key(b_value, m_forced)
+    b_key = tl.where(m_k, ranking_key(b_value, m_forced), LEAST_KEY)
     if RULE == "logit":
         b_count = tl.load(p_count + o_k, mask=m_k, other=0).to(tl.float32)
         b_mass = b_count * tl.exp(b_value - tl.max(b_value, 0))  # NaN sums: no block is wanted
