@@ -39,6 +39,7 @@ from vidsparse.kernels import (
     triton_draft,
     triton_forward,
     triton_forward_hopper,
+    triton_lists,
     triton_pool,
     triton_quant,
     triton_select,
@@ -256,6 +257,23 @@ def first_order_cases(arch: int, full: bool) -> Iterator[Case]:
             yield Case(triton_forward.add_first_order_kernel, arch, form, arguments, 4, dtype)
 
 
+def list_cases(arch: int, full: bool) -> Iterator[Case]:
+    """Appending tiles of one block and of several, masked or not, to the lists of a plan."""
+    table = {"p_levels": "*i8:16", "p_entry": "*i32:16", "p_bits": "*i64:16", "p_count": "*i32:16"}
+    for pieces, masked in product((1, 2), (False, True)):
+        shape = {"PIECES": pieces, "MASKED": masked, "CHUNK": triton_lists.CHUNK}
+        if full or (pieces, masked) == (2, True):
+            form = f"{pieces} tiles a block{' masked' * masked}"
+            kernel = triton_lists.append_whole_kernel
+            yield Case(kernel, arch, form, {**table, **shape}, 4, torch.int32, products="")
+    for per_tile in (2, 8, 64):
+        if full or per_tile == 64:
+            shape = {"PER_TILE": per_tile, "TILES": triton_lists.CHUNK // per_tile}
+            form = f"{per_tile} blocks a tile"
+            kernel = triton_lists.append_shared_kernel
+            yield Case(kernel, arch, form, {**table, **shape}, 4, torch.int32, products="")
+
+
 def select_cases(arch: int, full: bool) -> Iterator[Case]:
     """Selection of one level by rank and of two by mass, in every row width."""
     rules = {"logit": (0, 3), "mass": (0, 3), "rank": (0,)}
@@ -328,7 +346,7 @@ def cases(arch: int, full: bool) -> list[Case]:
     """All compilations for one architecture; full: also the rarer combinations."""
     generators = (
         *(forward_cases, hopper_cases, first_order_cases),
-        *(quant_cases, select_cases, stage_cases),
+        *(quant_cases, list_cases, select_cases, stage_cases),
     )
     return [case for generator in generators for case in generator(arch, full)]
 
@@ -434,6 +452,8 @@ def main() -> int:
             for position, case in enumerate(cases(arch, options.full))
             if options.only in f"{case.kernel.__name__} {case.form}"
         ]
+        if not pending:
+            parser.error(f"--only {options.only!r} names no kernel and no form")
         for case, future in pending:
             row, bad = table_row(case, future.result())
             table.add_row(*row)
