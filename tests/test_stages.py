@@ -120,7 +120,33 @@ def test_ties_go_to_the_lower_index():
     assert (levels[0, 0] == 0).nonzero()[:, 1].tolist() == [0, 1, 2, 3, 4] * 2
 
 
-@pytest.mark.parametrize("name", ["topk", "topp", "pyramid"])
+@pytest.mark.parametrize("kind", ["logit", "mass"])
+def test_threshold_shares_the_budget_of_a_head_between_its_rows(kind):
+    scores = random_scores(nq=11, nk=23)
+    value = scores.value * torch.linspace(0.1, 6, 11)[:, None]  # flat rows first, peaky ones last
+    scores = Scores(value if kind == "logit" else value.softmax(-1), kind)
+    mass = scores.mass(k_blocks(23))
+    for density in (0.1, 0.3, 0.77):
+        keep = select(scores, nothing(scores), density, name="threshold", min_blocks=2) == 0
+        assert bool((keep.sum(-1) >= 2).all())
+        assert bool((keep.sum((-2, -1)) == int(density * 11 * 23)).all())
+        for head, kept in zip(mass.flatten(0, 1), keep.flatten(0, 1), strict=True):
+            best = head >= head.topk(2).values[:, 1:]  # the rows' minimum, kept by right
+            rest = head.masked_fill(best, math.nan)
+            bound = rest[kept & ~best].min() if bool((kept & ~best).any()) else math.inf
+            assert not bool((rest[~kept] > bound).any())
+
+
+def test_threshold_breaks_ties_in_order_and_survives_bad_scores():
+    even = Scores(torch.zeros(1, 1, 3, 20), "logit")
+    keep = select(even, nothing(even), 0.5, name="threshold")[0, 0] == 0
+    assert keep.sum(-1).tolist() == [19, 10, 1], "30 of 60: the rows' first, then in order"
+    bad = Scores(torch.full((1, 1, 3, 20), math.nan), "logit")
+    keep = select(bad, nothing(bad), 0.05, name="threshold")[0, 0] == 0
+    assert keep[:, 0].all() and keep.sum() == 3
+
+
+@pytest.mark.parametrize("name", ["topk", "topp", "pyramid", "threshold"])
 def test_every_row_keeps_its_minimum_and_its_forced_blocks(name):
     scores = random_scores()
     forced = torch.rand(9, 20) < 0.2
