@@ -203,3 +203,22 @@ def test_bad_calls_are_refused_with_a_cure():
     with pytest.raises(ValueError, match=r"selector.levels.*at most 4"):
         deep = {"name": "pyramid", "levels": [0, 5]}
         sparse_attention(q, k, v, grid=grid, config=config(selector=deep), impl="reference")
+
+
+def test_one_graph_break_under_torch_compile():
+    grid = TokenGrid(4, 8, 8)
+    q, k, v = (torch.randn(1, grid.tokens, 2, 32) for _ in range(3))
+
+    def attention(q: torch.Tensor) -> torch.Tensor:
+        return sparse_attention(q * 2, k, v, grid=grid, config=config()) + 1
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert torch.equal(torch.compile(attention, backend=backend)(q), attention(q))
+    assert len(graphs) == 2

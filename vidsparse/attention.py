@@ -78,6 +78,7 @@ class Geometry:
     forced: Tensor
 
 
+@torch.compiler.disable
 def sparse_attention(
     q: Tensor,
     k: Tensor,
@@ -101,7 +102,8 @@ def sparse_attention(
 
     Returns out [B, S, H, D], in the order of the input; with return_lse also LSE [B, H, S] (natural
     log, float32, float64 for float64 input); with return_plan also the BlockPlan, None for a dense
-    call. Inference only.
+    call. Inference only. In code under torch.compile it is a graph break; in an accelerated
+    pipeline attention is one operator of the graph.
 
     Raises ValueError for shapes that do not match and for plans that the requested impl cannot
     execute.
