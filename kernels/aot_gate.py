@@ -87,6 +87,12 @@ class Case:
     registers: int | None = None
     specialised: bool = False
 
+    @property
+    def plain_int8(self) -> bool:
+        """sm_100 before Triton 3.9: int8 products take the instructions, and buffers, of sm_80."""
+        version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+        return self.arch == 100 and self.products == "float+int8" and version < (3, 9)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -113,7 +119,7 @@ class Found:
             broken.append("no int8 on tensor cores")
         if case.specialised and not self.specialised:
             broken.append("warps not specialised")
-        depth = case.stages - (case.arch not in ASYNCHRONOUS)
+        depth = case.stages - (case.arch not in ASYNCHRONOUS or case.plain_int8)
         if case.stages and sum(buffers >= depth for buffers in self.ring) < 2:
             broken.append(f"ring < {depth}")
         if depth >= 3 and not self.descriptors and not any(self.waits):

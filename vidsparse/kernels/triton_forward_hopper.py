@@ -195,8 +195,8 @@ def tiling(
         return Tiling(64, block_n, 4, 2)
     if capability[0] == 9 and padded == 64:
         return Tiling(128, block_n, 8, 3, 128)
-    if capability[0] == 9 and not masked:
-        return Tiling(128, block_n, 8, 2, 128)
+    if padded == 128 and not masked:
+        return Tiling(128, block_n, 8, 2, 128 if capability[0] == 9 else None)
     return Tiling(128, block_n, 8, 3)
 
 
