@@ -113,6 +113,7 @@ def _stages(lines: list[Line], gpu: str) -> Any:
         axis.plot(names, whole, "k_", markersize=22, label="whole, measured")
         axis.set(title=shape, xlabel="density (kept work)")
     axes[0].set_ylabel("ms")
-    axes[0].legend(frameon=False, fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center")
     figure.suptitle(f"Where the time goes on {gpu}, bfloat16", fontsize=11)
     return figure
