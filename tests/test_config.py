@@ -50,7 +50,7 @@ BAD = [
     ("schedule.density=lots", r"schedule.density='lots'.*could not be converted to Float"),
     ("schedule.densty=0.2", r"schedule key='densty': allowed is .*density"),
     ("schedul.density=0.2", "section='schedul': allowed is layout, estimator"),
-    ("selector.name=magic", "selector.name='magic': no such method; there are pyramid, threshold, topk"),
+    ("selector.name=magic", "selector.name='magic': no such method; there are pyramid, threshold"),
     ("layout.tile=[2,0,8]", "layout.tile=.*three integers >= 1"),
     ("layout.tile=[2,8]", "layout.tile="),
     ("kernel.block_k=48", r"kernel.block_k=48: allowed is a power of two, 16 \.\. 512"),
