@@ -13,8 +13,6 @@ import torch
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
 
-import interpreter
-
 from vidsparse import SparseConfig, TokenGrid, sparse_attention
 from vidsparse.kernels import gpu
 
@@ -46,8 +44,6 @@ STAGES = {"triton_draft", "triton_pool", "triton_select"}
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """All stages run in Triton, as on a GPU; the names of their modules as they are asked for."""
-    interpreter.install()
-    torch.manual_seed(0)
     seen: set[str] = set()
 
     def kernels(name: str, x: torch.Tensor) -> Any:

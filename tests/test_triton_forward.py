@@ -8,7 +8,6 @@ in a process of its own: what is interpreted there cannot be compiled later.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,20 +43,6 @@ LSE_TOLERANCE = 1e-4
 """Absolute, where the reference rounds the means as the engine does: the kernel's own error."""
 
 PACKAGE = Path(triton_forward.__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def calm() -> Iterator[None]:
-    """The same numbers in every run, one thread, the patched interpreter, fresh memory of NaN."""
-    interpreter.install()
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
-    assert torch.empty(1).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 def level_plan(grids: str, block_q: int, block_k: int, kind: str, heads: int = 2) -> BlockPlan:

@@ -8,7 +8,6 @@ The interpreter knows neither TMA's rules nor warp groups: this tests indices an
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -20,7 +19,7 @@ if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
 
 import triton
-from tiles import BLOCK_N, Problem, assert_right, calm, problem
+from tiles import BLOCK_N, Problem, assert_right, problem
 
 from vidsparse.kernels import reference, triton_engine, triton_forward_hopper
 from vidsparse.kernels.triton_forward import Tiling
@@ -39,12 +38,6 @@ CONTENTS = {
     "rest": {"rest": True},
     "all": {"masked": True, "rest": True, "batch": 2, "counts": (43, 128)},
 }
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    with calm():
-        yield
 
 
 def assert_form(given: Problem, form: str) -> None:

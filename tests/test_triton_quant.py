@@ -4,7 +4,6 @@ TRITON_INTERPRET=1 pytest -m interp
 """
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET", "0") != "1":
 
 from functools import partial
 
-from tiles import BLOCK_N, Problem, assert_right, calm, problem
+from tiles import BLOCK_N, Problem, assert_right, problem
 
 from vidsparse.kernels import reference, triton_engine, triton_forward, triton_forward_hopper
 from vidsparse.kernels.triton_quant import int8_operands, key_mean, quantise, quantise_queries
@@ -34,12 +33,6 @@ TOLERANCE = 2e-2
 
 LSE_TOLERANCE = 5e-2
 """Absolute, of LSE and rest share: rows of few keys see single logits, off by 1.3e-2 (rms)."""
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    with calm():
-        yield
 
 
 def run(given: Problem, form: str, subtract_mean: bool = True) -> tuple[Tensor, Tensor, Any]:

@@ -6,7 +6,6 @@ TRITON_INTERPRET=1 pytest tests/test_triton_select.py
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from vidsparse.selector import pyramid, topk, topp
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
 
-import interpreter
 
 from vidsparse.kernels import gpu, triton_select
 
@@ -46,20 +44,6 @@ SHARES = (0.0, 0.2, 0.7)
 
 BOUNDARY = 1e-5
 """Share of a row's mass, so near to a bound float32 and float64 sums may differ."""
-
-
-@pytest.fixture(autouse=True)
-def calm() -> Iterator[None]:
-    """The same numbers in every run, one thread, fresh memory full of garbage."""
-    interpreter.install()
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
-    assert torch.empty(1, dtype=torch.int8).item() == 127
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 def cut(blocks: int, size: int = 512) -> Blocks:

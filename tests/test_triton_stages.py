@@ -9,7 +9,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,6 @@ from vidsparse.plan import Blocks, TokenGrid
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
 
-import interpreter
 
 from vidsparse.kernels import triton_draft, triton_pool, triton_taylor
 
@@ -44,20 +42,6 @@ TOLERANCES = {torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 """Relative L2 of a product."""
 
 PACKAGE = Path(triton_pool.__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def calm() -> Iterator[None]:
-    """The same numbers in every run, one thread, the patched interpreter, fresh memory of NaN."""
-    interpreter.install()
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
-    assert torch.empty(1).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 def tokens(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log, nan
 
-import interpreter
 import torch
 from torch import Tensor
 
@@ -118,20 +115,6 @@ def random_lists(rows: int, masked: bool, rest: bool) -> TileLists:
         value = torch.where(blocks < 64, value & ((1 << blocks.clamp(max=63)) - 1), value)
         bits[row, : len(tiles)] = value if masked else 1
     return TileLists(entry, bits if masked else None, keep.sum(1).int())
-
-
-@contextmanager
-def calm() -> Iterator[None]:
-    """The same numbers in every run, one thread, the patched interpreter, fresh memory of NaN."""
-    interpreter.install()
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
-    assert torch.empty(1).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 def assert_right(
