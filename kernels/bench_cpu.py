@@ -36,7 +36,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vidsparse import SparseConfig, TokenGrid, sparse_attention
-from vidsparse.attention import token_order
+from vidsparse.geometry import token_order
 from vidsparse.kernels import cpu, reference
 from vidsparse.plan import SKIP, BlockPlan, Blocks
 

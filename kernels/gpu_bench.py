@@ -32,7 +32,8 @@ from gpu_dense import Flex, dense_acts
 from gpu_results import Job, Machine, Result, facts, in_words, interleaved, speedup, spread
 from torch import Tensor
 
-from vidsparse.attention import attend, plan_geometry
+from vidsparse.attention import attend
+from vidsparse.geometry import plan_geometry
 from vidsparse.kernels import triton_engine
 from vidsparse.plan import SKIP, BlockPlan
 

@@ -19,6 +19,7 @@ ROOMS = [
     "pipelines",
     "quality",
     "attention",
+    "geometry",
     "layout",
     "estimator",
     "selector",

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidsparse import curves, registry
-from vidsparse.attention import token_order
 from vidsparse.config import SparseConfig
+from vidsparse.geometry import token_order
 from vidsparse.plan import TokenGrid
 
 LAYOUTS = [

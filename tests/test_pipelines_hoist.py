@@ -14,8 +14,9 @@ from torch import Tensor
 
 import vidsparse
 from vidsparse import TokenGrid
-from vidsparse.attention import attend, token_order
+from vidsparse.attention import attend
 from vidsparse.config import SparseConfig
+from vidsparse.geometry import token_order
 from vidsparse.pipelines import Forward
 from vidsparse.pipelines.hoist import KEPT_ORDERS, Hoist
 from vidsparse.pipelines.wan import ADAPTER

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidsparse import registry
-from vidsparse.attention import plan_geometry, token_order
 from vidsparse.config import Force, SparseConfig
 from vidsparse.estimator import mean
 from vidsparse.force import forced_blocks
+from vidsparse.geometry import plan_geometry, token_order
 from vidsparse.plan import SKIP, BlockPlan, Blocks, Scores, StepContext, TokenGrid
 
 GRID = TokenGrid(3, 5, 7, text_tokens=21)

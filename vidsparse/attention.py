@@ -5,7 +5,6 @@ schedule -> layout -> estimator -> forced blocks -> selector -> compensation -> 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,12 +16,10 @@ import torch
 from torch import Tensor
 
 from vidsparse import registry
-from vidsparse.config import IMPLEMENTATIONS, Force, SparseConfig, require
-from vidsparse.force import forced_blocks
+from vidsparse.config import IMPLEMENTATIONS, SparseConfig, require
+from vidsparse.geometry import Geometry, plan_geometry
 from vidsparse.kernels import cpu, dense, gpu, reference
-from vidsparse.plan import BlockPlan, Blocks, StepContext, TokenGrid
-
-log = logging.getLogger(__name__)
+from vidsparse.plan import BlockPlan, StepContext, TokenGrid
 
 REASONS = {
     "warmup-step": "a dense step of the schedule",
@@ -65,17 +62,6 @@ class AttentionResult:
     def density(self) -> tuple[float, ...]:
         """Kept fraction of the work of each head, in (0, 1]."""
         return tuple(self.head_density.tolist())
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What follows from the grid and the config alone."""
-
-    order: Tensor
-    inverse: Tensor
-    q_blocks: Blocks
-    k_blocks: Blocks
-    forced: Tensor
 
 
 @torch.compiler.disable
@@ -190,33 +176,6 @@ def attend(
             out = out.index_select(1, geometry.inverse)
             lse = lse.index_select(2, geometry.inverse) if lse is not None else None
     return AttentionResult(out, lse, plan, plan.density.mean(0), None, seconds)
-
-
-def token_order(grid: TokenGrid, layout: Any) -> tuple[Tensor, Tensor]:
-    """Sequence order of a layout and its inverse, int64 [grid.tokens] each; text keeps its place.
-
-    x[order] is the sequence in layout order, x[order][inverse] is x.
-    """
-    order = torch.arange(grid.tokens)
-    first = grid.video_start
-    video = registry.method("layout", layout.name).video_order(grid, layout)
-    order[first : first + grid.video_tokens] = video + first
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(grid.tokens)
-    return order, inverse
-
-
-@lru_cache(maxsize=16)
-def plan_geometry(
-    grid: TokenGrid, layout: Any, force: Force, block_q: int, block_k: int, device: torch.device
-) -> Geometry:
-    """Order, blocks and forced blocks on a device; a pure function, the last results are kept."""
-    with torch.inference_mode(False):  # the cached tensors must serve every grad mode
-        order, inverse = token_order(grid, layout)
-        q_blocks, k_blocks = Blocks.cut(grid, block_q), Blocks.cut(grid, block_k)
-        forced = forced_blocks(force, grid, order, q_blocks, k_blocks)
-        order, inverse, forced = (x.to(device) for x in (order, inverse, forced))
-        return Geometry(order, inverse, q_blocks, k_blocks, forced)
 
 
 def _plan(

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vidsparse.attention import AttentionResult, token_order
+from vidsparse.attention import AttentionResult
 from vidsparse.config import SparseConfig
+from vidsparse.geometry import token_order
 from vidsparse.pipelines import Adapter, Forward, eager
 from vidsparse.pipelines.hoist import Hoist
 from vidsparse.pipelines.hooks import ContextHook, add_hook, remove_hook

@@ -1,0 +1,53 @@
+"""What follows from the grid and the config alone: token order, blocks, forced blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsparse import registry
+from vidsparse.config import Force
+from vidsparse.force import forced_blocks
+from vidsparse.plan import Blocks, TokenGrid
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Of one grid and method. order, inverse: as `token_order`; forced: bool [nq, nk]."""
+
+    order: Tensor
+    inverse: Tensor
+    q_blocks: Blocks
+    k_blocks: Blocks
+    forced: Tensor
+
+
+def token_order(grid: TokenGrid, layout: Any) -> tuple[Tensor, Tensor]:
+    """Sequence order of a layout and its inverse, int64 [grid.tokens] each; text keeps its place.
+
+    x[order] is the sequence in layout order, x[order][inverse] is x.
+    """
+    order = torch.arange(grid.tokens)
+    first = grid.video_start
+    video = registry.method("layout", layout.name).video_order(grid, layout)
+    order[first : first + grid.video_tokens] = video + first
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(grid.tokens)
+    return order, inverse
+
+
+@lru_cache(maxsize=16)
+def plan_geometry(
+    grid: TokenGrid, layout: Any, force: Force, block_q: int, block_k: int, device: torch.device
+) -> Geometry:
+    """Order, blocks and forced blocks on a device; a pure function, the last results are kept."""
+    with torch.inference_mode(False):  # the cached tensors must serve every grad mode
+        order, inverse = token_order(grid, layout)
+        q_blocks, k_blocks = Blocks.cut(grid, block_q), Blocks.cut(grid, block_k)
+        forced = forced_blocks(force, grid, order, q_blocks, k_blocks)
+        order, inverse, forced = (x.to(device) for x in (order, inverse, forced))
+        return Geometry(order, inverse, q_blocks, k_blocks, forced)
