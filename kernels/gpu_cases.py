@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from vidsparse.config import SparseConfig
-from vidsparse.kernels import reference, triton_engine, triton_forward, triton_forward_hopper
-from vidsparse.kernels.triton_forward import Keys, QueryRows, Scales, TileLists, Tiling
+from vidsparse.kernels import reference, triton_engine
+from vidsparse.kernels.triton_operands import Keys, QueryRows, Scales, TileLists, Tiling
+from vidsparse.kernels.triton_operator import sparse_forward
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 
 QKV = tuple[Tensor, Tensor, Tensor]
@@ -108,17 +107,10 @@ class Operands:
 
     def forward(self) -> Tensor:
         """Run the kernel; the output."""
-        run = forward_of(self.form)
-        operands = (self.q, self.keys, self.lists, self.rows, self.shape)
-        run(*operands, self.out, self.lse, self.rest, self.scales)
+        operands = self.q, self.keys, self.lists, self.rows, self.shape
+        outputs = self.out, self.lse, self.rest
+        sparse_forward(*operands, *outputs, self.scales, form=self.form)
         return self.out
-
-
-def forward_of(form: str) -> Callable[..., None]:
-    """`sparse_forward` of a form: pointer, tma or ws."""
-    if form == "pointer":
-        return triton_forward.sparse_forward
-    return partial(triton_forward_hopper.sparse_forward, form=form)
 
 
 def prepare(

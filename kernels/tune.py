@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gpu_cases import Operands, Shape
     from gpu_results import Machine, Result
 
-    from vidsparse.kernels.triton_forward import Tiling
+    from vidsparse.kernels.triton_operands import Tiling
 
 HALF: dict[int, dict[str, tuple[Numbers, ...]]] = {
     128: {
@@ -63,7 +63,7 @@ CONTENTS = (("plain", 0.2), ("plain", 1.0), ("rest", 0.2))
 
 def candidates(depth: int, dtype: torch.dtype, forms: tuple[str, ...]) -> list[tuple[str, Tiling]]:
     """Form and tiling of everything that is tried. depth: head dim."""
-    from vidsparse.kernels.triton_forward import Tiling
+    from vidsparse.kernels.triton_operands import Tiling
 
     if dtype.itemsize == 4:
         return [("pointer", Tiling(*numbers)) for numbers in FLOAT32]

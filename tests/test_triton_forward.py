@@ -270,6 +270,8 @@ import interpreter
 import torch
 interpreter.install()
 from vidsparse.kernels.triton_forward import *
+from vidsparse.kernels.triton_operands import *
+from vidsparse.kernels.triton_taylor import add_first_order
 HEADS, N, D = 3, 130, 64
 FAR = 2**30 + 1024  # between heads of keys; heads 2 start past 2^31 elements
 def rows_of(stride):

@@ -22,8 +22,8 @@ import triton
 from tiles import BLOCK_N, Problem, assert_right, problem
 
 from vidsparse.kernels import reference, triton_engine, triton_forward_hopper
-from vidsparse.kernels.triton_forward import Tiling
 from vidsparse.kernels.triton_forward_hopper import FORMS, sparse_forward, tiling
+from vidsparse.kernels.triton_operands import Tiling
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 
 pytestmark = pytest.mark.interp
@@ -108,6 +108,7 @@ import interpreter
 import torch
 interpreter.install()
 from vidsparse.kernels.triton_forward import *
+from vidsparse.kernels.triton_operands import *
 from vidsparse.kernels.triton_forward_hopper import FORMS, sparse_forward
 HEADS, N, D = 3, 130, 64
 FAR = 2**30 + 1024  # between heads of q, k and v; heads 2 start past 2^31 elements

@@ -18,7 +18,7 @@ from functools import partial
 from tiles import BLOCK_N, Problem, assert_right, problem
 
 from vidsparse.kernels import reference, triton_engine, triton_forward, triton_forward_hopper
-from vidsparse.kernels.triton_quant import int8_operands, key_mean, quantise, quantise_queries
+from vidsparse.kernels.triton_quant import int8_operands, key_mean, quantise_keys, quantise_queries
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 
 pytestmark = pytest.mark.interp
@@ -79,25 +79,25 @@ def test_keys(subtract_mean: bool) -> None:
     """Half a step off at most; peaks reach 127; padding has no part in mean or scale."""
     keys = problem(batch=2, key_offset=5.0).keys
     x, bias = keys.k, keys.bias
-    made = quantise(x, BLOCK_N, subtract_mean, bias)
+    removed = key_mean(x, bias) if subtract_mean else None
+    values, scale = quantise_keys(x, BLOCK_N, bias, removed)
     real = bias > float("-inf")
     weight = bias.double().exp2()
     mean = (x.double() * weight[:, None]).sum(2) / weight.sum()
-    if subtract_mean:
-        assert made.mean is not None and made.mean.dtype == torch.float32
-        assert (made.mean.double() - mean).abs().max() < 1e-5
-        mean = made.mean.double()
-    else:
-        assert made.mean is None
+    if removed is None:
         mean = torch.zeros_like(mean)
-    step = made.scale.repeat_interleave(BLOCK_N, 2)[..., None]
-    error = (made.values * step.double() + mean[:, :, None] - x.double())[:, :, real]
+    else:
+        assert removed.dtype == torch.float32
+        assert (removed.double() - mean).abs().max() < 1e-5
+        mean = removed.double()
+    step = scale.repeat_interleave(BLOCK_N, 2)[..., None]
+    error = (values * step.double() + mean[:, :, None] - x.double())[:, :, real]
     assert (error.abs() <= step[:, :, real] * 0.5001).all()
-    assert not made.values[:, :, ~real].any()
-    peaks = made.values.abs().unflatten(2, (-1, BLOCK_N)).amax((3, 4))
+    assert not values[:, :, ~real].any()
+    peaks = values.abs().unflatten(2, (-1, BLOCK_N)).amax((3, 4))
     holds = real.view(-1, BLOCK_N).any(1)
     assert (peaks[:, :, holds] == 127).all()
-    assert (made.scale[:, :, ~holds] == 1).all() and made.scale.dtype == torch.float32
+    assert (scale[:, :, ~holds] == 1).all() and scale.dtype == torch.float32
 
 
 def test_mean_of_many_slabs() -> None:
@@ -113,14 +113,15 @@ def test_queries() -> None:
     given = problem(96, counts=(128, 43, 128, 1), block_m=64)
     mean = torch.randn(1, 2, 128)
     mean[..., 96:] = 0.0
-    made, shift = quantise_queries(given.q, given.rows, 64, mean)
-    assert made.values.shape == given.q.shape and made.scale.shape == (1, 2, 8)
+    place = given.rows.start, given.rows.count, 128, 64
+    values, scale, shift = quantise_queries(given.q, *place, mean)
+    assert values.shape == given.q.shape and scale.shape == (1, 2, 8)
     want = (given.q.double() * mean[:, :, None, :96].double()).sum(-1) / 96**0.5
     assert (shift.double() - want).abs().max() < 1e-5
     inside = torch.cat([torch.arange(int(n)) for n in given.rows.count])
-    step = made.scale[:, :, given.owner() * 2 + inside // 64, None].double()
-    assert ((made.values * step - given.q.double()).abs() <= step * 0.5001).all()
-    _, none = quantise_queries(given.q, given.rows, 64)
+    step = scale[:, :, given.owner() * 2 + inside // 64, None].double()
+    assert ((values * step - given.q.double()).abs() <= step * 0.5001).all()
+    *_, none = quantise_queries(given.q, *place)
     assert not none.any()
 
 

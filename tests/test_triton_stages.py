@@ -64,6 +64,11 @@ def pieces(blocks: Blocks, sub: int) -> tuple[Tensor, Tensor, int]:
     return start.flatten(), count.flatten().int(), size
 
 
+def rows_of(first: dict[int, int]) -> list[int]:
+    """First row of each level as `fill_keys` takes it."""
+    return [first.get(level, triton_pool.ABSENT) for level in range(max(first) + 1)]
+
+
 def segments(blocks: Blocks, levels: tuple[int, ...], block_n: int) -> tuple[dict[int, int], int]:
     """First row of each level and rows of the buffer, levels from multiples of block_n on."""
     first, rows = {}, 0
@@ -96,7 +101,7 @@ def assert_keys(x: Tensor, blocks: Blocks, levels: tuple[int, ...], block_n: int
     """`fill_keys` equals the oracle, tokens and zeros bit for bit."""
     first, rows = segments(blocks, levels, block_n)
     width = 64 if x.shape[3] <= 64 else 128
-    found = triton_pool.fill_keys(x, *table(blocks), first, rows, width)
+    found = triton_pool.fill_keys(x, *table(blocks), rows_of(first), rows, width)
     wanted = expected_keys(x, blocks, first, rows, width)
     assert found.dtype == x.dtype and found.is_contiguous()
     assert_close(found, wanted, HALF_ULP[x.dtype])
@@ -175,7 +180,7 @@ def test_memory_layouts() -> None:
     x = tokens(blocks, 64, torch.bfloat16, batch=2)
     doubled = torch.cat([x, x], -1)[..., 64:], torch.cat([x, x], 1)[:, 2:]
     views = x, x.contiguous(), *doubled, x.mT.contiguous().mT
-    keys = [triton_pool.fill_keys(each, *table(blocks), first, rows, 64) for each in views]
+    keys = [triton_pool.fill_keys(each, *table(blocks), rows_of(first), rows, 64) for each in views]
     means = [triton_pool.block_means(each, *table(blocks)) for each in views]
     moments = [
         triton_taylor.taylor_state(each, views[-n], *table(blocks), torch.arange(len(blocks)))
@@ -190,10 +195,12 @@ def test_gather_order(size: int) -> None:
     blocks = Blocks.cut(GRIDS["text-first"], size)
     first, rows = segments(blocks, (0, 1, 4), 64)
     x, order = tokens(blocks, 80), torch.randperm(blocks.tokens)
-    laid_out = triton_pool.fill_keys(x[:, :, order], *table(blocks), first, rows, 128)
-    found = triton_pool.fill_keys(x, *table(blocks), first, rows, 128, order)
+    laid_out = triton_pool.fill_keys(x[:, :, order], *table(blocks), rows_of(first), rows, 128)
+    found = triton_pool.fill_keys(x, *table(blocks), rows_of(first), rows, 128, order)
     assert torch.equal(found, laid_out)
-    assert not torch.equal(found, triton_pool.fill_keys(x, *table(blocks), first, rows, 128))
+    assert not torch.equal(
+        found, triton_pool.fill_keys(x, *table(blocks), rows_of(first), rows, 128)
+    )
 
 
 def expected_scores(q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, sub: int) -> Tensor:
@@ -354,7 +361,7 @@ for head, token in ((D, 2**24), (2**30 + 1024, D)):  # the last tokens, the last
     x = k.double()
     means = torch.stack([x[:, :, :128].mean(2), x[:, :, 128:].mean(2)], 2)
     assert close(block_means(k, start, count, 128), means)
-    keys = fill_keys(k, start, count, 128, {{0: 0, 7: 256}}, 272, D)
+    keys = fill_keys(k, start, count, 128, [0, *[-1] * 6, 256], 272, D)
     assert torch.equal(keys[:, :, :N], k) and close(keys[:, :, 256:258], means)
     centred = x - means[:, :, [0] * 128 + [1] * 2]
     moment = taylor_state(k, v, start, count, 128, torch.arange(2))

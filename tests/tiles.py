@@ -8,7 +8,7 @@ from math import log, nan
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.triton_forward import Keys, QueryRows, TileLists, Tiling
+from vidsparse.kernels.triton_operands import Keys, QueryRows, TileLists, Tiling
 
 BLOCK_N = 64
 TILES = 9

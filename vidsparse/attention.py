@@ -161,17 +161,20 @@ def attend(
     block_q, block_k = config.kernel.query_block(grid.tokens), config.kernel.block_k
     geometry = plan_geometry(grid, config.layout, config.force, block_q, block_k, q.device)
     q_in, k_in, v_in = q, k, v
-    if not hoisted:
+    order = None if hoisted else geometry.order
+    permuted = order is not None and executor(config, q.device, impl) != "triton"
+    if permuted:  # the Triton kernels gather and scatter as they read and write
         with _timed(seconds, "permute"):
             q, k, v = (x.index_select(1, geometry.order) for x in (q, k, v))
+            order = None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    plan = _plan(q, k, geometry, config, decision.density, seconds)
+    plan = _plan(q, k, order, geometry, config, decision.density, seconds)
     if _requested(config, impl) == "auto" and _too_dense(plan, config):
         return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds)
     with _timed(seconds, "kernel"):
-        out, lse = _execute(q, k, v, plan, config, impl, return_lse)
+        out, lse = _execute(q, k, v, order, plan, config, impl, return_lse)
     out = out.transpose(1, 2)
-    if not hoisted:
+    if permuted:
         with _timed(seconds, "permute"):
             out = out.index_select(1, geometry.inverse)
             lse = lse.index_select(2, geometry.inverse) if lse is not None else None
@@ -181,18 +184,19 @@ def attend(
 def _plan(
     q: Tensor,
     k: Tensor,
+    order: Tensor | None,
     geometry: Geometry,
     config: SparseConfig,
     density: float,
     seconds: dict[str, float],
 ) -> BlockPlan:
-    """Estimate, select, complete. q, k [B, H, S, D] in layout order."""
+    """Estimate, select, complete. q, k [B, H, S, D] in layout order, or to be read by `order`."""
     q_blocks, k_blocks = geometry.q_blocks, geometry.k_blocks
     estimator = registry.method("estimator", config.estimator.name)
     selector = registry.method("selector", config.selector.name)
     compensation = registry.method("compensation", config.compensation.name)
     with _timed(seconds, "estimate"):
-        scores = estimator.estimate(q, k, q_blocks, k_blocks, config.estimator)
+        scores = estimator.estimate(q, k, q_blocks, k_blocks, config.estimator, order)
     with _timed(seconds, "select"):
         forced = geometry.forced
         budgeted = forced if config.force.in_budget else torch.zeros_like(forced)
@@ -205,14 +209,22 @@ def _plan(
 
 
 def _execute(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, config: SparseConfig, impl: str, lse: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    order: Tensor | None,
+    plan: BlockPlan,
+    config: SparseConfig,
+    impl: str,
+    lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the plan on the requested executor."""
     kernel, name = config.kernel, executor(config, q.device, impl)
     if name == "triton":
         from vidsparse.kernels import triton_engine  # needs triton, which a CPU need not have
 
-        return triton_engine.execute(q, k, v, plan, return_lse=lse, form=kernel.form, qk=kernel.qk)
+        how: Any = {"order": order, "form": kernel.form, "qk": kernel.qk}
+        return triton_engine.execute(q, k, v, plan, return_lse=lse, **how)
     if name == "cpu":
         return cpu.execute(q, k, v, plan, return_lse=lse, matmul=kernel.cpu_matmul)
     return reference.execute(q, k, v, plan, return_lse=lse)

@@ -4,10 +4,11 @@ A method is a file here with
 
     class Params
         frozen dataclass, first field `name`; its other fields are the YAML keys.
-    def estimate(q, k, q_blocks, k_blocks, params) -> Scores
+    def estimate(q, k, q_blocks, k_blocks, params, order=None) -> Scores
         scores [B, H, nq, nk] that say what they are: kind "logit" (compare inside a row) or
         "mass" (rows sum to 1).
 
-q [B, H, Sq, D] and k [B, H, Sk, D] stand in layout order, after norm and RoPE, any float dtype
-(strided views allowed). Means and sums run over the real tokens of a block only and in fp32.
+q [B, H, Sq, D] and k [B, H, Sk, D], after norm and RoPE, any float dtype (strided views allowed);
+position t of the blocks is token order[t] of both, int64 [S], or token t without an order. Means
+and sums run over the real tokens of a block only and in fp32.
 """

@@ -30,11 +30,21 @@ class Params:
         )
 
 
-def estimate(q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, params: Params) -> Scores:
+def estimate(
+    q: Tensor,
+    k: Tensor,
+    q_blocks: Blocks,
+    k_blocks: Blocks,
+    params: Params,
+    order: Tensor | None = None,
+) -> Scores:
     """Logits float32 [B, H, nq, nk]. Formula in the module docstring."""
     scale = q.shape[-1] ** -0.5
     if gpu.kernels("triton_draft", q) and {q_blocks.size, k_blocks.size} <= set(gpu.BLOCK_SIZES):
-        return Scores(_estimate_in_triton(q, k, q_blocks, k_blocks, params.sub_blocks), "logit")
+        cuts = q_blocks, k_blocks
+        return Scores(_estimate_in_triton(q, k, *cuts, params.sub_blocks, order), "logit")
+    if order is not None:
+        q, k = (x.index_select(2, order) for x in (q, k))
     if params.sub_blocks == 1:
         return Scores(torch.matmul(q_blocks.mean(q) * scale, k_blocks.mean(k).mT).float(), "logit")
     q_cut, k_cut = q_blocks.split(params.sub_blocks), k_blocks.split(params.sub_blocks)
@@ -47,14 +57,19 @@ def estimate(q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, params: P
 
 
 def _estimate_in_triton(
-    q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, sub_blocks: int
+    q: Tensor,
+    k: Tensor,
+    q_blocks: Blocks,
+    k_blocks: Blocks,
+    sub_blocks: int,
+    order: Tensor | None,
 ) -> Tensor:
     """`estimate` on a GPU."""
     draft, pool = gpu.kernels("triton_draft", q), gpu.kernels("triton_pool", q)
     means, counts = [], []
     for x, blocks in ((q, q_blocks), (k, k_blocks)):
         start, count = _pieces(blocks, sub_blocks, q.device)
-        means.append(pool.block_means(x, start, count, blocks.size // sub_blocks))
+        means.append(pool.block_means(x, start, count, blocks.size // sub_blocks, order))
         counts.append(count)
     scores: Tensor = draft.draft_scores(*means, *counts, sub_blocks, q.shape[-1] ** -0.5)
     return scores

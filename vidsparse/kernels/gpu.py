@@ -38,10 +38,14 @@ def refusal(device: torch.device) -> str | None:
         return None if on else "a CPU needs TRITON_INTERPRET=1, which is for tests"
     if device.type != "cuda" or not torch.cuda.is_available():
         return f"no CUDA device {device}"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < CAPABILITY:
-        return f"compute capability {capability}, needed is {CAPABILITY} or newer"
+    if capability(device) < CAPABILITY:
+        return f"compute capability {capability(device)}, needed is {CAPABILITY} or newer"
     return None
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a device; a CPU, in Triton's interpreter, stands for a Hopper GPU."""
+    return (9, 0) if device.type == "cpu" else torch.cuda.get_device_capability(device)
 
 
 def runs(device: torch.device) -> bool:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.triton_forward import LN_2, LOG2_E, Tiling
+from vidsparse.kernels.triton_operands import LN_2, LOG2_E, Tiling
 
 STEP = 32
 """Columns of the means that a program multiplies at a time."""
@@ -90,6 +90,7 @@ def draft_scores_kernel(  # type: ignore[no-untyped-def]
     tl.store(p_s, b_s, mask=(o_i < q_blocks)[:, None] & (o_j < k_blocks)[None, :])
 
 
+@torch.library.custom_op("vidsparse::draft_scores", mutates_args=())
 def draft_scores(
     q_means: Tensor,
     k_means: Tensor,
@@ -133,3 +134,17 @@ def draft_scores(
             enable_fp_fusion=True,
         )
     return out
+
+
+@draft_scores.register_fake
+def _(
+    q_means: Tensor,
+    k_means: Tensor,
+    q_count: Tensor,
+    k_count: Tensor,
+    sub_blocks: int,
+    scale: float,
+) -> Tensor:
+    batch, heads, q_rows, _ = q_means.shape
+    blocks = q_rows // sub_blocks, k_means.shape[2] // sub_blocks
+    return q_means.new_empty(batch, heads, *blocks)

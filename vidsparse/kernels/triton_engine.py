@@ -9,18 +9,26 @@ length, so a block may be short anywhere; rows without a token are zero and have
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from vidsparse.kernels import gpu, triton_forward, triton_forward_hopper, triton_quant
-from vidsparse.kernels.gpu import BLOCK_SIZES, CAPABILITY, DTYPES
-from vidsparse.kernels.triton_forward import HEAD_DIMS, Keys, QueryRows, TileLists, Tiling
+from vidsparse.kernels.gpu import BLOCK_SIZES, DTYPES
 from vidsparse.kernels.triton_lists import Segment, pack_lists
-from vidsparse.kernels.triton_pool import fill_keys
-from vidsparse.kernels.triton_taylor import taylor_state
+from vidsparse.kernels.triton_operands import (
+    HEAD_DIMS,
+    Keys,
+    QueryRows,
+    TileLists,
+    Tiling,
+    padded_width,
+)
+from vidsparse.kernels.triton_operator import sparse_forward
+from vidsparse.kernels.triton_pool import ABSENT, fill_keys
+from vidsparse.kernels.triton_taylor import add_first_order, taylor_state
 from vidsparse.plan import SKIP, BlockPlan, Blocks
 
 
@@ -46,6 +54,7 @@ def execute(
     v: Tensor,
     plan: BlockPlan,
     *,
+    order: Tensor | None = None,
     return_lse: bool = False,
     form: str = "auto",
     qk: str = "native",
@@ -53,10 +62,11 @@ def execute(
     """Attention by a plan; formulas in `vidsparse.kernels`. Inference only.
 
     q [B, H, Sq, D], k, v [B, H, Sk, D]: one device, one dtype (float32, bfloat16, float16), D up to
-        128, in the order that the plan's blocks refer to; transposed views of [B, S, H, D] tensors
-        are read in place. Values must be finite.
+        128; transposed views of [B, S, H, D] tensors are read in place. Values must be finite.
     plan: any levels, blocks of 16, 32, 64 or 128 tokens, short ones anywhere; `rest` SKIP or the
         centroid; `first_order` "none" or "global"; its level map on the device of q.
+    order: int64 [S] on the device of q: position t of the plan's blocks is token order[t] of q, k,
+        v and the results, gathered and scattered where the kernels read and write; None: token t.
     form: "pointer", "tma" or "ws" of the forward kernel; "auto": "pointer".
     qk: "native", or "int8" for products of 8-bit queries and keys, relative error about 1e-2.
 
@@ -66,7 +76,7 @@ def execute(
     Raises ValueError for anything else, for inputs that require grad and for devices without
     support.
     """
-    _check(q, k, v, plan)
+    _check(q, k, v, plan, order)
     form = "pointer" if form == "auto" else form
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out = _empty_like(q)
@@ -75,32 +85,28 @@ def execute(
         return out, lse if return_lse else None
     shape = tiling_for(q, plan, form)
     layout = layout_for(plan, shape.block_n, q.device)
-    keys = fill(k, v, layout)
+    keys = fill(k, v, layout, order)
     lists = lists_for(plan, layout, shape.block_n)
-    rows = query_rows(plan.q_blocks, q.device)
+    rows = replace(query_rows(plan.q_blocks, q.device), order=order)
     rest = torch.empty_like(lse) if plan.first_order == "global" else None
     scales, queries = None, q
     if qk == "int8":
         queries, keys, scales = triton_quant.int8_operands(q, keys, rows, shape)
-    arguments = (queries, keys, lists, rows, shape, out, lse, rest, scales)
-    if form == "pointer":
-        triton_forward.sparse_forward(*arguments)
-    else:
-        triton_forward_hopper.sparse_forward(*arguments, form=form)
+    sparse_forward(queries, keys, lists, rows, shape, out, lse, rest, scales, form=form)
     if rest is not None:
-        first_order(q, k, v, plan, rest, out)
+        first_order(q, k, v, plan, rest, out, order)
     return out, lse if return_lse else None
 
 
 def tiling_for(q: Tensor, plan: BlockPlan, form: str = "pointer") -> Tiling:
     """Tiling of a form of the forward for these queries and blocks."""
-    capability = _capability(q.device, form)
+    capability = gpu.capability(q.device)
     sizes = plan.q_blocks.size, plan.k_blocks.size
+    padded = padded_width(q.shape[3])
     if form == "pointer":
-        return triton_forward.tiling(q.dtype, capability, *sizes)
+        return triton_forward.tiling(q.dtype, capability, *sizes, padded)
     heights = [plan.k_blocks.size >> level for level in _stored(plan)]
     masked = min(heights) < min(64, sizes[1])
-    padded = next(width for width in HEAD_DIMS if width >= q.shape[3])
     return triton_forward_hopper.tiling(form, q.dtype, capability, *sizes, padded, masked)
 
 
@@ -109,11 +115,13 @@ def layout_for(plan: BlockPlan, block_n: int, device: torch.device) -> KeyLayout
     return key_layout(plan.k_blocks, _stored(plan), block_n, device)
 
 
-def fill(k: Tensor, v: Tensor, layout: KeyLayout) -> Keys:
+def fill(k: Tensor, v: Tensor, layout: KeyLayout, order: Tensor | None = None) -> Keys:
     """Keys and values [B, H, Sk, D] with their means in the layout of the buffer."""
-    padded = next(width for width in HEAD_DIMS if width >= k.shape[3])
-    place = layout.start, layout.count, layout.blocks.size, layout.first, layout.rows, padded
-    return Keys(fill_keys(k, *place), fill_keys(v, *place), layout.bias)
+    firsts = [layout.first.get(level, ABSENT) for level in range(max(layout.first) + 1)]
+    place = layout.start, layout.count, layout.blocks.size, firsts, layout.rows
+    padded = padded_width(k.shape[3])
+    keys, values = (fill_keys(x, *place, padded, order) for x in (k, v))
+    return Keys(keys, values, layout.bias)
 
 
 def lists_for(plan: BlockPlan, layout: KeyLayout, block_n: int) -> TileLists:
@@ -127,13 +135,19 @@ def lists_for(plan: BlockPlan, layout: KeyLayout, block_n: int) -> TileLists:
 
 
 def first_order(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, rest: Tensor, out: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    rest: Tensor,
+    out: Tensor,
+    order: Tensor | None = None,
 ) -> None:
     """Add the global first-order term of the `rest` blocks, of share rest [B, H, Sq], to out."""
     blocks = plan.k_blocks
     cut = blocks.on(q.device)
-    moment = taylor_state(k, v, cut.start, cut.count.int(), blocks.size, _video(blocks, q.device))
-    triton_forward.add_first_order(q, moment.to(q.dtype), rest, out)
+    place = cut.start, cut.count.int(), blocks.size, _video(blocks, q.device)
+    add_first_order(q, taylor_state(k, v, *place, order).to(q.dtype), rest, out)
 
 
 @lru_cache(maxsize=16)
@@ -183,14 +197,7 @@ def _empty_like(q: Tensor) -> Tensor:
     return q.new_empty(batch, tokens, heads, depth).transpose(1, 2)
 
 
-def _capability(device: torch.device, form: str) -> tuple[int, int]:
-    """Compute capability; the interpreter stands for the oldest one that has the form."""
-    if device.type == "cpu":
-        return CAPABILITY if form == "pointer" else (9, 0)
-    return torch.cuda.get_device_capability(device)
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, order: Tensor | None) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4 or x.device != q.device or x.dtype != q.dtype or x.dtype not in DTYPES:
             raise ValueError(
@@ -200,6 +207,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
             )
     _check_device(q.device)
     _check_plan(q, k, v, plan)
+    if order is not None:
+        _check_order(q, k, order)
     if not 1 <= q.shape[3] <= HEAD_DIMS[-1]:
         raise ValueError(
             f"head dim {q.shape[3]}: the Triton engine executes 1 .. {HEAD_DIMS[-1]}; "
@@ -209,6 +218,17 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
         raise ValueError(
             "q, k or v requires grad: sparse attention is inference only; "
             "call it under torch.no_grad()"
+        )
+
+
+def _check_order(q: Tensor, k: Tensor, order: Tensor) -> None:
+    given = order.dtype, tuple(order.shape), order.device
+    expected = torch.int64, (q.shape[2],), q.device
+    if given != expected or k.shape[2] != q.shape[2]:
+        raise ValueError(
+            f"order is {given[0]} {given[1]} on {given[2]}, for {q.shape[2]} queries and "
+            f"{k.shape[2]} keys: expected {expected[0]} {expected[1]} on {expected[2]} and as many "
+            "keys as queries"
         )
 
 

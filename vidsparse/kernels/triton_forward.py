@@ -3,18 +3,13 @@
 One program reads BM queries of one query block and walks that block's list of key tiles with an
 online softmax in log2 units. `vidsparse.kernels.triton_engine` lays out the keys and the lists.
 
-A list entry is int32, `rest << 30 | shift << 24 | tile`: rows tile * BN .. + BN of the key buffer,
-2^shift rows to a key block; `rest` marks blocks that the plan does not list. A tile of several
-blocks has an int64 of bits beside it, bit i set if its i-th block is wanted. The entry of the next
-tile is loaded one turn ahead, so every list ends in a spare entry, which must be a valid tile.
-
 In kernels: p_ pointer, o_ offsets, m_ mask, i_ index, b_ block in registers.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -23,85 +18,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vidsparse.kernels.triton_operands import (
+    LN_2,
+    LOG2_E,
+    REST_AT,
+    SHIFT_AT,
+    TILE_MASK,
+    Keys,
+    QueryRows,
+    Scales,
+    TileLists,
+    Tiling,
+)
+
 log = logging.getLogger(__name__)
-
-HEAD_DIMS = (64, 128)
-"""Widths of the key buffer; a smaller head dim is padded with zeros."""
-
-TILE_MASK = tl.constexpr(0xFFFFFF)
-SHIFT_AT = tl.constexpr(24)
-REST_AT = tl.constexpr(30)
-LN_2 = tl.constexpr(0.6931471805599453)
-LOG2_E = 1.4426950408889634
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """block_m queries x block_n keys per step, warps per program, stages of the K/V pipeline.
-
-    registers: the most that a thread may use, None leaves it to the compiler.
-    """
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-    registers: int | None = None
-
-
-@dataclass(frozen=True)
-class Keys:
-    """k, v [B, H, R, DP], finite; bias float32 [R], log2 of the tokens behind a row.
-
-    Equal strides, the rows of a head contiguous; R is a multiple of block_n, DP one of `HEAD_DIMS`;
-    rows without a token have bias -inf.
-    """
-
-    k: Tensor
-    v: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True)
-class TileLists:
-    """entry int32 [rows, W]; bits int64 [rows, W], or None if every tile is inside one block.
-
-    count int32 [rows], entries in use, <= W - 1; rows = B * H * nq.
-    """
-
-    entry: Tensor
-    bits: Tensor | None
-    count: Tensor
-
-
-@dataclass(frozen=True)
-class QueryRows:
-    """start int64 [nq], count int32 [nq]: tokens of each query block; size: its nominal size."""
-
-    start: Tensor
-    count: Tensor
-    size: int
-
-
-@dataclass(frozen=True)
-class Scales:
-    """Of int8 q and k, as `triton_quant` makes them; contiguous float32.
-
-    q [B, H, nq * parts], one per block_m queries of a query block; k [B, H, R / block_n], one per
-    tile; shift [B, H, S], added to the LSE: (q . vector removed from every key) / sqrt(D).
-    """
-
-    q: Tensor
-    k: Tensor
-    shift: Tensor
-
-
-def word(height: int, is_rest: bool) -> int:
-    """List entry of tile 0 of a segment with `height` rows (a power of two) to a key block.
-
-    Or it with a tile number.
-    """
-    return (height.bit_length() - 1) << SHIFT_AT.value | int(is_rest) << REST_AT.value
 
 
 def interpreted() -> bool:
@@ -109,11 +39,23 @@ def interpreted() -> bool:
     return not isinstance(sparse_forward_kernel, triton.JITFunction)
 
 
-KNOWN = (8, 9, 10, 12)
-"""Major compute capabilities whose machine code was looked at."""
+TILINGS = {
+    (8, 64): Tiling(128, 64, 8, 3),
+    (8, 128): Tiling(128, 64, 8, 3),
+    (9, 64): Tiling(128, 64, 8, 3),
+    (9, 128): Tiling(128, 64, 8, 3),
+    (10, 64): Tiling(128, 64, 8, 3),
+    (10, 128): Tiling(128, 64, 8, 3),
+    (12, 64): Tiling(64, 32, 4, 3),
+    (12, 128): Tiling(64, 32, 4, 3),
+}
+"""Major compute capability and width of the key buffer -> for bfloat16 and float16."""
 
-LARGE = (8, 9, 10)
-"""Those with registers and shared memory for tiles of 128 x 64."""
+FLOAT32 = Tiling(32, 32, 8, 1)
+"""For float32, whose exact products use no tensor cores and many registers."""
+
+PORTABLE = Tiling(64, 32, 4, 3)
+"""Fits a capability that `TILINGS` does not know."""
 
 
 @lru_cache(maxsize=8)
@@ -126,27 +68,21 @@ def say_unknown(capability: tuple[int, int]) -> None:
     )
 
 
-def tiling(dtype: torch.dtype, capability: tuple[int, int], block_q: int, block_k: int) -> Tiling:
+def tiling(
+    dtype: torch.dtype, capability: tuple[int, int], block_q: int, block_k: int, width: int = 128
+) -> Tiling:
     """Tiling for blocks of block_q x block_k tokens on a device of this compute capability.
 
-    An unknown capability takes the small tiles, which fit everywhere, and is named in the log once.
+    width: of the key buffer. An unknown capability takes the portable tiling and is named in the
+    log once.
     """
-    if dtype == torch.float32:  # exact products use no tensor cores and many registers
-        return Tiling(min(32, block_q), min(32, block_k), 8, 1)
-    if capability[0] not in KNOWN:
+    if dtype == torch.float32:
+        return FLOAT32.within(block_q, block_k)
+    known = TILINGS.get((capability[0], width))
+    if known is None:
         say_unknown(capability)
-    block_m, block_n = (128, 64) if capability[0] in LARGE else (64, 32)
-    block_m, block_n = min(block_m, block_q), min(block_n, block_k)
-    return Tiling(block_m, block_n, 8 if block_m == 128 else 4, 3)
-
-
-FIRST_ORDER_STEP = 32
-"""Columns of q that `add_first_order` multiplies at a time."""
-
-
-def first_order_rows(dtype: torch.dtype) -> int:
-    """Queries in one program of `add_first_order`."""
-    return 32 if dtype == torch.float32 else 64
+    shape = (known or PORTABLE).within(block_q, block_k)
+    return replace(shape, warps=min(shape.warps, max(4, shape.block_m // 16)))
 
 
 @triton.jit
@@ -202,6 +138,7 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     p_count,
     p_start,
     p_rows,
+    p_order,
     p_out,
     p_lse,
     p_rest,
@@ -230,6 +167,7 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     MASKED: tl.constexpr,
     REST: tl.constexpr,
     QK8: tl.constexpr,
+    ORDERED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """s = scale q k^T + bias; out = sum 2^s v / sum 2^s; lse = ln 2 log2 sum 2^s.
@@ -253,6 +191,8 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     if D < DP:
         m_q = m_q & (o_d < D)[None, :]
     o_q = tl.load(p_start + i_block) + o_m
+    if ORDERED:
+        o_q = tl.load(p_order + o_q, mask=m_m, other=0)
     q_base = p_q + i_b * q_batch + i_h * q_head
     b_q = tl.load(q_base + o_q[:, None] * q_token + o_d[None, :], mask=m_q, other=0.0)
     key_base = i_b * key_batch + i_h * key_head
@@ -298,50 +238,6 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     o_t = i_bh * tokens + o_q
     p_l, p_r, p_s = p_lse + o_t, p_rest + o_t, p_shift + o_t
     store_rows(b_acc, b_max, b_sum, b_rest, p_o, p_l, p_r, p_s, m_q, m_m, REST, QK8)
-
-
-@triton.jit(do_not_specialize=["heads", "tokens"])
-def add_first_order_kernel(  # type: ignore[no-untyped-def]
-    p_q,
-    p_moment,
-    p_rest,
-    p_out,
-    q_batch,
-    q_head,
-    q_token,
-    out_batch,
-    out_head,
-    out_token,
-    scale,
-    heads,
-    tokens,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BM: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """out += rest * scale * (q moment), in place. Grid (tokens / BM, B * H)."""
-    i_bh = tl.program_id(1).to(tl.int64)
-    i_b = i_bh // heads
-    i_h = i_bh % heads
-    o_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    o_d = tl.arange(0, DP)
-    o_k = tl.arange(0, BK)
-    m_m = o_m < tokens
-    q_base = p_q + i_b * q_batch + i_h * q_head + o_m[:, None] * q_token
-    p_h = p_moment + i_bh * DP * DP + o_d[None, :]
-    b_term = tl.zeros([BM, DP], tl.float32)
-    for i_k in tl.range(0, DP, BK):
-        m_k = m_m[:, None] & (i_k + o_k < D)[None, :]
-        b_q = tl.load(q_base + (i_k + o_k)[None, :], mask=m_k, other=0.0)
-        b_h = tl.load(p_h + (i_k + o_k)[:, None] * DP)
-        b_term = tl.dot(b_q, b_h, b_term, input_precision="ieee")
-    b_rest = tl.load(p_rest + i_bh * tokens + o_m, mask=m_m, other=0.0) * scale
-    m_q = m_m[:, None] & (o_d < D)[None, :]
-    out_base = p_out + i_b * out_batch + i_h * out_head
-    p_o = out_base + o_m[:, None] * out_token + o_d[None, :]
-    b_out = tl.load(p_o, mask=m_q, other=0.0).to(tl.float32) + b_term * b_rest[:, None]
-    tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=m_q)
 
 
 def sparse_forward(
@@ -399,6 +295,7 @@ def launch(
             lists.count,
             rows.start,
             rows.count,
+            rows.start if rows.order is None else rows.order,
             out,
             lse,
             lse if rest is None else rest,
@@ -420,37 +317,10 @@ def launch(
             MASKED=lists.bits is not None,
             REST=rest is not None,
             QK8=scales is not None,
+            ORDERED=rows.order is not None,
             STAGES=shape.stages,
             num_warps=shape.warps,
             enable_fp_fusion=True,
             **limit,
             **flags,
-        )
-
-
-def add_first_order(q: Tensor, moment: Tensor, rest: Tensor, out: Tensor) -> None:
-    """out += rest * (q moment) / sqrt(D), in place.
-
-    q, out [B, H, S, D] with stride 1 in D; moment [B, H, DP, DP] contiguous, dtype of q; rest
-    float32 [B, H, S] contiguous.
-    """
-    batch, heads, tokens, depth = q.shape
-    block_m = first_order_rows(q.dtype)
-    with torch.cuda.device_of(q):
-        add_first_order_kernel[(triton.cdiv(tokens, block_m), batch * heads)](
-            q,
-            moment,
-            rest,
-            out,
-            *q.stride()[:3],
-            *out.stride()[:3],
-            depth**-0.5,
-            heads,
-            tokens,
-            D=depth,
-            DP=moment.shape[-1],
-            BM=block_m,
-            BK=FIRST_ORDER_STEP,
-            num_warps=4,
-            enable_fp_fusion=True,
         )

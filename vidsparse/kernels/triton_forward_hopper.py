@@ -19,7 +19,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vidsparse.kernels.triton_forward import (
+from vidsparse.kernels import gpu
+from vidsparse.kernels.triton_forward import launch, online_softmax, store_rows
+from vidsparse.kernels.triton_operands import (
     REST_AT,
     SHIFT_AT,
     TILE_MASK,
@@ -28,15 +30,33 @@ from vidsparse.kernels.triton_forward import (
     Scales,
     TileLists,
     Tiling,
-    launch,
-    online_softmax,
-    store_rows,
 )
 
 FORMS = ("tma", "ws")
 DTYPES = (torch.bfloat16, torch.float16)
 GENERATIONS = (9, 10)
 """Major compute capabilities whose machine code was looked at."""
+
+TMA = {
+    (9, 64, False): Tiling(128, 64, 8, 3, 128),
+    (9, 64, True): Tiling(128, 64, 8, 3, 128),
+    (9, 128, False): Tiling(128, 64, 8, 2, 128),
+    (9, 128, True): Tiling(128, 64, 8, 3),
+    (10, 64, False): Tiling(128, 64, 8, 3),
+    (10, 64, True): Tiling(128, 64, 8, 3),
+    (10, 128, False): Tiling(128, 64, 8, 2),
+    (10, 128, True): Tiling(128, 64, 8, 3),
+}
+"""Generation, width of the key buffer, whether lists carry bits -> tiling of form "tma".
+
+With a limit of 128 registers two programs share a multiprocessor; the other tilings spill under it.
+"""
+
+TMA_64 = Tiling(64, 64, 4, 2)
+"""For query blocks of 64 tokens."""
+
+WS = {9: Tiling(128, 64, 4, 3), 10: Tiling(128, 64, 8, 3)}
+"""Generation -> tiling of form "ws"."""
 
 RUN_TIME = ["key_batch", "key_head", "heads", "tokens", "q_blocks", "width", "key_tiles"]
 
@@ -52,6 +72,7 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
     p_count,
     p_start,
     p_rows,
+    p_order,
     p_out,
     p_lse,
     p_rest,
@@ -80,13 +101,15 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
     MASKED: tl.constexpr,
     REST: tl.constexpr,
     QK8: tl.constexpr,
+    ORDERED: tl.constexpr,
     STAGES: tl.constexpr,
     SPECIALISED: tl.constexpr,
 ):
     """`sparse_forward_kernel` with descriptors d_k, d_v of tiles [BN, DP].
 
-    key_batch, key_head count rows. A descriptor of q fills what lies outside the tensor with zeros;
-    rows of the next query block that it reads are not stored.
+    key_batch, key_head count rows. SPECIALISED reads q by position, ORDERED or not, through a
+    descriptor, which fills what lies outside the tensor with zeros; rows of the next query block
+    that it reads are not stored.
     """
     i_part = tl.program_id(0)
     i_block = i_part // PARTS
@@ -103,7 +126,6 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
     m_q = m_m[:, None]
     if D < DP:
         m_q = m_q & (o_d < D)[None, :]
-    o_q = start + o_m
     q_base = p_q + i_b * q_batch + i_h * q_head
     if SPECIALISED:
         d_q = tl.make_tensor_descriptor(
@@ -111,6 +133,9 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
         )
         b_q = d_q.load([(start + first).to(tl.int32), 0])
     else:
+        o_q = start + o_m
+        if ORDERED:
+            o_q = tl.load(p_order + o_q, mask=m_m, other=0)
         b_q = tl.load(q_base + o_q[:, None] * q_token + o_d[None, :], mask=m_q, other=0.0)
     key_row = (i_b * key_batch + i_h * key_head).to(tl.int32)
     i_row = i_bh * q_blocks + i_block
@@ -155,6 +180,8 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
     if D < DP:
         m_q = m_q & (o_d < D)[None, :]
     o_q = tl.load(p_start + i_block, volatile=True) + o_m
+    if ORDERED:
+        o_q = tl.load(p_order + o_q, mask=m_m, other=0, volatile=True)
     out_base = p_out + i_b * out_batch + i_h * out_head
     p_o = out_base + o_q[:, None] * out_token + o_d[None, :]
     o_t = i_bh * tokens + o_q
@@ -173,31 +200,24 @@ def tiling(
 ) -> Tiling:
     """Tiling of a form for blocks of block_q x block_k tokens.
 
-    padded: head dim of the key buffer; masked: the lists carry bits. With a limit of 128 registers
-    two programs share a multiprocessor; the other tilings spill under it.
+    padded: head dim of the key buffer; masked: the lists carry bits.
 
     Raises ValueError for what the form cannot do; `triton_forward` does it.
     """
     _check(form, dtype, capability)
-    block_m, block_n = min(128, block_q), min(64, block_k)
     if form == "ws":
-        if block_m < 128 or block_n < 64:
+        if block_q < 128 or block_k < 64:
             raise ValueError(
                 f"blocks of {block_q} x {block_k} tokens: form 'ws' needs at least 128 x 64; "
                 "use 'tma' or 'pointer'"
             )
-        return Tiling(128, 64, 4 if capability[0] == 9 else 8, 3)
-    if block_m < 64:
+        return WS[capability[0]]
+    if block_q < 64:
         raise ValueError(
             f"blocks of {block_q} queries: form 'tma' needs at least 64; use 'pointer'"
         )
-    if block_m == 64:
-        return Tiling(64, block_n, 4, 2)
-    if capability[0] == 9 and padded == 64:
-        return Tiling(128, block_n, 8, 3, 128)
-    if padded == 128 and not masked:
-        return Tiling(128, block_n, 8, 2, 128 if capability[0] == 9 else None)
-    return Tiling(128, block_n, 8, 3)
+    shape = TMA_64 if block_q < 128 else TMA[capability[0], padded, masked]
+    return shape.within(block_q, block_k)
 
 
 def sparse_forward(
@@ -218,9 +238,9 @@ def sparse_forward(
     Raises ValueError for what the form cannot do: another device, float32, keys whose strides are
     no whole rows and, for "ws", query tiles other than 128 and q off the 16-byte grid.
     """
-    capability = (9, 0) if q.device.type == "cpu" else torch.cuda.get_device_capability(q.device)
-    _check(form, keys.v.dtype, capability)
+    _check(form, keys.v.dtype, gpu.capability(q.device))
     if form == "ws":
+        q = q if rows.order is None else q.index_select(2, rows.order)
         _check_queries(q, shape)
     k, strides = _descriptor(keys.k, shape.block_n)
     v, _ = _descriptor(keys.v, shape.block_n)

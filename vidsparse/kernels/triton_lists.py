@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.triton_forward import TileLists, word
+from vidsparse.kernels.triton_operands import TileLists, word
 from vidsparse.plan import SKIP
 
 CHUNK = 1024
@@ -31,10 +31,6 @@ class Segment:
     level: int
     first: int
     height: int
-
-    def tiles(self, blocks: int, block_n: int) -> int:
-        """Tiles of `blocks` key blocks."""
-        return -(-blocks * self.height // block_n)
 
 
 @triton.jit(do_not_specialize=["blocks", "width", "level", "first"])
@@ -116,34 +112,39 @@ def pack_lists(levels: Tensor, segments: list[Segment], block_n: int) -> TileLis
 
     Raises ValueError for more: the bits of a tile are an int64.
     """
-    crowded = min((segment.height for segment in segments), default=1)
-    if block_n > 64 * crowded:
-        raise ValueError(f"tiles of {block_n} rows hold over 64 blocks of {crowded}: allowed is 64")
-    rows, blocks = levels.shape
-    width = 1 + sum(segment.tiles(blocks, block_n) for segment in segments)
-    masked = any(segment.height < block_n for segment in segments)
-    entry = torch.empty(rows, width, dtype=torch.int32, device=levels.device)
-    bits = torch.empty_like(entry, dtype=torch.int64) if masked else None
-    count = torch.zeros(rows, dtype=torch.int32, device=levels.device)
-    for segment in segments:
-        per_tile = max(1, block_n // segment.height)
-        tile_zero = word(min(segment.height, block_n), segment.level == SKIP)
-        arguments = (
-            levels,
-            entry,
-            entry if bits is None else bits,
-            count,
-            blocks,
-            width,
-            segment.level,
-            segment.first,
-            tile_zero,
+    codes = [segment.level for segment in segments]
+    firsts = [segment.first for segment in segments]
+    heights = [segment.height for segment in segments]
+    if any(block_n > 64 * height for height in heights):
+        raise ValueError(
+            f"tiles of {block_n} rows hold over 64 blocks of {min(heights)}: allowed is 64"
         )
+    entry, bits, count = pack_tiles(levels, codes, firsts, heights, block_n)
+    return TileLists(entry, bits if bits.numel() else None, count)
+
+
+@torch.library.custom_op("vidsparse::pack_tiles", mutates_args=())
+def pack_tiles(
+    levels: Tensor, codes: list[int], firsts: list[int], heights: list[int], block_n: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """entry, bits (no element if every tile is inside one block) and count of `pack_lists`.
+
+    codes, firsts, heights: level, first and height of each segment.
+    """
+    rows, blocks = levels.shape
+    width, masked = form_of(blocks, heights, block_n)
+    entry = torch.empty(rows, width, dtype=torch.int32, device=levels.device)
+    bits = entry.new_empty(entry.shape if masked else (0,), dtype=torch.int64)
+    count = torch.zeros(rows, dtype=torch.int32, device=levels.device)
+    for code, first, height in zip(codes, firsts, heights, strict=True):
+        per_tile = max(1, block_n // height)
+        tile_zero = word(min(height, block_n), code == SKIP)
+        arguments = levels, entry, bits, count, blocks, width, code, first, tile_zero
         with torch.cuda.device_of(levels):
-            if segment.height >= block_n:
+            if height >= block_n:
                 append_whole_kernel[(rows,)](
                     *arguments,
-                    PIECES=segment.height // block_n,
+                    PIECES=height // block_n,
                     MASKED=masked,
                     CHUNK=CHUNK,
                     num_warps=4,
@@ -157,4 +158,21 @@ def pack_lists(levels: Tensor, segments: list[Segment], block_n: int) -> TileLis
                     num_warps=4,
                     enable_fp_fusion=True,
                 )
-    return TileLists(entry, bits, count)
+    return entry, bits, count
+
+
+@pack_tiles.register_fake
+def _(
+    levels: Tensor, codes: list[int], firsts: list[int], heights: list[int], block_n: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, blocks = levels.shape
+    width, masked = form_of(blocks, heights, block_n)
+    entry = levels.new_empty(rows, width, dtype=torch.int32)
+    bits = levels.new_empty(entry.shape if masked else (0,), dtype=torch.int64)
+    return entry, bits, levels.new_empty(rows, dtype=torch.int32)
+
+
+def form_of(blocks: int, heights: list[int], block_n: int) -> tuple[int, bool]:
+    """Entries of a list, the spare one included, and whether it carries bits."""
+    width = 1 + sum(-(-blocks * height // block_n) for height in heights)
+    return width, any(height < block_n for height in heights)

@@ -1,5 +1,7 @@
 """Means of blocks and the key buffer of the sparse forward, each from one read of the tokens.
 
+Both gather by the order of a layout as they read, so that nothing has to be permuted before.
+
 A program reads a tile of `TILE` consecutive tokens of a layout, one block or several, as
 [LOW, HIGH, D]: token t stands at [t % LOW, t // LOW]. A thread then holds `LOW` neighbours, so the
 sums of the first three levels need no other thread, and the wider ones start from an eighth.
@@ -19,6 +21,9 @@ LOW = 8
 """Neighbouring tokens in one thread; fewer if a block is smaller."""
 
 ZERO_ROWS = tl.constexpr(16)
+
+ABSENT = -1
+"""Stands for the first row of a level that a key buffer does not hold."""
 
 
 def warps(padded: int) -> int:
@@ -62,6 +67,7 @@ def block_means_kernel(  # type: ignore[no-untyped-def]
     p_x,
     p_start,
     p_count,
+    p_order,
     p_out,
     x_batch,
     x_head,
@@ -73,6 +79,7 @@ def block_means_kernel(  # type: ignore[no-untyped-def]
     SIZE: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
+    ORDERED: tl.constexpr,
 ):
     """out_j = sum of the tokens of block j / their number. Grid (tiles, B * H)."""
     PER_TILE: tl.constexpr = LOW * HIGH // SIZE
@@ -80,7 +87,7 @@ def block_means_kernel(  # type: ignore[no-untyped-def]
     i_bh = tl.program_id(1).to(tl.int64)
     x_base = p_x + i_bh // heads * x_batch + i_bh % heads * x_head
     b_x = load_tile(
-        x_base, p_start, p_count, p_start, i_tile, x_token, blocks, D, DP, SIZE, LOW, HIGH, False
+        x_base, p_start, p_count, p_order, i_tile, x_token, blocks, D, DP, SIZE, LOW, HIGH, ORDERED
     )
     b_sum = tl.sum(b_x.to(tl.float32), 0)
     b_sum = tl.sum(tl.reshape(b_sum, [PER_TILE, SIZE // LOW, DP]), 1)
@@ -192,12 +199,16 @@ def fill_keys_kernel(  # type: ignore[no-untyped-def]
                 store_zeros(out_base, written, end[LEVEL], DP)
 
 
-def block_means(x: Tensor, start: Tensor, count: Tensor, size: int) -> Tensor:
+@torch.library.custom_op("vidsparse::block_means", mutates_args=())
+def block_means(
+    x: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None = None
+) -> Tensor:
     """Means over the real tokens of each block, float32 [B, H, n, D], contiguous.
 
     x [B, H, S, D], D up to 128, read in place if its stride in D is 1; start int64 [n], count int32
     [n]: first token and tokens of each block, 0 .. size; a block without a token gives zeros.
     size: 1, 2, 4, .. 128.
+    order: int64 [S] on the device of x: position t of the layout is x[..., order[t], :]; None: t.
     """
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, heads, _, depth = x.shape
@@ -210,6 +221,7 @@ def block_means(x: Tensor, start: Tensor, count: Tensor, size: int) -> Tensor:
             x,
             start,
             count,
+            start if order is None else order,
             out,
             *x.stride()[:3],
             heads,
@@ -219,39 +231,43 @@ def block_means(x: Tensor, start: Tensor, count: Tensor, size: int) -> Tensor:
             SIZE=size,
             LOW=low,
             HIGH=TILE // low,
+            ORDERED=order is not None,
             num_warps=warps(padded),
             enable_fp_fusion=True,
         )
     return out
 
 
+@block_means.register_fake
+def _(x: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None = None) -> Tensor:
+    return x.new_empty(*x.shape[:2], start.shape[0], x.shape[3], dtype=torch.float32)
+
+
+@torch.library.custom_op("vidsparse::fill_keys", mutates_args=())
 def fill_keys(
     x: Tensor,
     start: Tensor,
     count: Tensor,
     size: int,
-    levels: dict[int, int],
+    firsts: list[int],
     rows: int,
     padded: int,
     order: Tensor | None = None,
 ) -> Tensor:
     """The key buffer of a layout, [B, H, rows, padded] in the dtype of x, every element written.
 
-    x, start, count, size: as for `block_means`, start and count in the layout's order.
-    levels: first row of each level; level 0 stands at row 0, named or not. From levels[l] on,
-        size >> l rows to a block hold the means over the true tokens of each 2^l consecutive ones,
-        rounded once; the segment ends where the next one begins, the last at `rows`. Rows without a
-        token and columns past D are zero.
+    x, start, count, size, order: as for `block_means`, start and count in the layout's order.
+    firsts: first row of each level, ABSENT for one that is not stored; firsts[0] is 0. From there
+        on, size >> l rows to a block hold the means over the true tokens of each 2^l consecutive
+        ones, rounded once; the segment ends where the next one begins, the last at `rows`. Rows
+        without a token and columns past D are zero.
     padded: width of a row, 64 or 128, >= D.
-    order: int64 [S] on the device of x: position t of the layout is x[..., order[t], :]; None: t.
     """
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, heads, _, depth = x.shape
     blocks, low = start.numel(), min(LOW, size)
-    firsts = {0: 0, **levels}
-    top = max(firsts)
-    bounds = [*sorted(firsts.values()), rows]
-    ends = {level: bounds[bounds.index(first) + 1] for level, first in firsts.items()}
+    bounds = sorted({*firsts, rows} - {ABSENT})
+    ends = [first if first == ABSENT else bounds[bounds.index(first) + 1] for first in firsts]
     out = torch.empty(batch, heads, rows, padded, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
         fill_keys_kernel[(triton.cdiv(blocks * size, TILE), batch * heads)](
@@ -264,17 +280,31 @@ def fill_keys(
             heads,
             blocks,
             rows,
-            tuple(firsts.get(level, 0) for level in range(top + 1)),
-            tuple(ends.get(level, 0) for level in range(top + 1)),
+            tuple(firsts),
+            tuple(ends),
             D=depth,
             DP=padded,
             SIZE=size,
             LOW=low,
             HIGH=TILE // low,
-            LEVELS=sum(1 << level for level in firsts),
-            TOP=top,
+            LEVELS=sum(1 << level for level, first in enumerate(firsts) if first != ABSENT),
+            TOP=len(firsts) - 1,
             ORDERED=order is not None,
             num_warps=warps(padded),
             enable_fp_fusion=True,
         )
     return out
+
+
+@fill_keys.register_fake
+def _(
+    x: Tensor,
+    start: Tensor,
+    count: Tensor,
+    size: int,
+    firsts: list[int],
+    rows: int,
+    padded: int,
+    order: Tensor | None = None,
+) -> Tensor:
+    return x.new_empty(*x.shape[:2], rows, padded)

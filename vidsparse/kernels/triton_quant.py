@@ -8,32 +8,20 @@ centroids are rows of the same buffer and lose the same vector. Values must be f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.triton_forward import HEAD_DIMS, Keys, QueryRows, Scales, Tiling
+from vidsparse.kernels.triton_operands import Keys, QueryRows, Scales, Tiling, padded_width
 
 SLAB = 1024
 """Rows that one program of `weighted_sum_kernel` adds up."""
 
 STEP = 64
 """Rows that it adds at a time."""
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """x ~ scale * values + mean. values int8 [B, H, R, D], contiguous.
-
-    scale: float32 [B, H, groups]; mean: float32 [B, H, D], what was subtracted, or None.
-    """
-
-    values: Tensor
-    scale: Tensor
-    mean: Tensor | None
 
 
 @triton.jit(do_not_specialize=["heads", "rows"])
@@ -70,6 +58,7 @@ def quantise_kernel(  # type: ignore[no-untyped-def]
     p_x,
     p_start,
     p_rows,
+    p_order,
     p_bias,
     p_mean,
     p_values,
@@ -87,6 +76,7 @@ def quantise_kernel(  # type: ignore[no-untyped-def]
     BM: tl.constexpr,
     KEYS: tl.constexpr,
     MEAN: tl.constexpr,
+    ORDERED: tl.constexpr,
 ):
     """values = round(x / scale), scale = max |x| / 127 over BM rows. Grid (groups, B * H).
 
@@ -105,6 +95,8 @@ def quantise_kernel(  # type: ignore[no-untyped-def]
         o_x = tl.load(p_start + i_part // PARTS) + o_m
         m_m = o_m < tl.load(p_rows + i_part // PARTS)
         m_store = m_m
+        if ORDERED:
+            o_x = tl.load(p_order + o_x, mask=m_m, other=0)
     m_d = (o_d < D)[None, :]
     p_row = p_x + (i_bh // heads) * x_batch + (i_bh % heads) * x_head + o_x[:, None] * x_row
     m_x = m_m[:, None] & m_d
@@ -126,6 +118,7 @@ def quantise_kernel(  # type: ignore[no-untyped-def]
         tl.store(p_shift + o_row, b_shift, mask=m_m)
 
 
+@torch.library.custom_op("vidsparse::key_mean", mutates_args=())
 def key_mean(x: Tensor, bias: Tensor) -> Tensor:
     """Mean over the tokens of rows that stand for 2^bias tokens each: float32 [B, H, DP].
 
@@ -151,79 +144,108 @@ def key_mean(x: Tensor, bias: Tensor) -> Tensor:
     return sums.sum(2) / bias.exp2().sum()
 
 
-def quantise(x: Tensor, group: int, subtract_mean: bool, bias: Tensor) -> Quantised:
-    """Keys in int8, one scale for every `group` rows.
+@key_mean.register_fake
+def _(x: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:2], x.shape[3], dtype=torch.float32)
+
+
+@torch.library.custom_op("vidsparse::quantise_keys", mutates_args=())
+def quantise_keys(
+    x: Tensor, group: int, bias: Tensor, mean: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Keys in int8, values [B, H, R, DP], and a scale for every `group` rows, [B, H, R / group].
 
     x [B, H, R, DP], R a multiple of group (a power of two); bias float32 [R], log2 of the tokens
-    behind a row: rows of -inf become zero and have no part in a scale.
+    behind a row: rows of -inf become zero and have no part in a scale. mean float32 [B, H, DP]: is
+    subtracted from every row.
     """
     batch, heads, rows, _ = x.shape
-    mean = key_mean(x, bias) if subtract_mean else None
     values = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(batch, heads, rows // group, dtype=torch.float32, device=x.device)
-    _launch(x, None, bias, mean, values, scale, None, group)
-    return Quantised(values, scale, mean)
+    operands = bias, scale if mean is None else mean, values, scale, scale
+    _launch(x, scale, scale, scale, *operands, BM=group, PARTS=1, KEYS=True, MEAN=mean is not None)
+    return values, scale
 
 
+@quantise_keys.register_fake
+def _(x: Tensor, group: int, bias: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    batch, heads, rows, _ = x.shape
+    values = x.new_empty(x.shape, dtype=torch.int8)
+    return values, x.new_empty(batch, heads, rows // group, dtype=torch.float32)
+
+
+@torch.library.custom_op("vidsparse::quantise_queries", mutates_args=())
 def quantise_queries(
-    q: Tensor, rows: QueryRows, group: int, key_mean: Tensor | None = None
-) -> tuple[Quantised, Tensor]:
-    """Queries in int8, one scale for every `group` rows of a query block, and the LSE's shift.
+    q: Tensor,
+    start: Tensor,
+    count: Tensor,
+    size: int,
+    group: int,
+    mean: Tensor | None = None,
+    order: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries in int8, values [B, H, S, D], a scale per `group` rows of a block, the LSE's shift.
 
-    q [B, H, S, D] with stride 1 in D; key_mean float32 [B, H, DP], as `quantise` returns it.
-    shift float32 [B, H, S]: q . key_mean / sqrt(D), zero without a mean.
+    q [B, H, S, D] with stride 1 in D; start, count, size, order: as `QueryRows`; mean float32
+    [B, H, DP]: what was subtracted from the keys. scale float32 [B, H, n * size / group]; shift
+    float32 [B, H, S]: q . mean / sqrt(D), zero without a mean.
     """
     batch, heads, tokens, _ = q.shape
-    groups = rows.start.numel() * (rows.size // group)
+    parts = size // group
     values = torch.empty(q.shape, dtype=torch.int8, device=q.device)
-    scale = torch.empty(batch, heads, groups, dtype=torch.float32, device=q.device)
+    scale = torch.empty(batch, heads, len(start) * parts, dtype=torch.float32, device=q.device)
     shift = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
-    _launch(q, rows, None, key_mean, values, scale, shift, group)
-    return Quantised(values, scale, None), shift
+    operands = scale, scale if mean is None else mean, values, scale, shift
+    place = start, count, start if order is None else order
+    flags = {"KEYS": False, "MEAN": mean is not None, "ORDERED": order is not None}
+    _launch(q, *place, *operands, BM=group, PARTS=parts, **flags)
+    return values, scale, shift
+
+
+@quantise_queries.register_fake
+def _(
+    q: Tensor,
+    start: Tensor,
+    count: Tensor,
+    size: int,
+    group: int,
+    mean: Tensor | None = None,
+    order: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups = start.shape[0] * (size // group)
+    values = torch.empty(q.shape, dtype=torch.int8, device=q.device)
+    scale = q.new_empty(*q.shape[:2], groups, dtype=torch.float32)
+    return values, scale, q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 def int8_operands(
     q: Tensor, keys: Keys, rows: QueryRows, shape: Tiling, subtract_mean: bool = True
 ) -> tuple[Tensor, Keys, Scales]:
     """q, keys and scales for `sparse_forward` with int8 QK and the values as they are."""
-    k = quantise(keys.k, shape.block_n, subtract_mean, keys.bias)
-    queries, shift = quantise_queries(q, rows, shape.block_m, k.mean)
-    return queries.values, replace(keys, k=k.values), Scales(queries.scale, k.scale, shift)
+    mean = key_mean(keys.k, keys.bias) if subtract_mean else None
+    k, k_scale = quantise_keys(keys.k, shape.block_n, keys.bias, mean)
+    place = rows.start, rows.count, rows.size, shape.block_m
+    queries, q_scale, shift = quantise_queries(q, *place, mean, rows.order)
+    return queries, replace(keys, k=k), Scales(q_scale, k_scale, shift)
 
 
-def _launch(
-    x: Tensor,
-    rows: QueryRows | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    values: Tensor,
-    scale: Tensor,
-    shift: Tensor | None,
-    group: int,
-) -> None:
-    """rows: of queries, with their shift; bias: of keys."""
-    batch, heads, tokens, depth = x.shape
-    padded = next(width for width in HEAD_DIMS if width >= depth)
+def _launch(x: Tensor, *operands: Tensor, ORDERED: bool = False, **constants: int) -> None:
+    """Run `quantise_kernel`; operands: its pointers from p_start on."""
+    _, heads, tokens, depth = x.shape
+    padded = padded_width(depth)
+    *_, scale, _ = operands
     with torch.cuda.device_of(x):
-        quantise_kernel[(scale.shape[2], batch * heads)](
+        quantise_kernel[(scale.shape[2], x.shape[0] * heads)](
             x,
-            scale if rows is None else rows.start,
-            scale if rows is None else rows.count,
-            scale if bias is None else bias,
-            scale if mean is None else mean,
-            values,
-            scale,
-            scale if shift is None else shift,
+            *operands,
             *x.stride()[:3],
             depth**-0.5,
             heads,
             tokens,
             D=depth,
             DP=padded,
-            PARTS=1 if rows is None else rows.size // group,
-            BM=group,
-            KEYS=rows is None,
-            MEAN=mean is not None,
-            num_warps=8 if group * padded > 8192 else 4,
+            ORDERED=ORDERED,
+            num_warps=8 if constants["BM"] * padded > 8192 else 4,
             enable_fp_fusion=True,
+            **constants,
         )

@@ -160,7 +160,7 @@ def select_topk(value: Tensor, forced: Tensor, k: int) -> Tensor:
     Raises ValueError for other tensors.
     """
     nk = value.shape[-1]
-    return _select(value, forced, "rank", None, (0,), (min(k, nk),), 0, nk)
+    return select(value, forced, "rank", None, (0,), (min(k, nk),), 0, nk)
 
 
 def select_topp(
@@ -178,7 +178,7 @@ def select_topp(
     device. p in (0, 1]. cap >= min_blocks. Otherwise as `select_topk`, and as
     `vidsparse.selector.topp`.
     """
-    return _select(value, forced, kind, key_counts, (0,), (p,), min_blocks, cap)
+    return select(value, forced, kind, key_counts, (0,), (p,), min_blocks, cap)
 
 
 def select_quota(
@@ -197,7 +197,7 @@ def select_quota(
     """
     nk = value.shape[-1]
     bounds = [min(end, nk) for end in ends]
-    return _select(value, forced, "rank", None, levels, bounds, min_blocks, budget)
+    return select(value, forced, "rank", None, levels, bounds, min_blocks, budget)
 
 
 def select_mass(
@@ -214,7 +214,7 @@ def select_mass(
 
     mass: ascending in (0, 1], one per level. Otherwise as `select_quota` and `select_topp`.
     """
-    return _select(value, forced, kind, key_counts, levels, mass, min_blocks, budget)
+    return select(value, forced, kind, key_counts, levels, mass, min_blocks, budget)
 
 
 def width(blocks: int) -> int:
@@ -227,17 +227,18 @@ def warps(width: int) -> int:
     return 1 if width <= 1024 else 4 if width == 2048 else 8
 
 
-def _select(
+@torch.library.custom_op("vidsparse::select", mutates_args=())
+def select(
     value: Tensor,
     forced: Tensor,
     rule: str,
     key_counts: Tensor | None,
     levels: Sequence[int],
-    bounds: Sequence[int] | Sequence[float],
+    bounds: Sequence[float],
     min_blocks: int,
     budget: float,
 ) -> Tensor:
-    """Run `select_kernel`. budget in exact blocks."""
+    """Run `select_kernel`, in the words of the functions above; budget in exact blocks."""
     _check(value, forced, rule, key_counts)
     ok = len(levels) == len(bounds) and tuple(levels[:1]) == (0,) and levels[-1] <= COARSEST.value
     if not ok:
@@ -267,6 +268,20 @@ def _select(
             enable_fp_fusion=True,
         )
     return out
+
+
+@select.register_fake
+def _(
+    value: Tensor,
+    forced: Tensor,
+    rule: str,
+    key_counts: Tensor | None,
+    levels: Sequence[int],
+    bounds: Sequence[float],
+    min_blocks: int,
+    budget: float,
+) -> Tensor:
+    return torch.empty_like(value, dtype=torch.int8)
 
 
 def _check(value: Tensor, forced: Tensor, rule: str, key_counts: Tensor | None) -> None:
