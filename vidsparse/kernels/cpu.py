@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels import cpu_matmul, cpu_threads
+from vidsparse.kernels.call_check import check_call
 from vidsparse.kernels.cpu_call import Call
 from vidsparse.kernels.cpu_rows import Worker
-from vidsparse.plan import SKIP, BlockPlan
+from vidsparse.plan import BlockPlan
 
 CROSSOVER_TOKENS = 1024
 """Below this many tokens dense attention is as fast or faster.
@@ -105,40 +106,12 @@ def engine_info() -> dict[str, Any]:
 def _check(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, workers: int | None, matmul: str
 ) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4 or x.device.type != "cpu" or x.dtype != q.dtype or x.dtype not in DTYPES:
-            raise ValueError(
-                f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}: the CPU engine expects "
-                "[B, H, S, D] CPU tensors of one dtype, float32, bfloat16, float16 or float64"
-            )
-    expected = (*q.shape[:2], plan.k_blocks.tokens, q.shape[3])
-    if k.shape != expected or v.shape != expected or q.shape[2] != plan.q_blocks.tokens:
-        raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit a plan of "
-            f"{plan.q_blocks.tokens} queries and {plan.k_blocks.tokens} keys"
-        )
-    rows = (*q.shape[:2], len(plan.q_blocks), len(plan.k_blocks))
-    if tuple(plan.levels.shape) != rows or plan.levels.device.type != "cpu":
-        raise ValueError(
-            f"plan.levels of shape {tuple(plan.levels.shape)} on {plan.levels.device}: "
-            f"expected {rows} on cpu"
-        )
-    size, top = plan.k_blocks.size, plan.k_blocks.levels
-    if size != 2**top:
+    if q.device.type != "cpu":
+        raise ValueError(f"q is on {q.device}: the CPU engine expects CPU tensors; use impl auto")
+    check_call(q, k, v, plan, "CPU", DTYPES)
+    size = plan.k_blocks.size
+    if size != 2**plan.k_blocks.levels:
         raise ValueError(f"plan.k_blocks.size={size}: the CPU engine needs a power of two")
-    if plan.rest not in (SKIP, top):
-        raise ValueError(f"plan.rest={plan.rest}: expected {SKIP} (skip) or {top} (centroid)")
-    order, able = plan.first_order, ("none",) if plan.rest == SKIP else ("none", "global")
-    if order not in able:
-        raise ValueError(
-            f"plan.first_order={order!r} with plan.rest={plan.rest}: the CPU engine executes "
-            f"{' or '.join(able)} here; use impl='reference'"
-        )
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        raise ValueError(
-            "q, k or v requires grad: sparse attention is inference only; "
-            "call it under torch.no_grad()"
-        )
     if matmul not in ("auto", "native"):
         raise ValueError(f"matmul={matmul!r}: allowed is auto, native")
     if workers is not None and workers < 1:

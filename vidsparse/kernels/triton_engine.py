@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels import gpu, triton_forward, triton_forward_hopper, triton_quant
+from vidsparse.kernels.call_check import check_call
 from vidsparse.kernels.gpu import BLOCK_SIZES, DTYPES
 from vidsparse.kernels.triton_lists import Segment, pack_lists
 from vidsparse.kernels.triton_operands import (
@@ -198,27 +199,25 @@ def _empty_like(q: Tensor) -> Tensor:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, order: Tensor | None) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4 or x.device != q.device or x.dtype != q.dtype or x.dtype not in DTYPES:
+    if refusal := gpu.refusal(q.device):
+        raise ValueError(
+            f"tensors on {q.device}: the Triton engine does not run there: {refusal}; "
+            "on a CPU use impl='cpu', else dense attention"
+        )
+    check_call(q, k, v, plan, "Triton", DTYPES)
+    for name, size in (("q_blocks", plan.q_blocks.size), ("k_blocks", plan.k_blocks.size)):
+        if size not in BLOCK_SIZES:
             raise ValueError(
-                f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}: the Triton engine expects "
-                "[B, H, S, D] tensors of one device and one dtype, float32, bfloat16 or float16; "
-                "convert them or use impl='reference'"
+                f"plan.{name}.size={size}: the Triton engine executes blocks of "
+                f"{', '.join(map(str, BLOCK_SIZES))} tokens; use impl='reference'"
             )
-    _check_device(q.device)
-    _check_plan(q, k, v, plan)
-    if order is not None:
-        _check_order(q, k, order)
     if not 1 <= q.shape[3] <= HEAD_DIMS[-1]:
         raise ValueError(
             f"head dim {q.shape[3]}: the Triton engine executes 1 .. {HEAD_DIMS[-1]}; "
             "use impl='reference'"
         )
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        raise ValueError(
-            "q, k or v requires grad: sparse attention is inference only; "
-            "call it under torch.no_grad()"
-        )
+    if order is not None:
+        _check_order(q, k, order)
 
 
 def _check_order(q: Tensor, k: Tensor, order: Tensor) -> None:
@@ -229,42 +228,4 @@ def _check_order(q: Tensor, k: Tensor, order: Tensor) -> None:
             f"order is {given[0]} {given[1]} on {given[2]}, for {q.shape[2]} queries and "
             f"{k.shape[2]} keys: expected {expected[0]} {expected[1]} on {expected[2]} and as many "
             "keys as queries"
-        )
-
-
-def _check_device(device: torch.device) -> None:
-    if refusal := gpu.refusal(device):
-        raise ValueError(
-            f"tensors on {device}: the Triton engine does not run there: {refusal}; "
-            "on a CPU use impl='cpu', else dense attention"
-        )
-
-
-def _check_plan(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
-    expected = (*q.shape[:2], plan.k_blocks.tokens, q.shape[3])
-    if k.shape != expected or v.shape != expected or q.shape[2] != plan.q_blocks.tokens:
-        raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit a plan of "
-            f"{plan.q_blocks.tokens} queries and {plan.k_blocks.tokens} keys"
-        )
-    rows = (*q.shape[:2], len(plan.q_blocks), len(plan.k_blocks))
-    if tuple(plan.levels.shape) != rows or plan.levels.device != q.device:
-        raise ValueError(
-            f"plan.levels of shape {tuple(plan.levels.shape)} on {plan.levels.device}: "
-            f"expected {rows} on {q.device}"
-        )
-    for name, size in (("q_blocks", plan.q_blocks.size), ("k_blocks", plan.k_blocks.size)):
-        if size not in BLOCK_SIZES:
-            raise ValueError(
-                f"plan.{name}.size={size}: the Triton engine executes blocks of "
-                f"{', '.join(map(str, BLOCK_SIZES))} tokens; use impl='reference'"
-            )
-    top = plan.k_blocks.levels
-    if plan.rest not in (SKIP, top):
-        raise ValueError(f"plan.rest={plan.rest}: expected {SKIP} (skip) or {top} (centroid)")
-    order, able = plan.first_order, ("none",) if plan.rest == SKIP else ("none", "global")
-    if order not in able:
-        raise ValueError(
-            f"plan.first_order={order!r} with plan.rest={plan.rest}: the Triton engine executes "
-            f"{' or '.join(able)} here; use impl='reference'"
         )
