@@ -259,7 +259,7 @@ class BlockPlan:
     def counts(self) -> Tensor:
         """int64 [B, H, nq, log2(block_k) + 1], number of listed key blocks per row and level."""
         shape = (*self.levels.shape[:3], self.k_blocks.levels + 1)
-        counts = torch.zeros(shape, dtype=torch.int64, device=self.levels.device)
+        counts = self.levels.new_zeros(shape, dtype=torch.int64)
         for level in self.listed:
             counts[..., level] = (self.levels == level).sum(-1)
         return counts
@@ -297,13 +297,18 @@ class BlockPlan:
         For full blocks this is sum_j 2^-level(i, j) / nk averaged over the rows; `rest` counts too.
         """
         q_count = self.q_blocks.on(self.levels.device).count.double()
-        k_count = self.k_blocks.on(self.levels.device).count
-        work = torch.zeros(self.levels.shape[:3], dtype=torch.float64, device=self.levels.device)
-        level_map = self.level_map()
-        for level in {*self.listed, self.rest} - {SKIP}:
-            groups = -(-k_count // 2**level)
-            work += (level_map == level).float() @ groups.float()  # integers below 2^24 are exact
-        return (work @ q_count) / (q_count.sum() * k_count.sum())
+        k_count, size = self.k_blocks.count, self.k_blocks.size
+        short = (k_count < size).nonzero().flatten().tolist()
+        work = self.levels.new_zeros(self.levels.shape[:3], dtype=torch.float64)
+        codes = {level: level for level in self.listed} | {SKIP: self.rest}
+        for code, level in codes.items():
+            if level == SKIP:
+                continue
+            kept, groups = self.levels == code, -(-size // 2**level)
+            work += kept.sum(-1) * groups
+            for j in short:  # fewer tokens, fewer groups
+                work -= kept.select(-1, j) * (groups - -(-int(k_count[j]) // 2**level))
+        return (work @ q_count) / (q_count.sum() * int(k_count.sum()))
 
 
 Branch = Literal["cond", "uncond", "both", "single"]

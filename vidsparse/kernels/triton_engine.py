@@ -81,7 +81,7 @@ def execute(
     form = "pointer" if form == "auto" else form
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out = _empty_like(q)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     if out.numel() == 0:
         return out, lse if return_lse else None
     shape = tiling_for(q, plan, form)

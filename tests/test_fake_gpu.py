@@ -1,0 +1,97 @@
+"""Whole calls on a GPU that is not there: tensors without memory, which refuse to be read.
+
+Whatever would wait for the device (a value read, a size that depends on values) raises, and so does
+a tensor that was left on the CPU.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._pytree import tree_leaves
+
+from vidsparse import geometry
+from vidsparse.attention import attend, check_config
+from vidsparse.config import SparseConfig, presets
+from vidsparse.estimator import mean
+from vidsparse.kernels import gpu, triton_engine
+from vidsparse.plan import TokenGrid
+
+DEVICE = torch.device("cuda:0")
+GRID = TokenGrid(5, 16, 22, text_tokens=77, text_first=True)
+CACHES: tuple[Any, ...] = (
+    *(geometry.plan_geometry, mean._pieces, triton_engine.query_rows, triton_engine.key_layout),
+    triton_engine._video,
+)
+
+
+class FakeGPU(FakeTensorMode):
+    """Real work on the CPU where no tensor of the GPU takes part."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [*tree_leaves((args, kwargs))]
+        if any(isinstance(x, FakeTensor) for x in given) or DEVICE in given:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        return func(*args, **kwargs or {})
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """A Hopper GPU as far as shapes, strides, dtypes and devices go."""
+    monkeypatch.setattr(gpu, "refusal", lambda device: None)
+    monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
+    for cache in CACHES:
+        cache.cache_clear()
+    with FakeGPU(allow_non_fake_inputs=True), torch.no_grad():
+        yield DEVICE
+    for cache in CACHES:
+        cache.cache_clear()
+
+
+def run(device: torch.device, preset: str, *changes: str, hoisted: bool = True) -> Any:
+    config = SparseConfig.load(
+        preset, ["schedule.min_tokens=0", "schedule.name=constant", *changes]
+    )
+    sizes = 2, GRID.tokens, 3, 128
+    q, k, v = (torch.empty(sizes, dtype=torch.bfloat16, device=device) for _ in range(3))
+    how: Any = {"grid": GRID, "config": config, "hoisted": hoisted, "return_lse": True}
+    return attend(q, k, v, **how)
+
+
+@pytest.mark.parametrize("hoisted", [True, False], ids=["hoisted", "raster"])
+@pytest.mark.parametrize("preset", presets())
+def test_presets(preset: str, hoisted: bool, cuda: torch.device) -> None:
+    result = run(cuda, preset, hoisted=hoisted)
+    assert result.reason is None and "permute" not in result.seconds
+    assert result.out.shape == (2, GRID.tokens, 3, 128) and result.out.is_contiguous()
+    assert result.out.dtype == torch.bfloat16 and result.lse.dtype == torch.float32
+    assert result.lse.shape == (2, 3, GRID.tokens)
+    devices = {x.device for x in (result.out, result.lse, result.plan.levels, result.head_density)}
+    assert devices == {cuda}
+
+
+@pytest.mark.parametrize("qk", ["native", "int8"])
+@pytest.mark.parametrize("form", ["pointer", "tma", "ws"])
+def test_forms(form: str, qk: str, cuda: torch.device) -> None:
+    result = run(cuda, "balanced", f"kernel.form={form}", f"kernel.qk={qk}", "kernel.block_q=128")
+    assert result.reason is None and result.out.device == cuda
+
+
+def test_the_density_is_read_on_demand(cuda: torch.device) -> None:
+    """What a reader of the report waits for; that it raises here shows that reads are noticed."""
+    with pytest.raises(DataDependentOutputException):
+        _ = run(cuda, "balanced").density
+
+
+def test_dense_calls_and_checks(cuda: torch.device) -> None:
+    config = SparseConfig.load("balanced")
+    check_config(config, cuda)
+    assert run(cuda, "balanced", "schedule.density=0.9").reason == "not-faster"
