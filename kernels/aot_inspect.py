@@ -20,7 +20,10 @@ FLOAT32_SPILLS = 200
 
 @dataclass(frozen=True)
 class Code:
-    """Machine code as text. registers, spills: a thread's; scalars: a warp's, of AMD alone."""
+    """Machine code as text. registers, spills: a thread's.
+
+    scalars: registers that a warp wants on AMD; those past 106 are lanes of the others, no memory.
+    """
 
     text: str
     registers: int
@@ -100,10 +103,10 @@ def nvidia_code(asm: dict[str, Any]) -> Code:
 def amd_code(asm: dict[str, Any]) -> Code:
     """Assembly, which counts registers and spilled ones at its end."""
     text = asm["amdgcn"]
-    fields = ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count", "sgpr_count")
+    fields = ("vgpr_count", "vgpr_spill_count", "sgpr_count", "sgpr_spill_count")
     found = [re.search(rf"\.{field}:\s+(\d+)", text) for field in fields]
-    vectors, vector_spills, scalar_spills, scalars = (int(one[1]) for one in found if one)
-    return Code(text, vectors, vector_spills + scalar_spills, scalars)
+    registers, spills, scalars, moved = (int(one[1]) for one in found if one)
+    return Code(text, registers, spills, scalars + moved)
 
 
 def dump(flag: str, path: str) -> str:

@@ -13,8 +13,9 @@ RESERVED = 1024
 
 @dataclass(frozen=True)
 class Architecture:
-    """capability: as torch gives it; shared: most bytes of dynamic shared memory of one block.
+    """capability: as torch gives it; (0, 0), which it never gives, takes the portable tilings.
 
+    shared: most bytes of dynamic shared memory of one block.
     products, int8_products: instructions of tensor cores (regular expressions). asynchronous: has
     TMA, and the pipeliner keeps as many buffers as stages, elsewhere one less.
     """
@@ -49,7 +50,7 @@ ARCHITECTURES = {
         nvidia(90, 232_448, "HGMMA", "IGMMA", True),
         nvidia(100, 232_448, r"UTC\w*MMA", "UTCIMMA|IMMA", True),
         nvidia(120, 101_376, "HMMA", "IMMA"),
-        amd("gfx942", (9, 4), 65_536, r"v_mfma_f32_\w+", r"v_mfma_i32_\w+"),
+        amd("gfx942", (0, 0), 65_536, r"v_mfma_f32_\w+", r"v_mfma_i32_\w+"),
     )
 }
 """By the name that --arch takes."""

@@ -130,12 +130,8 @@ def run_jobs(jobs: list[Job], machine: Machine, console: Console) -> Outcome:
     A job that fails does not stop the others.
     """
     outcome = Outcome()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
+    said = TextColumn("{task.description}")
+    columns = said, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(jobs))
         for job in jobs:
@@ -145,7 +141,7 @@ def run_jobs(jobs: list[Job], machine: Machine, console: Console) -> Outcome:
             else:
                 start = time.monotonic()
                 error = _run(job, machine, outcome)
-                took = f"{time.monotonic() - start:5.1f} s"
+                took = f"{time.monotonic() - start:5.1f} s{peak(machine.device)}"
                 console.print(f"{took}  {job.name}" + (f": {error}" if error else ""), markup=False)
             progress.advance(task)
     for name in outcome.dropped:
@@ -183,6 +179,15 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def peak(device: torch.device) -> str:
+    """The most memory that tensors took since the last call, in words; empty on a CPU."""
+    if device.type != "cuda":
+        return ""
+    most = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return f" {most / 2**30:5.1f} GiB"
 
 
 @lru_cache(maxsize=1)

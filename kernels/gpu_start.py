@@ -44,6 +44,10 @@ def machine_for(
         sys.path.append(str(ROOT / "tests"))
         import_module("interpreter").install()
         torch.set_num_threads(1)
+        gpu = import_module("vidsparse.kernels.gpu")  # every stage in Triton, as on a GPU
+        gpu.kernels = lambda name, x: (
+            import_module(f"vidsparse.kernels.{name}") if x.dtype in gpu.DTYPES else None
+        )
     elif not torch.cuda.is_available():
         fail("no CUDA GPU here; --dry-run runs everything small in Triton's CPU interpreter")
     from gpu_results import FOLDER, Machine

@@ -216,7 +216,8 @@ def jobs_of(part: str, machine: Any) -> list[Any]:
 
 def report(part: str, rows: list[Any], console: Any) -> int:
     """Print what a part found, briefly; 1 if something is wrong."""
-    from gpu_bench import MAX_ERROR, background, stages, summary
+    from gpu_bench import MAX_ERROR
+    from gpu_tables import background, stages, summary
 
     if part == "check":
         bad = [row for row in rows if row.verdict != "right"]

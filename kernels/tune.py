@@ -164,7 +164,7 @@ def main() -> int:
     machine = machine_for(options.dry_run, options.out, 1e9, tuple(options.forms), parser.error)
     import torch
     from gpu_cases import SHAPES, TINY
-    from gpu_check import LIMITS
+    from gpu_compare import LIMITS
     from gpu_results import Job, console, run_jobs
 
     dtype = getattr(torch, options.dtype)

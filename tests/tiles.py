@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log, nan
+from math import nan
 
 import torch
 from torch import Tensor
 
+from vidsparse.kernels import reference
 from vidsparse.kernels.triton_operands import Keys, QueryRows, TileLists, Tiling
+from vidsparse.plan import Blocks
 
 BLOCK_N = 64
 TILES = 9
@@ -35,33 +37,15 @@ class Problem:
 
     def expected(self) -> tuple[Tensor, Tensor, Tensor]:
         """out, lse and rest share in float64, straight from the definition."""
-        wanted, shared = (
-            x.view(*self.q.shape[:2], -1, TILES * BLOCK_N)[:, :, self.owner()]
-            for x in self.listed()
-        )
-        k, v = (x[..., : self.q.shape[3]].double() for x in (self.keys.k, self.keys.v))
-        score = self.q.double() @ k.mT / self.q.shape[3] ** 0.5 + self.keys.bias.double() * log(2)
-        score = score.masked_fill(~wanted, float("-inf"))
-        lse = torch.logsumexp(score, -1)
-        weight = (score - lse.masked_fill(lse.isinf(), 0.0)[..., None]).exp()
-        return weight @ v, lse, (weight * shared).sum(-1)
+        lists, keys = self.lists, self.keys
+        rows = reference.named_rows(lists.entry, lists.bits, lists.count, BLOCK_N, TILES * BLOCK_N)
+        return reference.sparse_forward(self.q, keys.k, keys.v, keys.bias, *rows, self.blocks)
 
-    def listed(self) -> tuple[Tensor, Tensor]:
-        """bool [B * H * nq, R]: rows of the buffer that a list wants, and those marked `rest`."""
-        wanted, shared = torch.zeros(2, len(self.lists.count), TILES * BLOCK_N, dtype=torch.bool)
-        for row, count in enumerate(self.lists.count.tolist()):
-            for n in range(count):
-                entry = int(self.lists.entry[row, n])
-                first, shift = (entry & 0xFFFFFF) * BLOCK_N, entry >> 24 & 0xF
-                bits = 1 if self.lists.bits is None else int(self.lists.bits[row, n])
-                for i in range(BLOCK_N):
-                    wanted[row, first + i] = bool(bits >> (i >> shift) & 1)
-                    shared[row, first + i] = bool(entry >> 30)
-        return wanted, shared
-
-    def owner(self) -> Tensor:
-        """int64 [S], the query block of each token."""
-        return torch.repeat_interleave(torch.arange(len(self.rows.count)), self.rows.count)
+    @property
+    def blocks(self) -> Blocks:
+        """The cut of the queries."""
+        text = torch.zeros(len(self.rows.count), dtype=torch.bool)
+        return Blocks(self.rows.start, self.rows.count.long(), text, self.rows.size)
 
 
 def problem(

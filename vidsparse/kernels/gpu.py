@@ -38,6 +38,8 @@ def refusal(device: torch.device) -> str | None:
         return None if on else "a CPU needs TRITON_INTERPRET=1, which is for tests"
     if device.type != "cuda" or not torch.cuda.is_available():
         return f"no CUDA device {device}"
+    if torch.version.hip:
+        return "AMD GPUs are not supported: nobody has seen the kernels run on one"
     if capability(device) < CAPABILITY:
         return f"compute capability {capability(device)}, needed is {CAPABILITY} or newer"
     return None

@@ -12,6 +12,7 @@ Letters as in `triton_forward`; d_ descriptor.
 from __future__ import annotations
 
 from contextvars import copy_context
+from dataclasses import replace
 
 import torch
 import triton
@@ -52,7 +53,7 @@ TMA = {
 With a limit of 128 registers two programs share a multiprocessor; the other tilings spill under it.
 """
 
-TMA_64 = Tiling(64, 64, 4, 2)
+TMA_64 = {9: Tiling(64, 64, 4, 2), 10: Tiling(64, 64, 4, 3)}
 """For query blocks of 64 tokens."""
 
 WS = {9: Tiling(128, 64, 4, 3), 10: Tiling(128, 64, 8, 3)}
@@ -216,8 +217,9 @@ def tiling(
         raise ValueError(
             f"blocks of {block_q} queries: form 'tma' needs at least 64; use 'pointer'"
         )
-    shape = TMA_64 if block_q < 128 else TMA[capability[0], padded, masked]
-    return shape.within(block_q, block_k)
+    shape = TMA_64[capability[0]] if block_q < 128 else TMA[capability[0], padded, masked]
+    shape = shape.within(block_q, block_k)
+    return shape if shape.block_n == 64 else replace(shape, stages=3)
 
 
 def sparse_forward(
