@@ -2,7 +2,8 @@
 
 "sparse" is the forward over the exact blocks alone, the work that FlexAttention does with the same
 mask; "compensate" is what the centroids in the same forward and the first-order term add to it;
-"whole" is the public call on tokens in layout order, everything counted.
+"whole" is the public call on tokens in layout order, everything counted; "raster" the same on
+tokens in raster order, which the kernels gather and scatter.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from gpu_results import Job, Machine, Result, facts, in_words, interleaved, spee
 from torch import Tensor
 
 from vidsparse.attention import attend
+from vidsparse.config import SparseConfig
 from vidsparse.geometry import plan_geometry
 from vidsparse.kernels import triton_engine
 from vidsparse.plan import SKIP, BlockPlan
@@ -124,16 +126,10 @@ def dense_rows(this: Bench) -> Iterator[Result]:
 
 
 def layout_rows(this: Bench) -> Iterator[Result]:
-    """The permutation of q, k, v and of the output, which a hoisted call does not have."""
-    config = method(0.2)
-    grid = this.shape.grid
-    sizes = config.kernel.query_block(grid.tokens), config.kernel.block_k
-    device = this.machine.device
-    geometry = plan_geometry(grid, config.layout, config.force, *sizes, device)
-    tokens = [x.transpose(1, 2) for x in this.qkv]
-    orders = [*[geometry.order] * 3, geometry.inverse]
-    pairs = list(zip([*tokens, tokens[0]], orders, strict=True))
-    acts = {"permute": lambda: [x.index_select(1, order) for x, order in pairs]}
+    """Four permutations in torch: what a call in raster order would cost without the gather."""
+    order = order_of(this, method(0.2))
+    tokens = [*inputs(this), inputs(this)[0]]
+    acts = {"permute": lambda: [x.index_select(1, order) for x in tokens]}
     times = interleaved(acts, this.machine, 0.3)
     yield this.row(1.0, "torch", "permute", times["permute"])
     yield this.row(1.0, "hoisted", "permute", [0.0])
@@ -211,7 +207,28 @@ def form_acts(
             whole = partial(attend, *inputs(this), grid=grid, config=config, hoisted=True)
             error = sampled_error(*this.qkv, whole().out.transpose(1, 2), plan)
             acts[impl, "whole"] = Timed(whole, all_kept, error)
+            if qk == "native" and rounds(this, density):
+                acts[impl, "raster"] = raster_act(this, config)
     return acts
+
+
+def raster_act(this: Bench, config: SparseConfig) -> Timed:
+    """The public call on tokens in raster order."""
+    act = partial(attend, *inputs(this), grid=this.shape.grid, config=config)
+    result = act()
+    assert result.plan is not None
+    order = order_of(this, config)
+    ordered = [x.index_select(2, order) for x in (*this.qkv, result.out.transpose(1, 2))]
+    error = sampled_error(*ordered, result.plan)
+    return Timed(act, work(result.plan, this.shape.head_dim), error)
+
+
+def order_of(this: Bench, config: SparseConfig) -> Tensor:
+    """int64 [S], the order of a method's layout."""
+    grid = this.shape.grid
+    sizes = config.kernel.query_block(grid.tokens), config.kernel.block_k
+    device = this.machine.device
+    return plan_geometry(grid, config.layout, config.force, *sizes, device).order
 
 
 def rounds(this: Bench, density: float) -> bool:

@@ -15,6 +15,7 @@ from gpu_cases import QKV, Shape, method, prepare, sampled_error
 from gpu_check_stages import stages
 from gpu_compare import GRIDS, LIMITS, compare, level_plan, tokens
 from gpu_results import Check, Job, Machine
+from torch import Tensor
 
 from vidsparse.attention import attend
 from vidsparse.kernels import reference, triton_engine
@@ -41,12 +42,15 @@ def jobs(machine: Machine) -> list[Job]:
     return [Job(f"check: {name}", time, act, "gpu_checks") for name, time, act in parts]
 
 
-def error_of(qkv: QKV, plan: BlockPlan, **how: Any) -> float:
+def error_of(qkv: QKV, plan: BlockPlan, order: Tensor | None = None, **how: Any) -> float:
     """Relative L2 of the output of the engine; infinite if an empty row or an LSE is wrong."""
-    out, lse = triton_engine.execute(*qkv, plan, return_lse=True, **how)
+    out, lse = triton_engine.execute(*qkv, plan, order=order, return_lse=True, **how)
+    assert lse is not None
+    if order is not None:
+        *qkv, out, lse = (x[:, :, order] for x in (*qkv, out, lse))
     q, k, v = (x.double() for x in qkv)
     want, want_lse = reference.execute(q, k, v, plan)
-    assert lse is not None and want_lse is not None
+    assert want_lse is not None
     empty = want_lse == -inf
     if not torch.equal(lse == -inf, empty) or bool(out[empty].any()):
         return inf
@@ -127,6 +131,9 @@ def forms(machine: Machine) -> Iterator[Check]:
             yield compare(name, shape, dtype, form, LIMITS[dtype], act)
             act = partial(kernel_error, qkv, plan, form)
             yield compare(f"kernel: {kind}, rest {rest}", shape, dtype, form, LIMITS[dtype], act)
+            order = torch.randperm(plan.q_blocks.tokens, device=machine.device)
+            act = partial(error_of, qkv, plan, order, form=form)
+            yield compare(f"order: {kind}, rest {rest}", shape, dtype, form, LIMITS[dtype], act)
 
 
 def int8(machine: Machine) -> Iterator[Check]:
@@ -136,7 +143,8 @@ def int8(machine: Machine) -> Iterator[Check]:
             plan = level_plan(machine, "ragged", (128, 64), kind, rest)
             q, k, v = tokens(machine, plan, 128, torch.bfloat16)
             qkv = q, k + 2, v
-            act = partial(error_of, qkv, plan, form=form, qk="int8")
+            order = torch.randperm(plan.q_blocks.tokens, device=machine.device)
+            act = partial(error_of, qkv, plan, order, form=form, qk="int8")
             name = f"int8: {kind}, rest {rest}"
             yield compare(name, "ragged, D 128", torch.bfloat16, form, INT8_LIMIT, act)
 

@@ -25,6 +25,7 @@ def summary(rows: list[Result]) -> list[dict[str, Any]]:
     """One line per shape and density of what counts, in the fastest form."""
     lines = []
     whole, small = best_of(rows, "whole"), best_of(rows, "sparse", int8=True)
+    raster = best_of(rows, "raster")
     flex = {(r.shape, r.density): r.ms_p50 for r in rows if r.impl == "flex"}
     stage = {(r.shape, r.density, r.stage): r.ms_p50 for r in rows if r.impl == "triton"}
     for key, sparse in sorted(best_of(rows, "sparse").items()):
@@ -35,6 +36,7 @@ def summary(rows: list[Result]) -> list[dict[str, Any]]:
             "x dense": sparse.speedup_vs_dense, "dense": sparse.dense_impl,
             "whole ms": whole[key].ms_p50 if key in whole else nan,
             "whole x dense": whole[key].speedup_vs_dense if key in whole else nan,
+            "raster ms": raster[key].ms_p50 if key in raster else nan,
             "x flex": flex.get(key, nan) / sparse.ms_p50,
             "x int8": sparse.ms_p50 / small[key].ms_p50 if key in small else nan,
             "overhead": around / sparse.ms_p50, "rel L2": sparse.rel_l2,
