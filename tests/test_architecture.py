@@ -19,6 +19,7 @@ ROOMS = [
     "pipelines",
     "quality",
     "attention",
+    "decision",
     "geometry",
     "layout",
     "estimator",

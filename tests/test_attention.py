@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from vidsparse import SparseConfig, StepContext, TokenGrid, sparse_attention
-from vidsparse.attention import attend, decide
+from vidsparse.attention import attend
+from vidsparse.decision import decide
 from vidsparse.geometry import token_order
 from vidsparse.plan import SKIP
 

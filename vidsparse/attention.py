@@ -16,32 +16,11 @@ import torch
 from torch import Tensor
 
 from vidsparse import registry
-from vidsparse.config import IMPLEMENTATIONS, SparseConfig, require
+from vidsparse.config import SparseConfig
+from vidsparse.decision import decide, executor, requested, too_dense
 from vidsparse.geometry import Geometry, plan_geometry
-from vidsparse.kernels import cpu, dense, gpu, reference
+from vidsparse.kernels import cpu, dense, reference
 from vidsparse.plan import BlockPlan, StepContext, TokenGrid
-
-REASONS = {
-    "warmup-step": "a dense step of the schedule",
-    "dense-layer": "a dense layer of the schedule",
-    "cross-attention": "not self-attention of the video",
-    "too-short": "fewer tokens than schedule.min_tokens",
-    "unsupported-head-dim": "no kernel for this head dimension",
-    "no-kernel": "no sparse kernel for this device",
-    "not-faster": "sparse is not faster than dense at this density on this device",
-    "user": "density 1 asked for",
-    "masked": "an attention mask that a block plan cannot express",
-    "layer-skip": "guidance that skips the attention scores of this layer",
-}
-"""Why a call was dense: code -> meaning."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """density: what the call may cost, in (0, 1]. reason: code of `REASONS`, None if sparse."""
-
-    density: float
-    reason: str | None
 
 
 @dataclass
@@ -103,35 +82,6 @@ def sparse_attention(
     return (result.out, *extras)
 
 
-def decide(
-    config: SparseConfig,
-    grid: TokenGrid,
-    context: StepContext | None = None,
-    *,
-    device: torch.device,
-    impl: str = "auto",
-    dtype: torch.dtype | None = None,
-    head_dim: int | None = None,
-) -> Decision:
-    """Whether a call is sparse, before anything is computed.
-
-    impl as in `sparse_attention`; dtype and head_dim of q, None if not known yet.
-    """
-    density, reason = registry.method("schedule", config.schedule.name).density_at(
-        context, config.schedule
-    )
-    if reason:
-        return Decision(1.0, reason)
-    if grid.tokens < config.schedule.min_tokens:
-        return Decision(1.0, "too-short")
-    if _requested(config, impl) == "auto":
-        if device.type != "cpu" and (reason := gpu.reason(device, dtype, head_dim)):
-            return Decision(1.0, reason)
-        if config.selector.spends_budget and density > _crossover(device):
-            return Decision(1.0, "not-faster")
-    return Decision(density, None)
-
-
 def attend(
     q: Tensor,
     k: Tensor,
@@ -169,7 +119,7 @@ def attend(
             order = None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     plan = _plan(q, k, order, geometry, config, decision.density, seconds)
-    if _requested(config, impl) == "auto" and _too_dense(plan, config):
+    if requested(config, impl) == "auto" and too_dense(plan, config):
         return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds)
     with _timed(seconds, "kernel"):
         out, lse = _execute(q, k, v, order, plan, config, impl, return_lse)
@@ -230,26 +180,6 @@ def _execute(
     return reference.execute(q, k, v, plan, return_lse=lse)
 
 
-def executor(config: SparseConfig, device: torch.device, impl: str = "auto") -> str:
-    """Which of reference, cpu and triton executes sparse calls; impl as in `sparse_attention`.
-
-    Raises ValueError if the one asked for cannot run on the device, or not with `kernel.qk`.
-    """
-    name = _requested(config, impl)
-    if name == "auto":
-        name = "cpu" if device.type == "cpu" else "triton"
-    if name == "triton" and (refusal := gpu.refusal(device)):
-        raise ValueError(f"impl 'triton' on {device.type}: {refusal}; use impl auto")
-    if name == "cpu" and device.type != "cpu":
-        raise ValueError(f"impl 'cpu' on {device.type}: tensors must be on the CPU; use impl auto")
-    if name != "triton" and config.kernel.qk != "native":
-        raise ValueError(
-            f"kernel.qk={config.kernel.qk!r}: impl {name!r} computes native products only; "
-            "8-bit ones need the Triton engine on a GPU"
-        )
-    return name
-
-
 def check_config(config: SparseConfig, device: torch.device) -> None:
     """Raise the ValueError that the first sparse call on a device would raise for its config.
 
@@ -261,21 +191,6 @@ def check_config(config: SparseConfig, device: torch.device) -> None:
         tiny = config.override("schedule.min_tokens=0")
         with torch.no_grad():
             attend(x, x, x, grid=TokenGrid(1, 1, 2), config=tiny)
-
-
-def _too_dense(plan: BlockPlan, config: SparseConfig) -> bool:
-    """Whether a plan whose density the budget does not fix is too dense to gain; CPU only.
-
-    On a GPU the answer would cost a wait.
-    """
-    if config.selector.spends_budget or plan.levels.device.type != "cpu":
-        return False
-    return float(plan.density.mean()) > cpu.CROSSOVER_DENSITY
-
-
-def _crossover(device: torch.device) -> float:
-    """The density above which dense attention is as fast."""
-    return cpu.CROSSOVER_DENSITY if device.type == "cpu" else gpu.CROSSOVER_DENSITY
 
 
 def _dense(
@@ -300,11 +215,6 @@ def full_density(heads: int) -> Tensor:
     """The density of a dense call, float64 [heads]."""
     with torch.inference_mode(False):
         return torch.ones(heads, dtype=torch.float64)
-
-
-def _requested(config: SparseConfig, impl: str) -> str:
-    require(impl in IMPLEMENTATIONS, "impl", impl, ", ".join(IMPLEMENTATIONS))
-    return config.kernel.impl if impl == "auto" else impl
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> None:

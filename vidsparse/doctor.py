@@ -13,8 +13,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from vidsparse.attention import REASONS, decide
 from vidsparse.config import SparseConfig
+from vidsparse.decision import REASONS, decide
 from vidsparse.kernels import cpu
 from vidsparse.plan import TokenGrid
 from vidsparse.shipped import demo_model

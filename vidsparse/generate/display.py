@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.status import Status
 from rich.table import Table
 
-from vidsparse.attention import REASONS
+from vidsparse.decision import REASONS
 from vidsparse.generate.job import Job
 from vidsparse.generate.results import ABOUT
 from vidsparse.generate.run import Listener

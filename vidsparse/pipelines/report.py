@@ -24,7 +24,7 @@ class Call:
 
     head_density: kept fraction of the work per head, in (0, 1], where it was computed: to read it
     is to wait for a GPU. reason: None for a sparse call, else why it was dense: a code of
-    `vidsparse.attention.REASONS`.
+    `vidsparse.decision.REASONS`.
     """
 
     step: int

@@ -1,0 +1,104 @@
+"""What a call does, before anything is computed: sparse or dense, why, and on which executor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vidsparse import registry
+from vidsparse.config import IMPLEMENTATIONS, SparseConfig, require
+from vidsparse.kernels import cpu, gpu
+from vidsparse.plan import BlockPlan, StepContext, TokenGrid
+
+REASONS = {
+    "warmup-step": "a dense step of the schedule",
+    "dense-layer": "a dense layer of the schedule",
+    "cross-attention": "not self-attention of the video",
+    "too-short": "fewer tokens than schedule.min_tokens",
+    "unsupported-head-dim": "no kernel for this head dimension",
+    "no-kernel": "no sparse kernel for this device",
+    "not-faster": "sparse is not faster than dense at this density on this device",
+    "user": "density 1 asked for",
+    "masked": "an attention mask that a block plan cannot express",
+    "layer-skip": "guidance that skips the attention scores of this layer",
+}
+"""Why a call was dense: code -> meaning."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """density: what the call may cost, in (0, 1]. reason: code of `REASONS`, None if sparse."""
+
+    density: float
+    reason: str | None
+
+
+def decide(
+    config: SparseConfig,
+    grid: TokenGrid,
+    context: StepContext | None = None,
+    *,
+    device: torch.device,
+    impl: str = "auto",
+    dtype: torch.dtype | None = None,
+    head_dim: int | None = None,
+) -> Decision:
+    """Whether a call is sparse, before anything is computed.
+
+    impl as in `vidsparse.sparse_attention`; dtype and head_dim of q, None if not known yet.
+    """
+    density, reason = registry.method("schedule", config.schedule.name).density_at(
+        context, config.schedule
+    )
+    if reason:
+        return Decision(1.0, reason)
+    if grid.tokens < config.schedule.min_tokens:
+        return Decision(1.0, "too-short")
+    if requested(config, impl) == "auto":
+        if device.type != "cpu" and (reason := gpu.reason(device, dtype, head_dim)):
+            return Decision(1.0, reason)
+        if config.selector.spends_budget and density > _crossover(device):
+            return Decision(1.0, "not-faster")
+    return Decision(density, None)
+
+
+def executor(config: SparseConfig, device: torch.device, impl: str = "auto") -> str:
+    """Which of reference, cpu and triton executes sparse calls; impl as in `decide`.
+
+    Raises ValueError if the one asked for cannot run on the device, or not with `kernel.qk`.
+    """
+    name = requested(config, impl)
+    if name == "auto":
+        name = "cpu" if device.type == "cpu" else "triton"
+    if name == "triton" and (refusal := gpu.refusal(device)):
+        raise ValueError(f"impl 'triton' on {device.type}: {refusal}; use impl auto")
+    if name == "cpu" and device.type != "cpu":
+        raise ValueError(f"impl 'cpu' on {device.type}: tensors must be on the CPU; use impl auto")
+    if name != "triton" and config.kernel.qk != "native":
+        raise ValueError(
+            f"kernel.qk={config.kernel.qk!r}: impl {name!r} computes native products only; "
+            "8-bit ones need the Triton engine on a GPU"
+        )
+    return name
+
+
+def too_dense(plan: BlockPlan, config: SparseConfig) -> bool:
+    """Whether a plan whose density the budget does not fix is too dense to gain; CPU only.
+
+    On a GPU the answer would cost a wait.
+    """
+    if config.selector.spends_budget or plan.levels.device.type != "cpu":
+        return False
+    return float(plan.density.mean()) > cpu.CROSSOVER_DENSITY
+
+
+def requested(config: SparseConfig, impl: str) -> str:
+    """The implementation that is asked for: impl or, if that is "auto", the config's."""
+    require(impl in IMPLEMENTATIONS, "impl", impl, ", ".join(IMPLEMENTATIONS))
+    return config.kernel.impl if impl == "auto" else impl
+
+
+def _crossover(device: torch.device) -> float:
+    """The density above which dense attention is as fast."""
+    return cpu.CROSSOVER_DENSITY if device.type == "cpu" else gpu.CROSSOVER_DENSITY
