@@ -68,7 +68,7 @@ def kernel_error(qkv: QKV, plan: BlockPlan, form: str) -> float:
     given = prepare(*qkv, plan, form)
     keys, lists = given.keys, given.lists
     out, lse, rest = given.forward(), given.lse, given.rest
-    packed = lists.entry, lists.bits, lists.count
+    packed = lists.entry, lists.bits, lists.count, lists.whole
     rows = reference.named_rows(*packed, given.shape.block_n, keys.k.shape[2])
     want, want_lse, want_rest = reference.sparse_forward(
         given.q, keys.k, keys.v, keys.bias, *rows, plan.q_blocks

@@ -169,7 +169,8 @@ def lists_error(plan: BlockPlan) -> float:
     spare = lists.entry.gather(1, lists.count[:, None].long()) & 0xFFFFFF
     if (int(spare.max()) + 1) * BLOCK_N > layout.rows:
         return inf
-    found = reference.named_rows(lists.entry, lists.bits, lists.count, BLOCK_N, layout.rows)
+    packed = lists.entry, lists.bits, lists.count, lists.whole
+    found = reference.named_rows(*packed, BLOCK_N, layout.rows)
     want = reference.pack_lists(plan, layout.first, layout.rows)
     return sum(float((each != rows).sum()) for each, rows in zip(found, want, strict=True))
 

@@ -35,7 +35,7 @@ LSE_TOLERANCE = 1e-4
 CONTENTS = {
     "plain": {},
     "masked": {"masked": True},
-    "rest": {"rest": True},
+    "rest": {"masked": True, "rest": True},
     "all": {"masked": True, "rest": True, "batch": 2, "counts": (43, 128)},
 }
 
@@ -124,10 +124,11 @@ torch.manual_seed(0)
 for x in (q, k, v):
     x.copy_(torch.randn(x.shape))
 lse = torch.empty(1, HEADS, N)
-entry = torch.tensor([[0, 1, 0]], dtype=torch.int32).repeat(2 * HEADS, 1)
+entry = torch.tensor([[0, 1, 0]], dtype=torch.int32).repeat(2 * HEADS, 1) | 6 << 24
 count = torch.full((2 * HEADS,), 2, dtype=torch.int32)
 rows = QueryRows(torch.tensor([0, 128]), torch.tensor([128, 2], dtype=torch.int32), 128)
-keys, lists = Keys(k, v, torch.zeros(128)), TileLists(entry, None, count)
+bits = torch.ones(2 * HEADS, 2, dtype=torch.int64)
+keys, lists = Keys(k, v, torch.zeros(128)), TileLists(entry, bits, count, count // 2)
 weight = (q.double() @ k.double().mT / D**0.5).softmax(-1)
 want = weight @ v.double()
 for form in FORMS:

@@ -38,7 +38,8 @@ def test_lists_name_the_rows_of_a_plan(blocks: tuple[int, int], kind: str, rest:
     block_n = min(64, blocks[1])
     layout = triton_engine.layout_for(plan, block_n, torch.device("cpu"))
     lists = triton_engine.lists_for(plan, layout, block_n)
-    found = reference.named_rows(lists.entry, lists.bits, lists.count, block_n, layout.rows)
+    packed = lists.entry, lists.bits, lists.count, lists.whole
+    found = reference.named_rows(*packed, block_n, layout.rows)
     wanted = reference.pack_lists(plan, layout.first, layout.rows)
     assert (lists.bits is None) == (kind == "exact") and wanted[1].any() == (rest == "centroid")
     for each, rows in zip(found, wanted, strict=True):

@@ -108,7 +108,8 @@ def sparse_forward() -> list[tuple[Any, ...]]:
         out, lse, share = (None if x is None else x.zero_() for x in given.outputs())
         order = torch.randperm(given.q.shape[2]) if rest else None
         calls.append((
-            *(given.q, keys.k, keys.v, keys.bias, lists.entry, lists.bits, lists.count),
+            *(given.q, keys.k, keys.v, keys.bias),
+            *(lists.entry, lists.bits, lists.count, lists.whole),
             *(rows.start, rows.count, rows.size, order, out, lse, share, None, None, None),
             *(shape.block_m, shape.block_n, shape.warps, shape.stages, shape.registers, form),
         ))  # fmt: skip

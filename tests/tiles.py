@@ -38,7 +38,8 @@ class Problem:
     def expected(self) -> tuple[Tensor, Tensor, Tensor]:
         """out, lse and rest share in float64, straight from the definition."""
         lists, keys = self.lists, self.keys
-        rows = reference.named_rows(lists.entry, lists.bits, lists.count, BLOCK_N, TILES * BLOCK_N)
+        packed = lists.entry, lists.bits, lists.count, lists.whole
+        rows = reference.named_rows(*packed, BLOCK_N, TILES * BLOCK_N)
         return reference.sparse_forward(self.q, keys.k, keys.v, keys.bias, *rows, self.blocks)
 
     @property
@@ -83,22 +84,28 @@ def problem(
 
 
 def random_lists(rows: int, masked: bool, rest: bool) -> TileLists:
-    """Each tile at most once, in any order; row 0 lists none, the last one all."""
+    """Each tile at most once, in any order; row 0 lists none, the last one all.
+
+    masked: tiles with bits follow those without, of either kind none in some rows; the last three
+    tiles are `rest` where they have bits and `rest` is set.
+    """
     keep = torch.rand(rows, TILES) < 0.6
     keep[0], keep[-1] = False, True
+    count = keep.sum(1).int()
+    whole = (torch.rand(rows) * (count + 1)).int() if masked else count.clone()
     entry = torch.randint(0, TILES, (rows, TILES + 1), dtype=torch.int32)  # spares: valid tiles
-    bits = torch.zeros_like(entry, dtype=torch.int64)
+    bits = torch.randint(-(2**62), 2**62, (rows, TILES + 1))
     for row in range(rows):
         tiles = keep[row].nonzero().flatten()
         tiles = tiles[torch.randperm(len(tiles))].int()
-        shift = torch.randint(0 if masked else 6, 7, tiles.shape, dtype=torch.int32)
-        marked = (tiles >= 6).int() * int(rest)
+        shared = torch.arange(len(tiles)) >= whole[row]
+        shift = torch.where(shared, torch.randint(0, 7, tiles.shape), 6).int()
+        marked = (shared & (tiles >= 6)).int() * int(rest)
         entry[row, : len(tiles)] = tiles | shift << 24 | marked << 30
-        blocks = 2 ** (6 - shift.long())
-        value = torch.randint(-(2**62), 2**62, tiles.shape)
-        value = torch.where(blocks < 64, value & ((1 << blocks.clamp(max=63)) - 1), value)
-        bits[row, : len(tiles)] = value if masked else 1
-    return TileLists(entry, bits if masked else None, keep.sum(1).int())
+        blocks = 2 ** (6 - shift[shared].long())
+        used = bits[row, : len(blocks)]
+        used[blocks < 64] &= (1 << blocks[blocks < 64]) - 1
+    return TileLists(entry, bits if masked else None, count, whole)
 
 
 def assert_right(

@@ -155,18 +155,24 @@ def pack_lists(plan: BlockPlan, first: dict[int, int], rows: int) -> tuple[Tenso
 
 
 def named_rows(
-    entry: Tensor, bits: Tensor | None, count: Tensor, block_n: int, rows: int
+    entry: Tensor, bits: Tensor | None, count: Tensor, whole: Tensor, block_n: int, rows: int
 ) -> tuple[Tensor, Tensor]:
     """int64 [n, rows]: how often packed lists name each row of the key buffer, and as `rest`.
 
     entry int32 [n, W], of which a list uses the first count [n]: rest << 30 | shift << 24 | tile of
-    block_n rows; bits int64 [n, W]: bit i wants the i-th 2^shift of them; None: all are 1.
+    block_n rows. The first whole [n] of them want all rows, the others those that bits int64 [n, V]
+    say, from 0 on: bit i wants the i-th 2^shift.
     """
-    used = torch.arange(entry.shape[1], device=entry.device) < count[:, None]
+    place = torch.arange(entry.shape[1], device=entry.device)
+    used, shared = place < count[:, None], place >= whole[:, None]
     word = entry.long().where(used, 0)[..., None]
     lane = torch.arange(block_n, device=entry.device)
-    mask = torch.ones_like(word) if bits is None else bits[..., None]
-    wanted = (mask >> (lane >> (word >> 24 & 0xF)) & 1).where(used[..., None], 0)
+    wanted = torch.ones_like(word + lane)
+    if bits is not None:
+        at = (place - whole[:, None]).clamp(0, bits.shape[1] - 1).long()
+        chosen = bits.gather(1, at)[..., None] >> (lane >> (word >> 24 & 0xF)) & 1
+        wanted = torch.where(shared[..., None], chosen, wanted)
+    wanted = wanted.where(used[..., None], 0)
     row = (word & 0xFFFFFF) * block_n + lane
     assert int(row.max()) < rows, f"a list names row {int(row.max())} of {rows}"
     none = wanted.new_zeros(len(entry), rows)

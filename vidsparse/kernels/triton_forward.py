@@ -82,12 +82,13 @@ def tiling(
     if known is None:
         say_unknown(capability)
     shape = (known or PORTABLE).within(block_q, block_k)
-    return replace(shape, warps=min(shape.warps, max(4, shape.block_m // 16)))
+    least = 8 if capability[0] == 10 else 4  # with 4 warps for 64 rows, sm_100 spills
+    return replace(shape, warps=min(shape.warps, max(least, shape.block_m // 16)))
 
 
 @triton.jit
-def online_softmax(b_s, b_max, b_sum, b_rest, is_rest, REST: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One more tile of scores: 2^(s - max), the factor of earlier sums, the new max and sums."""
+def take_tile(b_s, b_v, b_max, b_sum, b_rest, b_acc, is_rest, REST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One step of the online softmax: the new maximum, sums and accumulator of scores b_s."""
     b_new = tl.maximum(b_max, tl.max(b_s, 1))
     b_p = tl.math.exp2(b_s - b_new[:, None])
     alpha = tl.math.exp2(b_max - b_new)
@@ -95,7 +96,16 @@ def online_softmax(b_s, b_max, b_sum, b_rest, is_rest, REST: tl.constexpr):  # t
     b_sum = b_sum * alpha + b_part
     if REST:
         b_rest = b_rest * alpha + b_part * is_rest
-    return b_p, alpha, b_new, b_sum, b_rest
+    b_acc = b_acc * alpha[:, None]
+    b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
+    return b_new, b_sum, b_rest, b_acc
+
+
+@triton.jit
+def masked_bias(b_bias, o_n, entry, bits):  # type: ignore[no-untyped-def]
+    """-inf where the block of a row is not wanted."""
+    wanted = (bits >> (o_n >> ((entry >> SHIFT_AT) & 0xF))) & 1
+    return tl.where(wanted != 0, b_bias, float("-inf"))
 
 
 @triton.jit
@@ -127,7 +137,7 @@ def store_rows(  # type: ignore[no-untyped-def]
         tl.store(p_rest, b_rest * b_inverse, mask=m_row)
 
 
-@triton.jit(do_not_specialize=["heads", "tokens", "q_blocks", "width", "key_tiles"])
+@triton.jit(do_not_specialize=["heads", "tokens", "q_blocks", "width", "shared", "key_tiles"])
 def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     p_q,
     p_k,
@@ -136,6 +146,7 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     p_entry,
     p_bits,
     p_count,
+    p_whole,
     p_start,
     p_rows,
     p_order,
@@ -158,6 +169,7 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     tokens,
     q_blocks,
     width,
+    shared,
     key_tiles,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -200,7 +212,9 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     p_vn = p_v + key_base + o_n[:, None] * DP + o_d[None, :]
     i_row = i_bh * q_blocks + i_block
     p_next = p_entry + i_row * width
-    count = tl.where(first < rows, tl.load(p_count + i_row), 0)
+    p_scale = p_k_scale + i_bh * key_tiles
+    some = first < rows
+    whole = tl.where(some, tl.load(p_whole + i_row), 0)
     if QK8:
         scale *= tl.load(p_q_scale + i_bh * q_blocks * PARTS + i_part)
 
@@ -209,29 +223,38 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     b_rest = tl.zeros([BM], tl.float32)
     b_acc = tl.zeros([BM, DP], tl.float32)
     entry = tl.load(p_next)
-    if MASKED:
-        p_next_bits = p_bits + i_row * width
-        bits = tl.load(p_next_bits)
-    for i in tl.range(0, count, num_stages=STAGES):
+    for i in tl.range(0, whole, num_stages=STAGES):
         tile = entry & TILE_MASK
         row = tile.to(tl.int64) * BN
-        shift = (entry >> SHIFT_AT) & 0xF
-        is_rest = (entry >> REST_AT).to(tl.float32)
         b_k = tl.load(p_kt + row * DP)
         b_v = tl.load(p_vn + row * DP)
-        b_bias = tl.load(p_bias + row + o_n)
         factor = scale
         if QK8:
-            factor = scale * tl.load(p_k_scale + i_bh * key_tiles + tile)
+            factor = scale * tl.load(p_scale + tile)
+        b_s = tl.dot(b_q, b_k, input_precision="ieee").to(tl.float32) * factor
+        b_s += tl.load(p_bias + row + o_n)[None, :]
         entry = tl.load(p_next + i + 1)
-        if MASKED:
-            wanted = (bits >> (o_n >> shift)) & 1
-            b_bias = tl.where(wanted != 0, b_bias, float("-inf"))
+        b_max, b_sum, _, b_acc = take_tile(b_s, b_v, b_max, b_sum, b_rest, b_acc, 0.0, False)
+    if MASKED:
+        last = tl.where(some, tl.load(p_count + i_row), 0)
+        p_next_bits = p_bits + i_row * shared - whole
+        bits = tl.load(p_next_bits + whole)
+        for i in tl.range(whole, last, num_stages=min(STAGES, 2)):  # with 3, sm_80 spills
+            tile = entry & TILE_MASK
+            row = tile.to(tl.int64) * BN
+            is_rest = (entry >> REST_AT).to(tl.float32)
+            b_k = tl.load(p_kt + row * DP)
+            b_v = tl.load(p_vn + row * DP)
+            factor = scale
+            if QK8:
+                factor = scale * tl.load(p_scale + tile)
+            b_s = tl.dot(b_q, b_k, input_precision="ieee").to(tl.float32) * factor
+            b_s += masked_bias(tl.load(p_bias + row + o_n), o_n, entry, bits)[None, :]
+            entry = tl.load(p_next + i + 1)
             bits = tl.load(p_next_bits + i + 1)
-        b_s = tl.dot(b_q, b_k, input_precision="ieee").to(tl.float32) * factor + b_bias[None, :]
-        b_p, alpha, b_max, b_sum, b_rest = online_softmax(b_s, b_max, b_sum, b_rest, is_rest, REST)
-        b_acc = b_acc * alpha[:, None]
-        b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
+            b_max, b_sum, b_rest, b_acc = take_tile(
+                b_s, b_v, b_max, b_sum, b_rest, b_acc, is_rest, REST
+            )
 
     out_base = p_out + i_b * out_batch + i_h * out_head
     p_o = out_base + o_q[:, None] * out_token + o_d[None, :]
@@ -293,6 +316,7 @@ def launch(
             lists.entry,
             lists.entry if lists.bits is None else lists.bits,
             lists.count,
+            lists.whole,
             rows.start,
             rows.count,
             rows.start if rows.order is None else rows.order,
@@ -308,6 +332,7 @@ def launch(
             tokens,
             rows.start.numel(),
             lists.entry.shape[1],
+            0 if lists.bits is None else lists.bits.shape[1],
             keys.k.shape[2] // shape.block_n,
             D=depth,
             DP=keys.k.shape[3],

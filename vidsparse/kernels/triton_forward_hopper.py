@@ -21,10 +21,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vidsparse.kernels import gpu
-from vidsparse.kernels.triton_forward import launch, online_softmax, store_rows
+from vidsparse.kernels.triton_forward import launch, masked_bias, store_rows, take_tile
 from vidsparse.kernels.triton_operands import (
     REST_AT,
-    SHIFT_AT,
     TILE_MASK,
     Keys,
     QueryRows,
@@ -59,7 +58,7 @@ TMA_64 = {9: Tiling(64, 64, 4, 2), 10: Tiling(64, 64, 4, 3)}
 WS = {9: Tiling(128, 64, 4, 3), 10: Tiling(128, 64, 8, 3)}
 """Generation -> tiling of form "ws"."""
 
-RUN_TIME = ["key_batch", "key_head", "heads", "tokens", "q_blocks", "width", "key_tiles"]
+RUN_TIME = ["key_batch", "key_head", "heads", "tokens", "q_blocks", "width", "shared", "key_tiles"]
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -71,6 +70,7 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
     p_entry,
     p_bits,
     p_count,
+    p_whole,
     p_start,
     p_rows,
     p_order,
@@ -93,6 +93,7 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
     tokens,
     q_blocks,
     width,
+    shared,
     key_tiles,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -141,7 +142,10 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
     key_row = (i_b * key_batch + i_h * key_head).to(tl.int32)
     i_row = i_bh * q_blocks + i_block
     p_next = p_entry + i_row * width
-    count = tl.where(first < rows, tl.load(p_count + i_row), 0)
+    p_scale = p_k_scale + i_bh * key_tiles
+    some = first < rows
+    last = tl.where(some, tl.load(p_count + i_row), 0)
+    whole = tl.where(some, tl.load(p_whole + i_row), 0)
     if QK8:
         scale *= tl.load(p_q_scale + i_bh * q_blocks * PARTS + i_part)
 
@@ -150,30 +154,42 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
     b_rest = tl.zeros([BM], tl.float32)
     b_acc = tl.zeros([BM, DP], tl.float32)
     entry = tl.load(p_next)
+    ONE_LOOP: tl.constexpr = MASKED and SPECIALISED  # the compiler specialises no second one
+    if not ONE_LOOP:
+        for i in tl.range(0, whole, num_stages=STAGES, warp_specialize=SPECIALISED):
+            tile = entry & TILE_MASK
+            row = tile * BN
+            b_k = d_k.load([key_row + row, 0])
+            b_v = d_v.load([key_row + row, 0])
+            factor = scale
+            if QK8:
+                factor = scale * tl.load(p_scale + tile)
+            b_s = tl.dot(b_q, b_k.T).to(tl.float32) * factor
+            b_s += tl.load(p_bias + row + o_n)[None, :]  # after the product: fewer registers
+            entry = tl.load(p_next + i + 1)
+            b_max, b_sum, _, b_acc = take_tile(b_s, b_v, b_max, b_sum, b_rest, b_acc, 0.0, False)
     if MASKED:
-        p_next_bits = p_bits + i_row * width
+        begin = 0 if ONE_LOOP else whole
+        p_next_bits = p_bits + i_row * shared
         bits = tl.load(p_next_bits)
-    for i in tl.range(0, count, num_stages=STAGES, warp_specialize=SPECIALISED):
-        tile = entry & TILE_MASK
-        row = tile * BN
-        shift = (entry >> SHIFT_AT) & 0xF
-        is_rest = (entry >> REST_AT).to(tl.float32)
-        b_k = d_k.load([key_row + row, 0])
-        b_v = d_v.load([key_row + row, 0])
-        factor = scale
-        if QK8:
-            factor = scale * tl.load(p_k_scale + i_bh * key_tiles + tile)
-        b_s = tl.dot(b_q, b_k.T).to(tl.float32) * factor
-        b_bias = tl.load(p_bias + row + o_n)  # after the product: fewer registers while it runs
-        entry = tl.load(p_next + i + 1)
-        if MASKED:
-            wanted = (bits >> (o_n >> shift)) & 1
-            b_bias = tl.where(wanted != 0, b_bias, float("-inf"))
-            bits = tl.load(p_next_bits + i + 1)
-        b_s += b_bias[None, :]
-        b_p, alpha, b_max, b_sum, b_rest = online_softmax(b_s, b_max, b_sum, b_rest, is_rest, REST)
-        b_acc = b_acc * alpha[:, None]
-        b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc)
+        for i in tl.range(begin, last, num_stages=STAGES, warp_specialize=SPECIALISED):
+            tile = entry & TILE_MASK
+            row = tile * BN
+            is_rest = (entry >> REST_AT).to(tl.float32)
+            b_k = d_k.load([key_row + row, 0])
+            b_v = d_v.load([key_row + row, 0])
+            factor = scale
+            if QK8:
+                factor = scale * tl.load(p_scale + tile)
+            b_s = tl.dot(b_q, b_k.T).to(tl.float32) * factor
+            if ONE_LOOP:
+                bits = tl.where(i < whole, -1, bits)
+            b_s += masked_bias(tl.load(p_bias + row + o_n), o_n, entry, bits)[None, :]
+            entry = tl.load(p_next + i + 1)
+            bits = tl.load(p_next_bits + tl.maximum(i + 1 - whole, 0))
+            b_max, b_sum, b_rest, b_acc = take_tile(
+                b_s, b_v, b_max, b_sum, b_rest, b_acc, is_rest, REST
+            )
 
     # offsets and masks are made anew: kept through the loop they would take 40 registers
     m_m = o_m < tl.load(p_rows + i_block, volatile=True)

@@ -37,7 +37,6 @@ class Segment:
 def append_whole_kernel(  # type: ignore[no-untyped-def]
     p_levels,
     p_entry,
-    p_bits,
     p_count,
     blocks,
     width,
@@ -45,7 +44,6 @@ def append_whole_kernel(  # type: ignore[no-untyped-def]
     first,
     word,
     PIECES: tl.constexpr,
-    MASKED: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """Blocks of PIECES whole tiles. word: the entry of tile 0. Grid (rows)."""
@@ -61,22 +59,21 @@ def append_whole_kernel(  # type: ignore[no-untyped-def]
         at = used + (tl.cumsum(b_wanted, 0) - b_wanted) * PIECES
         for piece in tl.static_range(PIECES):
             tl.store(p_list + at + piece, word | (first + j * PIECES + piece), mask=wanted)
-            if MASKED:
-                p_at = p_bits + i_row * width + at + piece
-                tl.store(p_at, tl.full([CHUNK], 1, tl.int64), mask=wanted)
         used += tl.sum(b_wanted, 0) * PIECES
     tl.store(p_list + used, 0)
     tl.store(p_count + i_row, used)
 
 
-@triton.jit(do_not_specialize=["blocks", "width", "level", "first"])
+@triton.jit(do_not_specialize=["blocks", "width", "shared", "level", "first"])
 def append_shared_kernel(  # type: ignore[no-untyped-def]
     p_levels,
     p_entry,
     p_bits,
     p_count,
+    p_whole,
     blocks,
     width,
+    shared,
     level,
     first,
     word,
@@ -89,6 +86,7 @@ def append_shared_kernel(  # type: ignore[no-untyped-def]
     o_i = tl.arange(0, PER_TILE)
     used = tl.load(p_count + i_row)
     p_list = p_entry + i_row * width
+    p_mask = p_bits + i_row * shared - tl.load(p_whole + i_row)
     for start in tl.range(0, (blocks + PER_TILE - 1) // PER_TILE, TILES):
         tile = start + o_t
         j = tile[:, None] * PER_TILE + o_i[None, :]
@@ -98,9 +96,10 @@ def append_shared_kernel(  # type: ignore[no-untyped-def]
         b_wanted = wanted.to(tl.int32)
         at = used + tl.cumsum(b_wanted, 0) - b_wanted
         tl.store(p_list + at, word | (first + tile), mask=wanted)
-        tl.store(p_bits + i_row * width + at, b_bits, mask=wanted)
+        tl.store(p_mask + at, b_bits, mask=wanted)
         used += tl.sum(b_wanted, 0)
     tl.store(p_list + used, 0)
+    tl.store(p_mask + used, 0)
     tl.store(p_count + i_row, used)
 
 
@@ -112,6 +111,7 @@ def pack_lists(levels: Tensor, segments: list[Segment], block_n: int) -> TileLis
 
     Raises ValueError for more: the bits of a tile are an int64.
     """
+    segments = sorted(segments, key=lambda segment: segment.height < block_n)
     codes = [segment.level for segment in segments]
     firsts = [segment.first for segment in segments]
     heights = [segment.height for segment in segments]
@@ -119,60 +119,62 @@ def pack_lists(levels: Tensor, segments: list[Segment], block_n: int) -> TileLis
         raise ValueError(
             f"tiles of {block_n} rows hold over 64 blocks of {min(heights)}: allowed is 64"
         )
-    entry, bits, count = pack_tiles(levels, codes, firsts, heights, block_n)
-    return TileLists(entry, bits if bits.numel() else None, count)
+    entry, bits, count, whole = pack_tiles(levels, codes, firsts, heights, block_n)
+    return TileLists(entry, bits if bits.numel() else None, count, whole)
 
 
 @torch.library.custom_op("vidsparse::pack_tiles", mutates_args=())
 def pack_tiles(
     levels: Tensor, codes: list[int], firsts: list[int], heights: list[int], block_n: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """entry, bits (no element if every tile is inside one block) and count of `pack_lists`.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """entry, bits (no element if every tile is inside one block), count, whole of `pack_lists`.
 
-    codes, firsts, heights: level, first and height of each segment.
+    codes, firsts, heights: level, first and height of each segment, those below block_n last.
     """
     rows, blocks = levels.shape
-    width, masked = form_of(blocks, heights, block_n)
-    entry = torch.empty(rows, width, dtype=torch.int32, device=levels.device)
-    bits = entry.new_empty(entry.shape if masked else (0,), dtype=torch.int64)
-    count = torch.zeros(rows, dtype=torch.int32, device=levels.device)
+    width, shared = widths(blocks, heights, block_n)
+    entry = levels.new_empty(rows, width, dtype=torch.int32)
+    bits = levels.new_empty(rows, shared, dtype=torch.int64)
+    whole = levels.new_zeros(rows, dtype=torch.int32)
+    count = whole
     for code, first, height in zip(codes, firsts, heights, strict=True):
-        per_tile = max(1, block_n // height)
         tile_zero = word(min(height, block_n), code == SKIP)
-        arguments = levels, entry, bits, count, blocks, width, code, first, tile_zero
         with torch.cuda.device_of(levels):
             if height >= block_n:
                 append_whole_kernel[(rows,)](
-                    *arguments,
+                    *(levels, entry, whole, blocks, width, code, first, tile_zero),
                     PIECES=height // block_n,
-                    MASKED=masked,
                     CHUNK=CHUNK,
                     num_warps=4,
                     enable_fp_fusion=True,
                 )
-            else:
-                append_shared_kernel[(rows,)](
-                    *arguments,
-                    PER_TILE=per_tile,
-                    TILES=CHUNK // per_tile,
-                    num_warps=4,
-                    enable_fp_fusion=True,
-                )
-    return entry, bits, count
+                continue
+            count = whole.clone() if count is whole else count
+            append_shared_kernel[(rows,)](
+                *(levels, entry, bits, count, whole, blocks, width, shared),
+                *(code, first, tile_zero),
+                PER_TILE=block_n // height,
+                TILES=CHUNK * height // block_n,
+                num_warps=4,
+                enable_fp_fusion=True,
+            )
+    return entry, bits, count.clone() if count is whole else count, whole
 
 
 @pack_tiles.register_fake
 def _(
     levels: Tensor, codes: list[int], firsts: list[int], heights: list[int], block_n: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, blocks = levels.shape
-    width, masked = form_of(blocks, heights, block_n)
+    width, shared = widths(blocks, heights, block_n)
     entry = levels.new_empty(rows, width, dtype=torch.int32)
-    bits = levels.new_empty(entry.shape if masked else (0,), dtype=torch.int64)
-    return entry, bits, levels.new_empty(rows, dtype=torch.int32)
+    bits = levels.new_empty(rows, shared, dtype=torch.int64)
+    count, whole = (levels.new_empty(rows, dtype=torch.int32) for _ in range(2))
+    return entry, bits, count, whole
 
 
-def form_of(blocks: int, heights: list[int], block_n: int) -> tuple[int, bool]:
-    """Entries of a list, the spare one included, and whether it carries bits."""
-    width = 1 + sum(-(-blocks * height // block_n) for height in heights)
-    return width, any(height < block_n for height in heights)
+def widths(blocks: int, heights: list[int], block_n: int) -> tuple[int, int]:
+    """Entries of a list and its bits, a spare included; 0 bits if every tile is inside a block."""
+    tiles = {height: -(-blocks * height // block_n) for height in heights}
+    shared = [tiles[height] for height in heights if height < block_n]
+    return 1 + sum(tiles[height] for height in heights), 1 + sum(shared) if shared else 0

@@ -1,9 +1,10 @@
 """The nouns of the sparse forward in Triton: keys, lists of key tiles, query blocks, tilings.
 
 A list entry is int32, `rest << 30 | shift << 24 | tile`: rows tile * BN .. + BN of the key buffer,
-2^shift rows to a key block; `rest` marks blocks that the plan does not list. A tile of several
-blocks has an int64 of bits beside it, bit i set if its i-th block is wanted. The entry of the next
-tile is loaded one turn ahead, so every list ends in a spare entry, which must be a valid tile.
+2^shift rows to a key block; `rest` marks blocks that the plan does not list. A list names tiles
+inside one block first, then those of several blocks, which have an int64 of bits each, bit i set if
+the i-th block is wanted. What belongs to the next tile is loaded one turn ahead, so entries and
+bits of a list end in a spare, the entry a valid tile.
 """
 
 from __future__ import annotations
@@ -63,14 +64,16 @@ class Keys:
 
 @dataclass(frozen=True)
 class TileLists:
-    """entry int32 [rows, W]; bits int64 [rows, W], or None if every tile is inside one block.
+    """entry int32 [rows, W]; bits int64 [rows, V], or None if every tile is inside one block.
 
-    count int32 [rows], entries in use, <= W - 1; rows = B * H * nq.
+    count int32 [rows]: entries in use, <= W - 1; whole int32 [rows]: those of them inside one
+    block, so that bits 0 .. count - whole are in use, < V; rows = B * H * nq.
     """
 
     entry: Tensor
     bits: Tensor | None
     count: Tensor
+    whole: Tensor
 
 
 @dataclass(frozen=True)

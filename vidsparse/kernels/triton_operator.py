@@ -33,7 +33,7 @@ def sparse_forward(
     operator(
         q,
         *(keys.k, keys.v, keys.bias),
-        *(lists.entry, lists.bits, lists.count),
+        *(lists.entry, lists.bits, lists.count, lists.whole),
         *(rows.start, rows.count, rows.size, rows.order),
         *(out, lse, rest),
         *((None, None, None) if scales is None else (scales.q, scales.k, scales.shift)),
@@ -51,6 +51,7 @@ def operator(
     entry: Tensor,
     bits: Tensor | None,
     count: Tensor,
+    whole: Tensor,
     q_start: Tensor,
     q_count: Tensor,
     block_q: int,
@@ -69,7 +70,7 @@ def operator(
     form: str,
 ) -> None:
     """`sparse_forward` with the fields of its arguments one by one."""
-    keys, lists = Keys(k, v, bias), TileLists(entry, bits, count)
+    keys, lists = Keys(k, v, bias), TileLists(entry, bits, count, whole)
     rows = QueryRows(q_start, q_count, block_q, order)
     shape = Tiling(block_m, block_n, warps, stages, registers)
     scales = None
