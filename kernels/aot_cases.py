@@ -80,19 +80,22 @@ def calls(arch: Architecture, full: bool) -> Iterator[Call]:
 
 def rare_calls(arch: Architecture) -> Iterator[Call]:
     dtypes = torch.bfloat16, torch.float16, torch.float32
-    contents = ((), MIXED, ("compensation.name=none",))
-    for dtype, depth, content, blocks, hoisted in product(
-        dtypes, (64, 80, 128), contents, ((128, 128), (128, 64), (64, 32), (16, 16)), (True, False)
+    contents = (), MIXED, ("compensation.name=none",)
+    blocks = (128, 128), (128, 64), (64, 32), (16, 16)
+    for dtype, depth, content, (block_q, block_k) in product(
+        dtypes, (64, 80, 128), contents, blocks
     ):
-        forms = ("pointer", *FORMS * (arch.asynchronous and dtype != torch.float32))
-        for form, qk in product(forms, ("native", "int8")):
-            sizes = f"kernel.block_q={blocks[0]}", f"kernel.block_k={blocks[1]}"
-            if (form == "ws" and blocks[0] < 128) or (form == "tma" and blocks[0] < 64):
+        if content == MIXED and block_k < 64:
+            continue  # these levels need blocks of 64 keys
+        for form in ("pointer", *FORMS * (arch.asynchronous and dtype != torch.float32)):
+            if block_q < {"pointer": 16, "tma": 64, "ws": 128}[form]:
                 continue
-            if content == MIXED and blocks[1] < 64:
-                continue  # these levels need blocks of 64 keys
-            changes = *sizes, *content, f"kernel.form={form}", f"kernel.qk={qk}"
-            yield attention("balanced", dtype, depth, *changes, hoisted=hoisted)
+            sizes = f"kernel.block_q={block_q}", f"kernel.block_k={block_k}"
+            changes = *sizes, *content, f"kernel.form={form}"
+            yield attention("balanced", dtype, depth, *changes)
+            if dtype == torch.bfloat16 and block_k == 64:
+                yield attention("balanced", dtype, depth, *changes, hoisted=False)
+                yield attention("balanced", dtype, depth, *changes, "kernel.qk=int8")
     for depth, sub_blocks in product((64, 80, 128), (1, 2, 4, 8)):
         yield draft(depth, sub_blocks)
     for nk, rule in product(WIDTHS, ("rank", "mass", "logit")):

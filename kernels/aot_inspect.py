@@ -58,11 +58,11 @@ class Found:
             broken.append("no int8 on tensor cores")
         if launch.constants.get("SPECIALISED") and not self.specialised:
             broken.append("warps not specialised")
-        buffers = launch.buffers
-        if buffers and sum(have >= buffers for have in self.ring) < 2:
+        buffers, loops = launch.buffers, launch.loops
+        if buffers and sum(have >= buffers for have in self.ring) < 2 * loops:
             broken.append(f"ring < {buffers}")
         by_pointer = launch.kernel == "sparse_forward"
-        if buffers >= 3 and by_pointer and not any(self.waits):
+        if buffers >= 3 and by_pointer and sum(wait > 0 for wait in self.waits) < loops:
             broken.append("every wait drains the queue")
         return broken
 
@@ -81,8 +81,8 @@ def inspect(launch: Launch) -> Found:
         code.scalars,
         code.spills,
         compiled.metadata.shared,
-        len(re.findall(rf"\b(?:{launch.arch.products})\b", code.text)),
-        len(re.findall(rf"\b(?:{launch.arch.int8_products})\b", code.text)),
+        len(re.findall(rf"\b(?:{launch.products[0]})\b", code.text)),
+        len(re.findall(rf"\b(?:{launch.products[1]})\b", code.text)),
         tuple(map(int, ring)),
         tuple(map(int, waits)),
         "ttg.warp_specialize" in ir,

@@ -85,13 +85,31 @@ class Launch:
         return self.options.get("maxnreg") is not None
 
     @property
+    def as_sm_80(self) -> bool:
+        """Whether the compiler takes the instructions of sm_80: below 64 rows, or int8 long ago."""
+        version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+        old = self.arch.name == "sm_100" and self.multiplies_int8 and version < (3, 9)
+        return old or self.constants.get("BM", 64) < 64
+
+    @property
+    def products(self) -> tuple[str, str]:
+        """Instructions of tensor cores, for floats and for int8."""
+        if self.as_sm_80 and self.arch.asynchronous:
+            return f"{self.arch.products}|HMMA", f"{self.arch.int8_products}|IMMA"
+        return self.arch.products, self.arch.int8_products
+
+    @property
+    def loops(self) -> int:
+        """Over tiles of keys."""
+        return 1 + bool(self.constants.get("MASKED") and self.constants.get("SPLIT"))
+
+    @property
     def buffers(self) -> int:
-        """That a pipeline of keys and values has at least, 0 without one."""
+        """That the pipeline of each loop has for keys and for values at least, 0 without one."""
         if not self.kernel.startswith("sparse_forward") or self.exact:
             return 0
-        version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-        as_sm_80 = self.arch.name == "sm_100" and self.multiplies_int8 and version < (3, 9)
-        return int(self.constants["STAGES"]) - (not self.arch.asynchronous or as_sm_80)
+        late = self.as_sm_80 or not self.arch.asynchronous
+        return int(self.constants["STAGES"]) - late
 
     def compile(self) -> Any:
         """The compiled kernel, `triton.compiler.CompiledKernel`."""

@@ -38,7 +38,9 @@ def stages(machine: Machine) -> Iterator[Check]:
             acts: dict[str, tuple[float, Act]] = {
                 "block means": (1e-6, partial(means_error, k, plan.k_blocks)),
                 "key buffer": (limit, partial(buffer_error, k, plan)),
+                "block means by an order": (1e-6, partial(means_error, k, plan.k_blocks, True)),
                 "draft scores": (1e-5, partial(draft_error, q, k, plan, 1)),
+                "draft scores by an order": (1e-5, partial(draft_error, q, k, plan, 1, True)),
                 "draft of pieces": (1e-5, partial(draft_error, q, k, plan, 4)),
                 "moment": (limit, partial(moment_error, k, v, plan)),
                 "first order": (limit, partial(first_order_error, q)),
@@ -67,11 +69,18 @@ def relative(found: Tensor, want: Tensor) -> float:
     return float((found.double() - want.double()).norm() / want.double().norm())
 
 
-def means_error(x: Tensor, blocks: Blocks) -> float:
+def order_of(x: Tensor, ordered: bool) -> tuple[Tensor | None, Tensor]:
+    """Any order of the tokens of x, and x in that order; or None and x."""
+    order = torch.randperm(x.shape[2], device=x.device)
+    return (order, x[:, :, order]) if ordered else (None, x)
+
+
+def means_error(x: Tensor, blocks: Blocks, ordered: bool = False) -> float:
     from vidsparse.kernels.triton_pool import block_means
 
     rows = triton_engine.query_rows(blocks, x.device)
-    found = block_means(x, rows.start, rows.count, rows.size)
+    order, moved = order_of(x, ordered)
+    found, x = block_means(x, rows.start, rows.count, rows.size, order), moved
     return relative(found, reference.block_means(x, blocks.start, blocks.count))
 
 
@@ -92,12 +101,15 @@ def buffer_error(x: Tensor, plan: BlockPlan) -> float:
     return relative(found, want) if same and clean else inf
 
 
-def draft_error(q: Tensor, k: Tensor, plan: BlockPlan, pieces: int) -> float:
+def draft_error(q: Tensor, k: Tensor, plan: BlockPlan, pieces: int, ordered: bool = False) -> float:
     """Of the estimator on this device."""
     from vidsparse.estimator import mean
 
     cuts = plan.q_blocks, plan.k_blocks
-    found = mean.estimate(q, k, *cuts, mean.Params(sub_blocks=pieces)).value
+    order, _ = order_of(q, ordered)
+    found = mean.estimate(q, k, *cuts, mean.Params(sub_blocks=pieces), order).value
+    if order is not None:
+        q, k = q[:, :, order], k[:, :, order]
     return relative(found, reference.draft_scores(q, k, *cuts, pieces))
 
 

@@ -85,7 +85,14 @@ def launch(
         ({"specialised": False}, {"SPECIALISED": True}, ["warps not specialised"]),
         ({"ring": (3, 2)}, {}, ["ring < 3"]),
         ({"ring": (2, 2)}, {"arch": "80"}, []),
+        ({"ring": (3, 3, 2, 2), "waits": (2, 2)}, {"MASKED": True, "SPLIT": True}, ["ring < 3"]),
+        ({"ring": (3, 3, 2, 2)}, {"MASKED": True, "SPLIT": False}, []),
         ({"waits": (0, 0)}, {}, ["every wait drains the queue"]),
+        (
+            {"waits": (2, 0), "ring": (3,) * 4},
+            {"MASKED": True, "SPLIT": True},
+            ["every wait drains the queue"],
+        ),
         ({"waits": ()}, {"kernel": HOPPER}, []),
     ],
 )

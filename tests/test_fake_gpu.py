@@ -1,7 +1,8 @@
 """Whole calls on a GPU that is not there: tensors without memory, which refuse to be read.
 
 Whatever would wait for the device (a value read, a size that depends on values) raises, and so does
-a tensor that was left on the CPU.
+a tensor that was left on the CPU. Launchers of Triton kernels are operators, and only say here what
+they return.
 """
 
 from collections.abc import Iterator

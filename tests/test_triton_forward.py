@@ -8,6 +8,7 @@ in a process of its own: what is interpreted there cannot be compiled later.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,15 @@ def test_two_batches_and_memory_layouts() -> None:
     assert torch.equal(triton_engine.execute(*columns, plan)[0], out)
 
 
+def test_a_level_map_in_any_memory_layout() -> None:
+    """One batch and one head, whose rows flatten without a copy."""
+    plan = level_plan("337", 64, 64, "exact", heads=1)
+    q, k, v = tensors(plan, 64)
+    strided = replace(plan, levels=plan.levels.mT.contiguous().mT)
+    assert not strided.levels.is_contiguous() and torch.equal(strided.levels, plan.levels)
+    assert_matches(q, k, v, strided)
+
+
 def test_rising_scores() -> None:
     """Later tiles raise the running max: sums, output and rest share are all rescaled."""
     plan = with_rest(level_plan("337", 64, 16, "exact", heads=1), "global")
@@ -263,6 +273,8 @@ def test_refusals() -> None:
     for sizes, name in (((8, 64), "q_blocks.size=8"), ((64, 256), "k_blocks.size=256")):
         with pytest.raises(ValueError, match=rf"{name}.*16, 32, 64, 128"):
             run(q, k, v, level_plan("337", *sizes, "exact"))
+    with pytest.raises(ValueError, match="'fp8': allowed are native and int8"):
+        run(q, k, v, plan, qk="fp8")
     with pytest.raises(ValueError, match=r"inference only.*no_grad"):
         run(q.clone().requires_grad_(True), k, v, plan)
 

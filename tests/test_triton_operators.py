@@ -111,7 +111,8 @@ def sparse_forward() -> list[tuple[Any, ...]]:
             *(given.q, keys.k, keys.v, keys.bias),
             *(lists.entry, lists.bits, lists.count, lists.whole),
             *(rows.start, rows.count, rows.size, order, out, lse, share, None, None, None),
-            *(shape.block_m, shape.block_n, shape.warps, shape.stages, shape.registers, form),
+            *(shape.block_m, shape.block_n, shape.warps, shape.stages, shape.registers),
+            *(shape.split, form),
         ))  # fmt: skip
     return calls
 

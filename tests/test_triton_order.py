@@ -142,6 +142,15 @@ def test_estimator(engine: str, sub_blocks: int, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(found, moved)
 
 
+def test_an_order_with_gaps_in_memory() -> None:
+    grid = GRIDS["text-last"]
+    plan, (order, _) = plan_of(grid, (64, 64), False), order_of(grid)
+    q, k, v = tensors(grid.tokens, 64, torch.float32)
+    apart = torch.stack([order, order.flip(0)], 1)[:, 0]
+    found, want = (triton_engine.execute(q, k, v, plan, order=x)[0] for x in (apart, order))
+    assert not apart.is_contiguous() and torch.equal(found, want)
+
+
 def test_no_stage_permutes() -> None:
     """A call on tokens in raster order reads and writes them where they stand."""
     grid = GRIDS["text-last"]

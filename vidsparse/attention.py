@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vidsparse import registry
-from vidsparse.config import SparseConfig
+from vidsparse.config import Kernel, SparseConfig
 from vidsparse.decision import decide, executor, requested, too_dense
 from vidsparse.geometry import Geometry, plan_geometry
 from vidsparse.kernels import cpu, dense, reference
@@ -27,7 +27,8 @@ from vidsparse.plan import BlockPlan, StepContext, TokenGrid
 class AttentionResult:
     """out [B, S, H, D]; lse [B, H, S] or None; plan None if dense.
 
-    head_density: [H], float64 on the device of q; to read it is to wait for a GPU.
+    head_density: [H], float64; of a sparse call it is on the device of q, and to read it is to wait
+    for a GPU.
     """
 
     out: Tensor
@@ -111,8 +112,9 @@ def attend(
     block_q, block_k = config.kernel.query_block(grid.tokens), config.kernel.block_k
     geometry = plan_geometry(grid, config.layout, config.force, block_q, block_k, q.device)
     q_in, k_in, v_in = q, k, v
+    name = executor(config, q.device, impl)
     order = None if hoisted else geometry.order
-    permuted = order is not None and executor(config, q.device, impl) != "triton"
+    permuted = order is not None and name != "triton"
     if permuted:  # the Triton kernels gather and scatter as they read and write
         with _timed(seconds, "permute"):
             q, k, v = (x.index_select(1, geometry.order) for x in (q, k, v))
@@ -122,7 +124,7 @@ def attend(
     if requested(config, impl) == "auto" and too_dense(plan, config):
         return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds)
     with _timed(seconds, "kernel"):
-        out, lse = _execute(q, k, v, order, plan, config, impl, return_lse)
+        out, lse = _execute(name, q, k, v, order, plan, config.kernel, return_lse)
     out = out.transpose(1, 2)
     if permuted:
         with _timed(seconds, "permute"):
@@ -159,17 +161,16 @@ def _plan(
 
 
 def _execute(
+    name: str,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     order: Tensor | None,
     plan: BlockPlan,
-    config: SparseConfig,
-    impl: str,
+    kernel: Kernel,
     lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the plan on the requested executor."""
-    kernel, name = config.kernel, executor(config, q.device, impl)
+    """Run the plan on the named executor."""
     if name == "triton":
         from vidsparse.kernels import triton_engine  # needs triton, which a CPU need not have
 

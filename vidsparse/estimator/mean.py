@@ -40,7 +40,9 @@ def estimate(
 ) -> Scores:
     """Logits float32 [B, H, nq, nk]. Formula in the module docstring."""
     scale = q.shape[-1] ** -0.5
-    if gpu.kernels("triton_draft", q) and {q_blocks.size, k_blocks.size} <= set(gpu.BLOCK_SIZES):
+    sizes = {q_blocks.size, k_blocks.size}
+    able = sizes <= set(gpu.BLOCK_SIZES) and q.shape[-1] <= gpu.MAX_HEAD_DIM
+    if able and gpu.kernels("triton_draft", q):
         cuts = q_blocks, k_blocks
         return Scores(_estimate_in_triton(q, k, *cuts, params.sub_blocks, order), "logit")
     if order is not None:

@@ -21,13 +21,6 @@ from vidsparse.kernels.cpu_call import Call
 from vidsparse.kernels.cpu_rows import Worker
 from vidsparse.plan import BlockPlan
 
-CROSSOVER_TOKENS = 1024
-"""Below this many tokens dense attention is as fast or faster.
-
-Whole call at density 0.2, one thread, 4 heads of 64, x dense: 0.7 at 512 tokens, 1.6 at 1,024 and
-2.4 at 2,048 (float32); 0.7, 1.8 and 3.6 (bfloat16).
-"""
-
 CROSSOVER_DENSITY = 0.6
 """Above this density dense attention may be faster.
 

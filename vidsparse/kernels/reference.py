@@ -2,8 +2,8 @@
 
 Works in the dtype of its inputs (give it float64), needs memory for a full score matrix per level.
 
-Below it one oracle of every Triton op, under the name of the op: float64 whatever the inputs are,
-on their device. Selection has its oracles in `vidsparse.selector`.
+Below it one oracle of every Triton launcher, under its name: float64 whatever the inputs are, on
+their device. Selection has its oracles in `vidsparse.selector`.
 """
 
 from __future__ import annotations
@@ -163,12 +163,14 @@ def named_rows(
     block_n rows. The first whole [n] of them want all rows, the others those that bits int64 [n, V]
     say, from 0 on: bit i wants the i-th 2^shift.
     """
+    assert bool((whole <= count).all() and (count < entry.shape[1]).all()), "no room for the spare"
     place = torch.arange(entry.shape[1], device=entry.device)
     used, shared = place < count[:, None], place >= whole[:, None]
     word = entry.long().where(used, 0)[..., None]
     lane = torch.arange(block_n, device=entry.device)
     wanted = torch.ones_like(word + lane)
     if bits is not None:
+        assert bool((count - whole < bits.shape[1]).all()), "no room for the spare bits"
         at = (place - whole[:, None]).clamp(0, bits.shape[1] - 1).long()
         chosen = bits.gather(1, at)[..., None] >> (lane >> (word >> 24 & 0xF)) & 1
         wanted = torch.where(shared[..., None], chosen, wanted)

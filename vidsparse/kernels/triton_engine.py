@@ -17,10 +17,9 @@ from torch import Tensor
 
 from vidsparse.kernels import gpu, triton_forward, triton_forward_hopper, triton_quant
 from vidsparse.kernels.call_check import check_call
-from vidsparse.kernels.gpu import BLOCK_SIZES, DTYPES
+from vidsparse.kernels.gpu import BLOCK_SIZES, DTYPES, MAX_HEAD_DIM
 from vidsparse.kernels.triton_lists import Segment, pack_lists
 from vidsparse.kernels.triton_operands import (
-    HEAD_DIMS,
     Keys,
     QueryRows,
     TileLists,
@@ -78,7 +77,10 @@ def execute(
     support.
     """
     _check(q, k, v, plan, order)
+    if qk not in ("native", "int8"):
+        raise ValueError(f"qk={qk!r}: allowed are native and int8")
     form = "pointer" if form == "auto" else form
+    order = None if order is None else order.contiguous()
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out = _empty_like(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
@@ -132,7 +134,7 @@ def lists_for(plan: BlockPlan, layout: KeyLayout, block_n: int) -> TileLists:
         levels.append((SKIP, plan.rest))
     size = plan.k_blocks.size
     parts = [Segment(code, layout.first[level] // block_n, size >> level) for code, level in levels]
-    return pack_lists(plan.levels.flatten(0, 2), parts, block_n)
+    return pack_lists(plan.levels.flatten(0, 2).contiguous(), parts, block_n)
 
 
 def first_order(
@@ -211,9 +213,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, order: Tensor | Non
                 f"plan.{name}.size={size}: the Triton engine executes blocks of "
                 f"{', '.join(map(str, BLOCK_SIZES))} tokens; use impl='reference'"
             )
-    if not 1 <= q.shape[3] <= HEAD_DIMS[-1]:
+    if not 1 <= q.shape[3] <= MAX_HEAD_DIM:
         raise ValueError(
-            f"head dim {q.shape[3]}: the Triton engine executes 1 .. {HEAD_DIMS[-1]}; "
+            f"head dim {q.shape[3]}: the Triton engine executes 1 .. {MAX_HEAD_DIM}; "
             "use impl='reference'"
         )
     if order is not None:

@@ -40,8 +40,8 @@ def interpreted() -> bool:
 
 
 TILINGS = {
-    (8, 64): Tiling(128, 64, 8, 3),
-    (8, 128): Tiling(128, 64, 8, 3),
+    (8, 64): Tiling(128, 64, 8, 3, split=False),
+    (8, 128): Tiling(128, 64, 8, 3, split=False),
     (9, 64): Tiling(128, 64, 8, 3),
     (9, 128): Tiling(128, 64, 8, 3),
     (10, 64): Tiling(128, 64, 8, 3),
@@ -82,8 +82,7 @@ def tiling(
     if known is None:
         say_unknown(capability)
     shape = (known or PORTABLE).within(block_q, block_k)
-    least = 8 if capability[0] == 10 else 4  # with 4 warps for 64 rows, sm_100 spills
-    return replace(shape, warps=min(shape.warps, max(least, shape.block_m // 16)))
+    return replace(shape, warps=min(shape.warps, max(4, shape.block_m // 16)))
 
 
 @triton.jit
@@ -180,6 +179,7 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     REST: tl.constexpr,
     QK8: tl.constexpr,
     ORDERED: tl.constexpr,
+    SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """s = scale q k^T + bias; out = sum 2^s v / sum 2^s; lse = ln 2 log2 sum 2^s.
@@ -214,6 +214,7 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     p_next = p_entry + i_row * width
     p_scale = p_k_scale + i_bh * key_tiles
     some = first < rows
+    last = tl.where(some, tl.load(p_count + i_row), 0)
     whole = tl.where(some, tl.load(p_whole + i_row), 0)
     if QK8:
         scale *= tl.load(p_q_scale + i_bh * q_blocks * PARTS + i_part)
@@ -223,23 +224,24 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
     b_rest = tl.zeros([BM], tl.float32)
     b_acc = tl.zeros([BM, DP], tl.float32)
     entry = tl.load(p_next)
-    for i in tl.range(0, whole, num_stages=STAGES):
-        tile = entry & TILE_MASK
-        row = tile.to(tl.int64) * BN
-        b_k = tl.load(p_kt + row * DP)
-        b_v = tl.load(p_vn + row * DP)
-        factor = scale
-        if QK8:
-            factor = scale * tl.load(p_scale + tile)
-        b_s = tl.dot(b_q, b_k, input_precision="ieee").to(tl.float32) * factor
-        b_s += tl.load(p_bias + row + o_n)[None, :]
-        entry = tl.load(p_next + i + 1)
-        b_max, b_sum, _, b_acc = take_tile(b_s, b_v, b_max, b_sum, b_rest, b_acc, 0.0, False)
+    if SPLIT or not MASKED:
+        for i in tl.range(0, whole, num_stages=STAGES):
+            tile = entry & TILE_MASK
+            row = tile.to(tl.int64) * BN
+            b_k = tl.load(p_kt + row * DP)
+            b_v = tl.load(p_vn + row * DP)
+            factor = scale
+            if QK8:
+                factor = scale * tl.load(p_scale + tile)
+            b_s = tl.dot(b_q, b_k, input_precision="ieee").to(tl.float32) * factor
+            b_s += tl.load(p_bias + row + o_n)[None, :]
+            entry = tl.load(p_next + i + 1)
+            b_max, b_sum, _, b_acc = take_tile(b_s, b_v, b_max, b_sum, b_rest, b_acc, 0.0, False)
     if MASKED:
-        last = tl.where(some, tl.load(p_count + i_row), 0)
-        p_next_bits = p_bits + i_row * shared - whole
-        bits = tl.load(p_next_bits + whole)
-        for i in tl.range(whole, last, num_stages=min(STAGES, 2)):  # with 3, sm_80 spills
+        begin = whole if SPLIT else 0
+        p_next_bits = p_bits + i_row * shared
+        bits = tl.load(p_next_bits)
+        for i in tl.range(begin, last, num_stages=STAGES):
             tile = entry & TILE_MASK
             row = tile.to(tl.int64) * BN
             is_rest = (entry >> REST_AT).to(tl.float32)
@@ -248,10 +250,12 @@ def sparse_forward_kernel(  # type: ignore[no-untyped-def]
             factor = scale
             if QK8:
                 factor = scale * tl.load(p_scale + tile)
+            if not SPLIT:
+                bits = tl.where(i < whole, -1, bits)
             b_s = tl.dot(b_q, b_k, input_precision="ieee").to(tl.float32) * factor
             b_s += masked_bias(tl.load(p_bias + row + o_n), o_n, entry, bits)[None, :]
             entry = tl.load(p_next + i + 1)
-            bits = tl.load(p_next_bits + i + 1)
+            bits = tl.load(p_next_bits + tl.maximum(i + 1 - whole, 0))
             b_max, b_sum, b_rest, b_acc = take_tile(
                 b_s, b_v, b_max, b_sum, b_rest, b_acc, is_rest, REST
             )
@@ -274,12 +278,7 @@ def sparse_forward(
     rest: Tensor | None = None,
     scales: Scales | None = None,
 ) -> None:
-    """Run `sparse_forward_kernel`; writes out, lse and, if given, rest.
-
-    q [B, H, S, D] with stride 1 in D; out [B, H, S, D], strides of its own; lse, rest float32
-    [B, H, S], contiguous: natural-log LSE (-inf where a row has no key) and the share of the `rest`
-    tiles. With scales, q and keys.k are int8.
-    """
+    """`triton_operator.sparse_forward` in the pointer form."""
     operands = q, keys, lists, rows, shape, out, lse, rest, scales
     launch(sparse_forward_kernel, keys.k, keys.v, keys.k.stride()[:2], *operands)
 
@@ -343,6 +342,7 @@ def launch(
             REST=rest is not None,
             QK8=scales is not None,
             ORDERED=rows.order is not None,
+            SPLIT=shape.split,
             STAGES=shape.stages,
             num_warps=shape.warps,
             enable_fp_fusion=True,

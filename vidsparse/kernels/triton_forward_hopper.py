@@ -55,8 +55,8 @@ With a limit of 128 registers two programs share a multiprocessor; the other til
 TMA_64 = {9: Tiling(64, 64, 4, 2), 10: Tiling(64, 64, 4, 3)}
 """For query blocks of 64 tokens."""
 
-WS = {9: Tiling(128, 64, 4, 3), 10: Tiling(128, 64, 8, 3)}
-"""Generation -> tiling of form "ws"."""
+WS = {9: Tiling(128, 64, 4, 3, split=False), 10: Tiling(128, 64, 8, 3, split=False)}
+"""Generation -> tiling of form "ws"; the compiler for sm_90 specialises the warps of one loop."""
 
 RUN_TIME = ["key_batch", "key_head", "heads", "tokens", "q_blocks", "width", "shared", "key_tiles"]
 
@@ -104,6 +104,7 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
     REST: tl.constexpr,
     QK8: tl.constexpr,
     ORDERED: tl.constexpr,
+    SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
     SPECIALISED: tl.constexpr,
 ):
@@ -154,8 +155,7 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
     b_rest = tl.zeros([BM], tl.float32)
     b_acc = tl.zeros([BM, DP], tl.float32)
     entry = tl.load(p_next)
-    ONE_LOOP: tl.constexpr = MASKED and SPECIALISED  # the compiler specialises no second one
-    if not ONE_LOOP:
+    if SPLIT or not MASKED:
         for i in tl.range(0, whole, num_stages=STAGES, warp_specialize=SPECIALISED):
             tile = entry & TILE_MASK
             row = tile * BN
@@ -169,7 +169,7 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
             entry = tl.load(p_next + i + 1)
             b_max, b_sum, _, b_acc = take_tile(b_s, b_v, b_max, b_sum, b_rest, b_acc, 0.0, False)
     if MASKED:
-        begin = 0 if ONE_LOOP else whole
+        begin = whole if SPLIT else 0
         p_next_bits = p_bits + i_row * shared
         bits = tl.load(p_next_bits)
         for i in tl.range(begin, last, num_stages=STAGES, warp_specialize=SPECIALISED):
@@ -182,7 +182,7 @@ def sparse_forward_hopper_kernel(  # type: ignore[no-untyped-def]
             if QK8:
                 factor = scale * tl.load(p_scale + tile)
             b_s = tl.dot(b_q, b_k.T).to(tl.float32) * factor
-            if ONE_LOOP:
+            if not SPLIT:
                 bits = tl.where(i < whole, -1, bits)
             b_s += masked_bias(tl.load(p_bias + row + o_n), o_n, entry, bits)[None, :]
             entry = tl.load(p_next + i + 1)
@@ -235,7 +235,7 @@ def tiling(
         )
     shape = TMA_64[capability[0]] if block_q < 128 else TMA[capability[0], padded, masked]
     shape = shape.within(block_q, block_k)
-    return shape if shape.block_n == 64 else replace(shape, stages=3)
+    return shape if shape.block_n == 64 else replace(shape, stages=3 if block_q >= 128 else 2)
 
 
 def sparse_forward(
@@ -251,7 +251,7 @@ def sparse_forward(
     *,
     form: str = "tma",
 ) -> None:
-    """`triton_forward.sparse_forward` in one of `FORMS`.
+    """`triton_operator.sparse_forward` in one of `FORMS`.
 
     Raises ValueError for what the form cannot do: another device, float32, keys whose strides are
     no whole rows and, for "ws", query tiles other than 128 and q off the 16-byte grid.
@@ -303,7 +303,7 @@ def _check(form: str, dtype: torch.dtype, capability: tuple[int, int]) -> None:
         raise ValueError(
             f"{dtype}: form {form!r} computes in bfloat16 or float16; use form 'pointer'"
         )
-    if capability[0] not in GENERATIONS or torch.version.hip:
+    if capability[0] not in GENERATIONS:
         raise ValueError(
             f"compute capability {capability}: form {form!r} was built for NVIDIA's 9.x and 10.x; "
             "use form 'pointer'"

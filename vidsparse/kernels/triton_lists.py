@@ -42,11 +42,11 @@ def append_whole_kernel(  # type: ignore[no-untyped-def]
     width,
     level,
     first,
-    word,
+    tile_zero,
     PIECES: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Blocks of PIECES whole tiles. word: the entry of tile 0. Grid (rows)."""
+    """Blocks of PIECES whole tiles. tile_zero: the entry of tile 0. Grid (rows)."""
     i_row = tl.program_id(0).to(tl.int64)
     o_j = tl.arange(0, CHUNK)
     used = tl.load(p_count + i_row)
@@ -58,7 +58,7 @@ def append_whole_kernel(  # type: ignore[no-untyped-def]
         b_wanted = wanted.to(tl.int32)
         at = used + (tl.cumsum(b_wanted, 0) - b_wanted) * PIECES
         for piece in tl.static_range(PIECES):
-            tl.store(p_list + at + piece, word | (first + j * PIECES + piece), mask=wanted)
+            tl.store(p_list + at + piece, tile_zero | (first + j * PIECES + piece), mask=wanted)
         used += tl.sum(b_wanted, 0) * PIECES
     tl.store(p_list + used, 0)
     tl.store(p_count + i_row, used)
@@ -76,11 +76,11 @@ def append_shared_kernel(  # type: ignore[no-untyped-def]
     shared,
     level,
     first,
-    word,
+    tile_zero,
     PER_TILE: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """PER_TILE blocks to a tile, marked by bits. word: the entry of tile 0. Grid (rows)."""
+    """PER_TILE blocks to a tile, marked by bits. tile_zero: the entry of tile 0. Grid (rows)."""
     i_row = tl.program_id(0).to(tl.int64)
     o_t = tl.arange(0, TILES)
     o_i = tl.arange(0, PER_TILE)
@@ -95,7 +95,7 @@ def append_shared_kernel(  # type: ignore[no-untyped-def]
         wanted = b_bits != 0
         b_wanted = wanted.to(tl.int32)
         at = used + tl.cumsum(b_wanted, 0) - b_wanted
-        tl.store(p_list + at, word | (first + tile), mask=wanted)
+        tl.store(p_list + at, tile_zero | (first + tile), mask=wanted)
         tl.store(p_mask + at, b_bits, mask=wanted)
         used += tl.sum(b_wanted, 0)
     tl.store(p_list + used, 0)
@@ -129,8 +129,13 @@ def pack_tiles(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """entry, bits (no element if every tile is inside one block), count, whole of `pack_lists`.
 
-    codes, firsts, heights: level, first and height of each segment, those below block_n last.
+    codes, firsts, heights: level, first and height of each segment; those below block_n last, the
+    `rest` among them.
     """
+    assert heights == sorted(heights, key=lambda height: height < block_n)
+    assert all(
+        height < block_n for code, height in zip(codes, heights, strict=True) if code == SKIP
+    )
     rows, blocks = levels.shape
     width, shared = widths(blocks, heights, block_n)
     entry = levels.new_empty(rows, width, dtype=torch.int32)

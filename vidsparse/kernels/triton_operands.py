@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 import triton.language as tl
 from torch import Tensor
 
-HEAD_DIMS = (64, 128)
+from vidsparse.kernels.gpu import MAX_HEAD_DIM
+
+HEAD_DIMS = (64, MAX_HEAD_DIM)
 """Widths of the key buffer; a smaller head dim is padded with zeros."""
 
 
@@ -34,7 +36,8 @@ LOG2_E = 1.4426950408889634
 class Tiling:
     """block_m queries x block_n keys per step, warps per program, stages of the K/V pipeline.
 
-    registers: the most that a thread may use, None leaves it to the compiler.
+    registers: the most that a thread may use, None leaves it to the compiler. split: tiles without
+    bits have a loop of their own, a sixth shorter, at the price of registers.
     """
 
     block_m: int
@@ -42,6 +45,7 @@ class Tiling:
     warps: int
     stages: int
     registers: int | None = None
+    split: bool = True
 
     def within(self, block_q: int, block_k: int) -> Tiling:
         """The same with tiles no larger than the blocks."""
@@ -67,7 +71,7 @@ class TileLists:
     """entry int32 [rows, W]; bits int64 [rows, V], or None if every tile is inside one block.
 
     count int32 [rows]: entries in use, <= W - 1; whole int32 [rows]: those of them inside one
-    block, so that bits 0 .. count - whole are in use, < V; rows = B * H * nq.
+    block, so that count - whole of the bits are in use, < V; rows = B * H * nq.
     """
 
     entry: Tensor

@@ -30,20 +30,20 @@ def sparse_forward(
 
     Raises ValueError for what the form cannot do.
     """
-    operator(
+    sparse_forward_operator(
         q,
         *(keys.k, keys.v, keys.bias),
         *(lists.entry, lists.bits, lists.count, lists.whole),
         *(rows.start, rows.count, rows.size, rows.order),
         *(out, lse, rest),
         *((None, None, None) if scales is None else (scales.q, scales.k, scales.shift)),
-        *(shape.block_m, shape.block_n, shape.warps, shape.stages, shape.registers),
+        *(shape.block_m, shape.block_n, shape.warps, shape.stages, shape.registers, shape.split),
         form,
     )
 
 
 @torch.library.custom_op("vidsparse::sparse_forward", mutates_args=("out", "lse", "rest"))
-def operator(
+def sparse_forward_operator(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -67,12 +67,13 @@ def operator(
     warps: int,
     stages: int,
     registers: int | None,
+    split: bool,
     form: str,
 ) -> None:
     """`sparse_forward` with the fields of its arguments one by one."""
     keys, lists = Keys(k, v, bias), TileLists(entry, bits, count, whole)
     rows = QueryRows(q_start, q_count, block_q, order)
-    shape = Tiling(block_m, block_n, warps, stages, registers)
+    shape = Tiling(block_m, block_n, warps, stages, registers, split)
     scales = None
     if q_scale is not None and k_scale is not None and shift is not None:
         scales = Scales(q_scale, k_scale, shift)

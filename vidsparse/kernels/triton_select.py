@@ -160,7 +160,7 @@ def select_topk(value: Tensor, forced: Tensor, k: int) -> Tensor:
     Raises ValueError for other tensors.
     """
     nk = value.shape[-1]
-    return select(value, forced, "rank", None, (0,), (min(k, nk),), 0, nk)
+    return select(value, forced, "rank", None, [0], [min(k, nk)], 0, nk)
 
 
 def select_topp(
@@ -178,7 +178,7 @@ def select_topp(
     device. p in (0, 1]. cap >= min_blocks. Otherwise as `select_topk`, and as
     `vidsparse.selector.topp`.
     """
-    return select(value, forced, kind, key_counts, (0,), (p,), min_blocks, cap)
+    return select(value, forced, kind, key_counts, [0], [p], min_blocks, cap)
 
 
 def select_quota(
@@ -197,7 +197,7 @@ def select_quota(
     """
     nk = value.shape[-1]
     bounds = [min(end, nk) for end in ends]
-    return select(value, forced, "rank", None, levels, bounds, min_blocks, budget)
+    return select(value, forced, "rank", None, list(levels), bounds, min_blocks, budget)
 
 
 def select_mass(
@@ -214,7 +214,7 @@ def select_mass(
 
     mass: ascending in (0, 1], one per level. Otherwise as `select_quota` and `select_topp`.
     """
-    return select(value, forced, kind, key_counts, levels, mass, min_blocks, budget)
+    return select(value, forced, kind, key_counts, list(levels), list(mass), min_blocks, budget)
 
 
 def width(blocks: int) -> int:
@@ -233,8 +233,8 @@ def select(
     forced: Tensor,
     rule: str,
     key_counts: Tensor | None,
-    levels: Sequence[int],
-    bounds: Sequence[float],
+    levels: list[int],
+    bounds: list[float],
     min_blocks: int,
     budget: float,
 ) -> Tensor:
@@ -276,8 +276,8 @@ def _(
     forced: Tensor,
     rule: str,
     key_counts: Tensor | None,
-    levels: Sequence[int],
-    bounds: Sequence[float],
+    levels: list[int],
+    bounds: list[float],
     min_blocks: int,
     budget: float,
 ) -> Tensor:
