@@ -21,7 +21,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vidsparse.kernels import gpu
-from vidsparse.kernels.triton_forward import launch, masked_bias, store_rows, take_tile
+from vidsparse.kernels.triton_forward_parts import launch, masked_bias, store_rows, take_tile
 from vidsparse.kernels.triton_operands import (
     REST_AT,
     TILE_MASK,
