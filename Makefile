@@ -1,5 +1,5 @@
 # make demo   two videos of one prompt, dense and sparse, side by side
-# make test   the test suite, the Triton kernels in the interpreter, the compile gate
+# make test   the test suite; where triton is, its kernels in the interpreter and the compile gate
 # make check  lint, format, types
 # make bench  the CPU bench
 # Each sets up what it needs in .venv.
@@ -22,8 +22,11 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interp
-	$(BIN)/python kernels/aot_gate.py
+	@if $(BIN)/python -c 'import triton' 2>/dev/null; then \
+	    set -x; TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interp && $(BIN)/python kernels/aot_gate.py; \
+	else \
+	    echo "skipped: the Triton kernels in the interpreter and the compile gate; triton is not installed (it exists for Linux)"; \
+	fi
 
 check: .venv/.installed
 	$(BIN)/ruff check .

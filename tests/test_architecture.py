@@ -12,6 +12,7 @@ PACKAGE = ROOT / "vidsparse"
 
 # A room may import rooms further down, and itself only where the table says so.
 ROOMS = [
+    "__main__",
     "cli",
     "generate",
     "doctor",

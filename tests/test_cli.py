@@ -140,7 +140,7 @@ USAGE = {
     "seed": (["--seed", "-1"], "0 .. 2^63"),
     "dtype": (["--dtype", "fp8"], "fp32, bf16, fp16"),
     "device": (["--device", "tpu"], "cuda:N"),
-    "engine": (["--set", "kernel.impl=triton"], "a CPU needs TRITON_INTERPRET=1"),
+    "engine": (["--set", "kernel.impl=triton"], "impl 'triton' on cpu: "),
     "8-bit": (["--set", "kernel.qk=int8"], "kernel.qk='int8': impl 'cpu'"),
     "taylor": (BLOCK_TAYLOR, "impl='reference'"),
     "height": (["--height", "100"], "near it: 96, 112"),

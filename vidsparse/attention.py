@@ -157,7 +157,8 @@ def _plan(
             levels = levels.masked_fill(forced, 0)
         listed = tuple(sorted({0, *config.selector.levels}))
         plan = BlockPlan.from_levels(levels, q_blocks, k_blocks, listed)
-        return compensation.complete(plan, config.compensation)
+        complete: BlockPlan = compensation.complete(plan, config.compensation)
+        return complete
 
 
 def _execute(

@@ -74,7 +74,7 @@ class Call:
         self.front = self.reserved + (self.nk if self.rest else 0)
         self.first_q = plan.q_blocks.start.tolist()
         self.count_q = plan.q_blocks.count.tolist()
-        self.block_q = max(self.count_q)
+        self.block_q: int = max(self.count_q)
         self.index = plan.index.contiguous()
         self.ids = self.index.numpy().data if self.slots.short else None
         self._size_workspace(counts)

@@ -58,17 +58,17 @@ class Slots:
 
     def groups(self, level: int, block: int) -> int:
         """Number of groups of 2^level tokens that hold tokens of the block."""
-        return -(-self.counts[block] // 2**level)
+        return -(-self.counts[block] // (1 << level))
 
     def last_group(self, level: int, block: int) -> int:
         """Number of tokens in the last of those groups."""
-        return (self.counts[block] - 1) % 2**level + 1
+        return (self.counts[block] - 1) % (1 << level) + 1
 
     def group_counts(self, level: int) -> Tensor:
         """float32 [nk, size / 2^level, 1]: tokens of each group, 1 for groups of padding."""
         group = torch.arange(self.size >> level, device="cpu")
-        counts = self.blocks.count[:, None] - group * 2**level
-        return counts.clamp(1, 2**level).float()[..., None]
+        counts = self.blocks.count[:, None] - group * (1 << level)
+        return counts.clamp(1, 1 << level).float()[..., None]
 
     @cached_property
     def log_counts(self) -> Tensor:

@@ -89,7 +89,8 @@ def _first_order(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, lse: Tensor) 
     if plan.first_order == "global":
         video = ~blocks.on(k.device).text[key_owner]
         moment = centred[..., video, :].mT @ v[..., video, :]
-        return mass.sum(-1, keepdim=True) * (q @ moment) * (scale / int(video.sum()))
+        term: Tensor = mass.sum(-1, keepdim=True) * (q @ moment) * (scale / int(video.sum()))
+        return term
     out = torch.zeros_like(q)
     for j in range(len(blocks)):
         start, n = int(blocks.start[j]), int(blocks.count[j])
@@ -136,7 +137,8 @@ def draft_scores(
     for blocks in (k_blocks, q_blocks):
         runs = score.split(blocks.count.tolist(), -1)
         score = torch.stack([run.logsumexp(-1) - log(run.shape[-1]) for run in runs], -1).mT
-    return score
+    blocked: Tensor = score
+    return blocked
 
 
 def pack_lists(plan: BlockPlan, first: dict[int, int], rows: int) -> tuple[Tensor, Tensor]:
@@ -208,7 +210,8 @@ def add_first_order(q: Tensor, moment: Tensor, rest: Tensor, out: Tensor) -> Ten
     """out + rest * (q moment) / sqrt(D), [B, H, S, D]; moment [B, H, DP, DP], rest [B, H, S]."""
     depth = q.shape[3]
     term = q.double() @ moment[..., :depth, :depth].double() / depth**0.5
-    return out.double() + rest.double()[..., None] * term
+    total: Tensor = out.double() + rest.double()[..., None] * term
+    return total
 
 
 def taylor_state(k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:

@@ -111,4 +111,5 @@ def word(height: int, is_rest: bool) -> int:
 
     Or it with a tile number.
     """
-    return (height.bit_length() - 1) << SHIFT_AT.value | int(is_rest) << REST_AT.value
+    entry: int = (height.bit_length() - 1) << SHIFT_AT.value | int(is_rest) << REST_AT.value
+    return entry

@@ -160,7 +160,8 @@ def select_topk(value: Tensor, forced: Tensor, k: int) -> Tensor:
     Raises ValueError for other tensors.
     """
     nk = value.shape[-1]
-    return select(value, forced, "rank", None, [0], [min(k, nk)], 0, nk)
+    levels: Tensor = select(value, forced, "rank", None, [0], [min(k, nk)], 0, nk)
+    return levels
 
 
 def select_topp(
@@ -178,7 +179,8 @@ def select_topp(
     device. p in (0, 1]. cap >= min_blocks. Otherwise as `select_topk`, and as
     `vidsparse.selector.topp`.
     """
-    return select(value, forced, kind, key_counts, [0], [p], min_blocks, cap)
+    levels: Tensor = select(value, forced, kind, key_counts, [0], [p], min_blocks, cap)
+    return levels
 
 
 def select_quota(
@@ -197,7 +199,8 @@ def select_quota(
     """
     nk = value.shape[-1]
     bounds = [min(end, nk) for end in ends]
-    return select(value, forced, "rank", None, list(levels), bounds, min_blocks, budget)
+    chosen: Tensor = select(value, forced, "rank", None, list(levels), bounds, min_blocks, budget)
+    return chosen
 
 
 def select_mass(
@@ -214,12 +217,16 @@ def select_mass(
 
     mass: ascending in (0, 1], one per level. Otherwise as `select_quota` and `select_topp`.
     """
-    return select(value, forced, kind, key_counts, list(levels), list(mass), min_blocks, budget)
+    chosen: Tensor = select(
+        value, forced, kind, key_counts, list(levels), list(mass), min_blocks, budget
+    )
+    return chosen
 
 
 def width(blocks: int) -> int:
     """Row width that a program is compiled for."""
-    return max(MIN_WIDTH, triton.next_power_of_2(blocks))
+    enough: int = triton.next_power_of_2(blocks)
+    return max(MIN_WIDTH, enough)
 
 
 def warps(width: int) -> int:

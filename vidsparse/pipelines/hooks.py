@@ -50,7 +50,8 @@ class ContextHook(ModelHook):
     @property
     def context_name(self) -> str | None:
         try:
-            return self.manager.context.name
+            name: str | None = self.manager.context.name
+            return name
         except ValueError:  # no context is set
             return None
 

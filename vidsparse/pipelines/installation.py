@@ -40,7 +40,7 @@ class Installation:
         self.hoists: list[Hoist] = []
         self.contexts: dict[str, ContextHook] = {}
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
-        self.slots: list[tuple[nn.Module, Any, SparseProcessor]] = []  # module, its stock, ours
+        self.slots: list[tuple[Any, Any, SparseProcessor]] = []  # module, its stock, ours
         for name, transformer in self.transformers.items():
             check_stock(adapter, name, transformer)
         try:

@@ -149,7 +149,8 @@ def primitive(
 ) -> Tensor:
     """Stands in for the attention primitive of the stock code; options: its other arguments."""
     if torch.compiler.is_compiling():
-        return attention_op(query, key, value, attn_mask, _running.site)
+        out: Tensor = attention_op(query, key, value, attn_mask, _running.site)
+        return out
     processor: SparseProcessor = _running.processor
     dense = partial(processor.dense, attn_mask=attn_mask, **options)
     return processor.attend(query, key, value, attn_mask, dense)

@@ -36,8 +36,10 @@ class WanSparseProcessor(SparseProcessor, WanAttnProcessor):
         """As the stock processor: hidden_states [B, tokens, C] -> [B, tokens, C]."""
         arguments = (hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         if self.link is None or encoder_hidden_states is not None:
-            return WanAttnProcessor.__call__(self, attn, *arguments)
-        return self.run(attn, *arguments)
+            out: Tensor = WanAttnProcessor.__call__(self, attn, *arguments)
+            return out
+        out = self.run(attn, *arguments)
+        return out
 
 
 def skipped(attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -63,7 +63,8 @@ class _Band:
 
     @property
     def height(self) -> int:
-        return max(self.tiles[0].shape[0], sum(_line(scale) for _, scale, _ in self.label))
+        picture: int = self.tiles[0].shape[0]
+        return max(picture, sum(_line(scale) for _, scale, _ in self.label))
 
 
 def contact_sheet(

@@ -104,9 +104,13 @@ def _select_in_triton(
     last = params.min_blocks, density * nk
     if params.mode == "quota":
         ends = _quota_ends(density, nk, params)
-        return triton.select_quota(value, forced, params.levels, ends, *last)
+        levels: Tensor = triton.select_quota(value, forced, params.levels, ends, *last)
+        return levels
     count = k_blocks.on(value.device).count
-    return triton.select_mass(value, scores.kind, forced, count, params.levels, params.mass, *last)
+    levels = triton.select_mass(
+        value, scores.kind, forced, count, params.levels, params.mass, *last
+    )
+    return levels
 
 
 def _quota_ends(density: float, nk: int, params: Params) -> list[int]:

@@ -34,7 +34,8 @@ def select(
     nk = len(k_blocks)
     k = min(nk, max(params.min_blocks, int(density * nk + 1e-9)))
     if triton := gpu.kernels("triton_select", scores.value):
-        return triton.select_topk(scores.value, forced, k)
+        levels: Tensor = triton.select_topk(scores.value, forced, k)
+        return levels
     ranked = scores.ranked(forced)
     keep = torch.zeros_like(scores.value, dtype=torch.bool).scatter_(-1, ranked[..., :k], True)
     return torch.where(keep | forced, 0, SKIP).to(torch.int8)

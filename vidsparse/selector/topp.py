@@ -38,9 +38,10 @@ def select(
     cap = max(params.min_blocks, int(density * nk + 1e-9))
     if triton := gpu.kernels("triton_select", scores.value):
         count = k_blocks.on(scores.value.device).count
-        return triton.select_topp(
+        levels: Tensor = triton.select_topp(
             scores.value, scores.kind, forced, count, params.p, params.min_blocks, cap
         )
+        return levels
     mass = scores.mass(k_blocks).double().nan_to_num(0.0)
     ranked = scores.ranked(forced)
     before = mass.gather(-1, ranked).cumsum(-1).roll(1, -1)
