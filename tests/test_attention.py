@@ -1,5 +1,7 @@
 """sparse_attention from the outside: dense limits, layouts undone, reasons, bad input."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -198,7 +200,8 @@ def test_bad_calls_are_refused_with_a_cure():
         sparse_attention(q, k.bfloat16(), v, grid=grid, config=config())
     with pytest.raises(ValueError, match=r"impl='fast': allowed is auto, reference, cpu, triton"):
         sparse_attention(q, k, v, grid=grid, config=config(), impl="fast")
-    with pytest.raises(ValueError, match=r"impl .triton. on cpu: (a CPU needs TRITON_INTERPRET=1|triton is not installed)"):
+    why = "a CPU needs TRITON_INTERPRET=1" if find_spec("triton") else "triton is not installed"
+    with pytest.raises(ValueError, match=why):
         sparse_attention(q, k, v, grid=grid, config=config(), impl="triton")
     with pytest.raises(ValueError, match=r"q.dtype=torch.int32"):
         sparse_attention(*(x.int() for x in (q, k, v)), grid=grid, config=config())
