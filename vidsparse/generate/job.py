@@ -103,7 +103,9 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
         _check_method(config, device)
     except ValueError as error:
         raise InputError(str(error)) from error
-    dtype = request.dtype or ("fp32" if device == "cpu" else "bf16")
+    dtype = request.dtype
+    if dtype is None:
+        dtype = "fp32" if device == "cpu" else "bf16"
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
     model = find_model(request.model, say)
