@@ -2,12 +2,15 @@
 # make test   the test suite; where triton is, its kernels in the interpreter and the compile gate
 # make check  lint, format, types
 # make bench  the CPU bench
+# make mutate MUTANTS="vidsparse.plan*"  which of the faults planted there no test notices; hours for all
 # Each sets up what it needs in .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test check bench
+MUTANTS ?=
+
+.PHONY: demo test check bench mutate
 .DEFAULT_GOAL := demo
 
 .venv/.installed: pyproject.toml
@@ -35,3 +38,9 @@ check: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python kernels/bench_cpu.py
+
+# One thread: workers are forked, and threads do not survive that.
+mutate: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[mutate]"
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
+	$(BIN)/mutmut results
