@@ -1,9 +1,15 @@
-"""What every test of Triton kernels in the interpreter runs in."""
+"""What every test of Triton kernels in the interpreter runs in; settings of `make mutate`."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import Phase, settings
+
+# `make mutate` asks whether a test fails, not on what: the same examples every time, none shrunk.
+settings.register_profile(
+    "mutate", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
+)
 
 
 @pytest.fixture(autouse=True)
