@@ -11,9 +11,9 @@ import diffusers
 import pytest
 import tiny
 import torch
+from diffusers.hooks import HookRegistry, ModelHook
 
 import vidsparse
-from vidsparse.pipelines.hooks import OutputHook, add_hook, remove_hook
 from vidsparse.pipelines.wan import ADAPTER
 
 
@@ -233,12 +233,13 @@ def test_a_failed_installation_leaves_nothing() -> None:
     pipe, call = tiny.build("wan22")
     plain = tiny.run(pipe, call)
     rope = pipe.transformer_2.rope
-    add_hook(rope, OutputHook(lambda output: output), "cp_input---rope")
+    registry = HookRegistry.check_if_exists_or_initialize(rope)
+    registry.register_hook(ModelHook(), "cp_input---rope")
     before = hooks(pipe)
     with pytest.raises(ValueError, match="context-parallel"):
         vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
     assert hooks(pipe) == before
-    remove_hook(rope, "cp_input---rope")
+    registry.remove_hook("cp_input---rope")
     assert torch.equal(plain, tiny.run(pipe, call))
     with pytest.raises(ValueError, match="not accelerated"):
         vidsparse.run_report(pipe)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from vidsparse.config import SparseConfig, resolve
-from vidsparse.pipelines import adapter_for
+from vidsparse.pipelines.recognition import adapter_for, require_pipeline
 from vidsparse.pipelines.report import RunReport
 
 if TYPE_CHECKING:  # importing diffusers takes seconds: only when there is a pipeline to accelerate
@@ -35,10 +35,10 @@ def accelerate_pipeline(
     the pipeline first.
 
     Raises TypeError if `pipe` is no diffusers pipeline; ValueError if its class is not supported,
-    if a setting does not exist or does not fit the model, or if its attention is customised,
-    parallel or compiled.
+    if a setting does not exist or does not fit the model, or if its transformer is missing, without
+    weights or wrapped, or its attention customised, parallel or compiled.
     """
-    _require_pipeline(pipe)
+    require_pipeline(pipe)
     overrides = list(overrides)
     config = resolve(preset, overrides)
     adapter = adapter_for(pipe)
@@ -54,11 +54,12 @@ def accelerate_pipeline(
 def restore_pipeline(pipe: Pipe) -> Pipe:
     """Undo `accelerate_pipeline`: processors, hooks, scheduler and every pixel are as before.
 
-    What others changed in the meantime stays: fused or adapted weights, an attention backend. A
-    processor that someone put in the place of ours stays too, with a RuntimeWarning. A pipeline
-    that is not accelerated is returned as it is. Raises TypeError if `pipe` is no pipeline.
+    What others changed in the meantime stays: fused or adapted weights, an attention backend, hooks
+    and wrappers around `forward` or `scheduler.step`, in whatever order they came. A processor that
+    someone put in the place of ours stays too, with a RuntimeWarning. A pipeline that is not
+    accelerated is returned as it is. Raises TypeError if `pipe` is no pipeline.
     """
-    _require_pipeline(pipe)
+    require_pipeline(pipe)
     installation = _installed.pop(pipe, None)
     if installation is not None:
         installation.finalizer.detach()
@@ -79,19 +80,10 @@ def run_report(pipe: Any) -> RunReport:
     latest call, and `.steps`. Raises ValueError if the pipeline is not accelerated, TypeError if
     it is no diffusers pipeline.
     """
-    _require_pipeline(pipe)
+    require_pipeline(pipe)
     installation = _installed.get(pipe)
     if installation is None:
         raise ValueError(
             f"this {type(pipe).__name__} is not accelerated: call accelerate_pipeline first"
         )
     return installation.report
-
-
-def _require_pipeline(pipe: object) -> None:
-    from diffusers import DiffusionPipeline
-
-    if not isinstance(pipe, DiffusionPipeline):
-        raise TypeError(
-            f"pipe is a {type(pipe).__name__}: expected a diffusers pipeline such as WanPipeline"
-        )

@@ -20,6 +20,7 @@ from vidsparse.config import Kernel, SparseConfig
 from vidsparse.decision import decide, executor, requested, too_dense
 from vidsparse.geometry import Geometry, plan_geometry
 from vidsparse.kernels import cpu, dense, reference
+from vidsparse.kernels.call_check import refuse_gradients
 from vidsparse.plan import BlockPlan, StepContext, TokenGrid
 
 
@@ -71,8 +72,8 @@ def sparse_attention(
     call. Inference only. In code under torch.compile it is a graph break; in an accelerated
     pipeline attention is one operator of the graph.
 
-    Raises ValueError for shapes that do not match and for plans that the requested impl cannot
-    execute.
+    Raises ValueError for shapes that do not match, for gradients, of dense calls too, and for plans
+    that the requested impl cannot execute.
     """
     result = attend(
         q, k, v, grid=grid, config=config, context=context, impl=impl, return_lse=return_lse
@@ -233,6 +234,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> None:
     if not q.is_floating_point():
         raise ValueError(f"q.dtype={q.dtype}: expected float32, bfloat16, float16 or float64")
     grid.check(q.shape[1])
+    refuse_gradients("q, k or v", (q, k, v))
 
 
 @contextmanager

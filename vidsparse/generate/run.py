@@ -18,7 +18,7 @@ from vidsparse.config import SparseConfig
 from vidsparse.generate.job import DTYPES, Job, Request, prepare
 from vidsparse.generate.model_files import InputError
 from vidsparse.generate.results import Arm, staging, write
-from vidsparse.pipelines import adapter_for
+from vidsparse.pipelines.recognition import adapter_for
 from vidsparse.quality.frames import quantise
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -45,8 +48,16 @@ def check_call(
             f"plan.first_order={order!r} with plan.rest={plan.rest}: the {engine} engine executes "
             f"{' or '.join(able)} here; use impl='reference'"
         )
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+    refuse_gradients("q, k or v", (q, k, v))
+
+
+def refuse_gradients(what: str, *tensors: Iterable[Tensor]) -> None:
+    """Raise ValueError if autograd would record what is computed from the tensors.
+
+    what: names them in the message.
+    """
+    if torch.is_grad_enabled() and any(x.requires_grad for x in chain(*tensors)):
         raise ValueError(
-            "q, k or v requires grad: sparse attention is inference only; "
-            "call it under torch.no_grad()"
+            f"{what} requires grad: sparse attention is inference only; call it under "
+            "torch.no_grad(), and train without vidsparse (restore_pipeline)"
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from vidsparse.plan import Branch, StepContext, TokenGrid
+from vidsparse.plan import Branch, TokenGrid
 
 if TYPE_CHECKING:
     from vidsparse.pipelines.processor import SparseProcessor
@@ -54,17 +54,14 @@ class Adapter:
     branch_order: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)
 
     def transformers(self, pipe: Any) -> dict[str, nn.Module]:
-        """Component name -> transformer of this family; empty if the pipeline has none."""
-        found: dict[str, Any] = {name: getattr(pipe, name, None) for name in self.components}
-        return {n: m for n, m in found.items() if isinstance(eager(m), self.transformer)}
-
-
-@dataclass
-class Forward:
-    """The running forward of a transformer: written by hooks, read by its processors."""
-
-    grid: TokenGrid | None = None
-    context: StepContext | None = None
+        """Component name -> transformer of this family, each under its first name only."""
+        found: dict[str, Any] = {}
+        for name in self.components:
+            module = getattr(pipe, name, None)
+            known = any(eager(module) is eager(other) for other in found.values())
+            if isinstance(eager(module), self.transformer) and not known:
+                found[name] = module
+        return found
 
 
 def eager(module: Any) -> Any:
@@ -77,13 +74,3 @@ def adapters() -> list[Adapter]:
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     return [module.ADAPTER for module in modules if hasattr(module, "ADAPTER")]
-
-
-def adapter_for(pipe: Any) -> Adapter:
-    """The adapter of a pipeline. Raises ValueError that names its class and the supported ones."""
-    known = adapters()
-    for adapter in known:
-        if adapter.transformers(pipe):
-            return adapter
-    supported = ", ".join(name for adapter in known for name in adapter.pipelines)
-    raise ValueError(f"{type(pipe).__name__} is not supported; supported pipelines are {supported}")

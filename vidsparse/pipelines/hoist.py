@@ -8,52 +8,45 @@ caches (FirstBlockCache and its kin) keep residuals in this order.
 
 The rotary tables are permuted anew in each forward: the model computes them anew too, the gather is
 a vanishing part of a forward, and a cache would have to guess whether the tables have changed.
+
+Other tools replace modules (LoRA, quantisation) and clear hooks. So the hook before the transformer
+looks at every forward where all the others sit, and puts them where they belong. That one can be
+lost too: then no order is set, all tokens stay in raster order, and the processors, which hang on
+no hook, raise.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
-from vidsparse.pipelines import Adapter, Forward
-from vidsparse.pipelines.hooks import OutputHook, add_hook, is_context_parallel, remove_hook
-from vidsparse.plan import TokenGrid
+from vidsparse.kernels.call_check import refuse_gradients
+from vidsparse.pipelines import Adapter
+from vidsparse.pipelines.forward import Forward, Order
+from vidsparse.pipelines.hooks import PlacedHook, is_context_parallel
+from vidsparse.plan import StepContext, TokenGrid
 
-HOOK = "vidsparse_token_order"
 KEPT_ORDERS = 8
-
-
-@dataclass(frozen=True)
-class Order:
-    """A token order on a device. forward, inverse: int64 [tokens]; both None is the identity."""
-
-    grid: TokenGrid
-    forward: Tensor | None
-    inverse: Tensor | None
-
-    def check(self, what: str, tokens: int) -> None:
-        """Raise ValueError unless `tokens` is the number of tokens of the grid."""
-        grid = self.grid
-        if tokens != grid.tokens:
-            raise ValueError(
-                f"{what}: {tokens} tokens, but the latent video has {grid.frames} x {grid.height} "
-                f"x {grid.width} = {grid.tokens}"
-            )
 
 
 class Hoist:
     """The hooks that carry the token order of one transformer.
 
     order: grid -> (order, inverse), int64 [tokens]: new sequence = old[order], old = new[inverse].
-    forward: where the grid of the running forward is written for the processors.
+    forward: where the running forward is written for the processors.
+    position: called when a forward starts; where in the run it stands.
+
+    Gradients are refused at the entry, and not served densely: what a training step learns for
+    dense attention is not what the accelerated pipeline computes, and a sparse call has no
+    backward pass.
     """
 
     def __init__(
@@ -62,98 +55,111 @@ class Hoist:
         adapter: Adapter,
         order: Callable[[TokenGrid], tuple[Tensor, Tensor]],
         forward: Forward,
+        position: Callable[[], StepContext | None] = lambda: None,
     ) -> None:
         self.transformer, self.adapter = transformer, adapter
-        self.order, self.forward = order, forward
+        self.order, self.forward, self.position = order, forward, position
         self.names = list(inspect.signature(type(transformer).forward).parameters)[1:]
-        self.handles: list[RemovableHandle] = []
+        self.entries = (*adapter.embeddings, adapter.rope)
+        self.handle: RemovableHandle | None = None
+        self.hooks = [PlacedHook(transformer, adapter.rope, self._rotary)]
+        for name in adapter.embeddings:
+            self.hooks.append(PlacedHook(transformer, name, partial(self._embedded, name)))
+        self.hooks.append(PlacedHook(transformer, adapter.output, self._leave, first=True))
+        self.hooks.append(PlacedHook(transformer, "", self._end, first=True, always=True))
         self.kept: OrderedDict[tuple[TokenGrid, torch.device], Order] = OrderedDict()
-        self.current: Order | None = None
-        self.missing: set[str] = set()
 
     def attach(self) -> None:
         """Register the hooks. Raises ValueError on a transformer split between processes."""
-        model, adapter = self.transformer, self.adapter
-        rope = model.get_submodule(adapter.rope)
-        if is_context_parallel(rope):
+        self._place()
+        self.handle = self.transformer.register_forward_pre_hook(self._enter, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Remove the hooks; the transformer is as before."""
+        if self.handle is not None:
+            self.handle.remove()
+        for hook in self.hooks:
+            hook.remove()
+
+    def _place(self) -> None:
+        """Every hook on the module that the transformer has now."""
+        if is_context_parallel(self.transformer.get_submodule(self.adapter.rope)):
             raise ValueError(
                 "the transformer is context-parallel: its rotary tables are split between "
                 "processes and cannot be reordered; vidsparse does not support that"
             )
-        add_hook(rope, OutputHook(self._rotary), HOOK)
-        self.handles.append(model.register_forward_pre_hook(self._enter, with_kwargs=True))
-        for name in adapter.embeddings:
-            hook = partial(self._embedded, name)
-            self.handles.append(model.get_submodule(name).register_forward_hook(hook))
-        output = model.get_submodule(adapter.output)
-        self.handles.append(output.register_forward_hook(self._leave))
-
-    def detach(self) -> None:
-        """Remove the hooks; the transformer is as before."""
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
-        remove_hook(self.transformer.get_submodule(self.adapter.rope), HOOK)
+        for hook in self.hooks:
+            hook.place()
 
     @torch.compiler.disable
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the transformer: fix the order of this forward, permute per-token arguments."""
+        if module is not self.transformer:
+            raise RuntimeError(_COPIED)
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        exporting = torch.compiler.is_exporting()
+        if not exporting:
+            refuse_gradients(
+                "the transformer or its input", _tensors(arguments), module.parameters()
+            )
+        self._place()
         grid = self.adapter.grid(module, arguments)
         order = self._order(grid, arguments["hidden_states"].device)
-        self.current, self.forward.grid = order, grid
-        self.missing = {*self.adapter.embeddings, self.adapter.rope}
+        self.forward.begin(order, self.entries)
+        self.forward.context = self.position()
+        if exporting:  # the program becomes `module.forward`, and this hook runs before it
+            return None
         for name in self.adapter.per_token:
             value = arguments.get(name)
             if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[1] == 1:
                 continue
             order.check(f"{name} of shape {tuple(value.shape)}", value.shape[1])
-            if order.forward is not None:
-                arguments[name] = value.index_select(1, order.forward)
+            arguments[name] = order.permute(value, 1)
         return (), arguments
 
     def _embedded(self, name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """After a patch embedding: its last three axes are the tokens in raster order."""
-        if self.current is None:
+        order = self.forward.order
+        if order is None:
             return None
-        self.missing.discard(name)
         tokens = output.flatten(2)
-        self.current.check(f"output of {name}", tokens.shape[2])
-        if self.current.forward is None:
-            return None
-        return tokens.index_select(2, self.current.forward).view(output.shape)
+        order.check(f"output of {name}", tokens.shape[2])
+        self.forward.arrived(name)
+        return order.permute(tokens, 2).view(output.shape)
 
-    def _rotary(self, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _rotary(self, module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> Any:
         """After the rotary embedding: its tables along the token axis."""
-        if self.current is None:
-            return output
-        self.missing.discard(self.adapter.rope)
-        axis = self.adapter.rope_axis
+        order, axis = self.forward.order, self.adapter.rope_axis
+        if order is None:
+            return None
         for table in output:
-            self.current.check("rotary table", table.shape[axis])
-        if self.current.forward is None:
-            return output
-        return tuple(table.index_select(axis, self.current.forward) for table in output)
+            order.check("rotary table", table.shape[axis])
+        self.forward.arrived(self.adapter.rope)
+        return tuple(order.permute(table, axis) for table in output)
 
     def _leave(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """After the last token-wise module: back to raster order."""
-        order, self.current, self.forward.grid = self.current, None, None
+        order = self.forward.order
         if order is None:
             return None
-        if self.missing:
-            raise RuntimeError(
-                f"the vidsparse hook on {', '.join(sorted(self.missing))} did not run in this "
-                "forward, so tokens and positions do not match; another library has probably put "
-                "the forward of that module back: call accelerate_pipeline again, and before "
-                "offloading"
-            )
-        return None if order.inverse is None else output.index_select(1, order.inverse)
+        self.forward.require_entries()
+        self.forward.leave()
+        return order.undo(output, 1)
+
+    @torch.compiler.disable
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After the transformer, also when it raised: no forward is running."""
+        if output is None:
+            self.forward.leave()
+        else:
+            self.forward.end(self.adapter.output)
 
     def _order(self, grid: TokenGrid, device: torch.device) -> Order:
         """The order of a grid on a device; the last few are kept."""
         key = (grid, device)
         if key not in self.kept:
-            with torch.inference_mode(False):  # kept tensors must serve every grad mode
+            # Kept tensors must serve every grad mode, and be real while a program is exported.
+            with _disable_current_modes(), torch.inference_mode(False):
                 order, inverse = self.order(grid)
                 if torch.equal(order, torch.arange(grid.tokens)):
                     self.kept[key] = Order(grid, None, None)
@@ -165,7 +171,14 @@ class Hoist:
         return self.kept[key]
 
     def __reduce__(self) -> NoReturn:
-        raise RuntimeError(
-            "an accelerated transformer cannot be copied or pickled, its hooks would stay with "
-            "the original: restore_pipeline, copy, then accelerate_pipeline"
-        )
+        raise RuntimeError(_COPIED)
+
+
+_COPIED = (
+    "an accelerated transformer cannot be copied or pickled, its hooks would stay with the "
+    "original: restore_pipeline, copy, then accelerate_pipeline"
+)
+
+
+def _tensors(arguments: dict[str, Any]) -> Iterator[Tensor]:
+    return (value for value in arguments.values() if isinstance(value, Tensor))

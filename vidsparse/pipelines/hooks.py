@@ -1,30 +1,81 @@
-"""diffusers' hook registry: the two hooks that plain torch hooks cannot replace.
+"""How our hooks sit on modules that others replace, wrap, copy and clear.
 
-A registry hook sits inside what diffusers itself wraps around a module (a context-parallel split,
-say), and only a stateful one is told the running `cache_context` and the end of a pipeline call.
+None of them touches `module.forward`: the wrappers that accelerate, diffusers and users put there,
+before or after us, stay in any order of adding and removing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, HookFunctionReference, StateManager
 from diffusers.hooks.layer_skip import AttentionProcessorSkipHook
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
-class OutputHook(ModelHook):
-    """Replaces the output of a module by `change(output)`."""
+class PlacedHook:
+    """A forward hook of ours on the submodule that bears a name, whichever module that now is.
 
-    def __init__(self, change: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.change = change
+    name: "" is the model itself. call: (module, args, output) -> new output, or None.
+    first: before the hooks of others, else after them: they see tokens in raster order.
+    always: run, with None for the output, when the forward raises, too.
 
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        return self.change(output)
+    A copy of the submodule gets a hook that does nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        call: Callable[..., Any],
+        *,
+        first: bool = False,
+        always: bool = False,
+    ) -> None:
+        self.model, self.name, self.call = model, name, call
+        self.first, self.always = first, always
+        self.module: nn.Module | None = None
+        self.handle: RemovableHandle | None = None
+
+    def place(self) -> None:
+        """Move to the module that bears the name now, and to our end of its hooks."""
+        module = self.model.get_submodule(self.name)
+        if module is self.module and self._in_place(module):
+            return
+        self.remove()
+        self.module = module
+        self.handle = module.register_forward_hook(
+            self, prepend=self.first, always_call=self.always
+        )
+
+    def remove(self) -> None:
+        """Take the hook off; without effect where others have taken it off."""
+        if self.handle is not None:
+            self.handle.remove()
+        self.module = self.handle = None
+
+    def _in_place(self, module: nn.Module) -> bool:
+        hooks, handle = module._forward_hooks, self.handle
+        if handle is None or handle.id not in hooks:
+            return False
+        return handle.id == next(iter(hooks) if self.first else reversed(hooks))
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return self.call(module, args, output)
+
+    def __reduce__(self) -> Any:
+        return _inert, ()
+
+
+def _inert() -> Callable[..., None]:
+    return passage
+
+
+def passage(module: nn.Module, args: Any, output: Any) -> None:
+    """The hook of a copied module: changes nothing."""
 
 
 class _NoState(BaseState):
@@ -56,21 +107,31 @@ class ContextHook(ModelHook):
             return None
 
 
-def add_hook(module: nn.Module, hook: ModelHook, name: str) -> None:
-    """Register `hook` on `module`."""
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+def place_observer(module: nn.Module, hook: ModelHook, name: str) -> None:
+    """Have diffusers tell `hook` about contexts and resets; without effect if it already does.
+
+    It stands first in the registry, where no other hook's removal looks for a predecessor, and is
+    no link in the chain of forwards: `register_hook` would put one around `module.forward`.
+    """
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    if registry.hooks.get(name) is not hook:
+        remove_observer(module, name)
+        registry = HookRegistry.check_if_exists_or_initialize(module)
+        registry.hooks[name] = hook
+        registry._hook_order.insert(0, name)
+        registry._fn_refs.insert(0, HookFunctionReference())
 
 
-def remove_hook(module: nn.Module, name: str) -> None:
-    """Undo `add_hook`, down to the attributes that the registry leaves on the module."""
+def remove_observer(module: nn.Module, name: str) -> None:
+    """Undo `place_observer`; an empty registry goes too."""
     registry = getattr(module, "_diffusers_hook", None)
     if registry is None:
         return
-    registry.remove_hook(name, recurse=False)
+    if name in registry.hooks:
+        index = registry._hook_order.index(name)
+        del registry.hooks[name], registry._hook_order[index], registry._fn_refs[index]
     if not registry.hooks:
         del module._diffusers_hook
-        if module.__dict__.get("forward") == MethodType(type(module).forward, module):
-            del module.forward
 
 
 def is_context_parallel(module: nn.Module) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -13,15 +14,60 @@ from torch import nn
 from vidsparse.attention import AttentionResult
 from vidsparse.config import SparseConfig
 from vidsparse.geometry import token_order
-from vidsparse.pipelines import Adapter, Forward, eager
+from vidsparse.pipelines import Adapter, eager
+from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.hoist import Hoist
-from vidsparse.pipelines.hooks import ContextHook, add_hook, remove_hook
+from vidsparse.pipelines.hooks import ContextHook, place_observer, remove_observer
 from vidsparse.pipelines.processor import Link, SparseProcessor
 from vidsparse.pipelines.report import RunReport
 from vidsparse.pipelines.steps import StepTracker
 from vidsparse.plan import StepContext
 
 HOOK = "vidsparse_context"
+
+
+@dataclass
+class Slot:
+    """An attention module with our processor, and what stood in its place.
+
+    path: of the module in its transformer. layer: index, 0-based.
+    """
+
+    path: str
+    layer: int
+    module: nn.Module
+    stock: Any
+    ours: SparseProcessor
+
+    def holds(self, transformer: nn.Module) -> bool:
+        """Whether our processor sits in the module that the transformer has at this path."""
+        try:
+            found: Any = transformer.get_submodule(self.path)
+        except AttributeError:
+            return False
+        return found is self.module and found.processor is self.ours
+
+    def empty(self) -> bool:
+        """Put the stock processor back. False if ours was no longer there: what is there stays."""
+        self.ours.link = None  # wherever someone has kept it, it is a stock processor
+        module: Any = self.module
+        if module.processor is not self.ours:
+            return False
+        self.stock.__dict__.update(self.ours.settings())  # a backend that was chosen since
+        module.processor = self.stock
+        return True
+
+
+@dataclass
+class Part:
+    """What is ours in one transformer. slots: of its attention modules, in layer order."""
+
+    name: str
+    transformer: nn.Module
+    forward: Forward
+    hoist: Hoist
+    context: ContextHook
+    slots: list[Slot]
 
 
 class Installation:
@@ -34,87 +80,108 @@ class Installation:
     def __init__(self, pipe: Any, adapter: Adapter, config: SparseConfig, preset: str) -> None:
         self.pipe = weakref.ref(pipe)
         self.adapter, self.config, self.preset = adapter, config, preset
-        self.transformers = adapter.transformers(pipe)
         self.report = RunReport(preset, config)
         self.tracker = StepTracker(pipe, self._start_run, adapter.branch_order)
-        self.hoists: list[Hoist] = []
-        self.contexts: dict[str, ContextHook] = {}
-        self.handles: list[torch.utils.hooks.RemovableHandle] = []
-        self.slots: list[tuple[Any, Any, SparseProcessor]] = []  # module, its stock, ours
-        for name, transformer in self.transformers.items():
+        self.parts: list[Part] = []
+        transformers = adapter.transformers(pipe)
+        for name, transformer in transformers.items():
             check_stock(adapter, name, transformer)
         try:
-            for name in self.transformers:
-                self._install(name)
+            for name, transformer in transformers.items():
+                self._install(name, transformer)
         except BaseException:
             self.remove()
             raise
         self.finalizer = weakref.finalize(pipe, self.remove)
         self.finalizer.atexit = False
 
-    def _install(self, name: str) -> None:
+    def _install(self, name: str, transformer: nn.Module) -> None:
         """Hooks and processors of one transformer."""
-        transformer, forward = self.transformers[name], Forward()
-        modules = self.adapter.self_attention(transformer)
+        forward = Forward()
         order = partial(token_order, layout=self.config.layout)
-        hoist = Hoist(transformer, self.adapter, order, forward)
-        self.hoists.append(hoist)
+        position = partial(self._position, len(self.parts))
+        hoist = Hoist(transformer, self.adapter, order, forward, position)
+        part = Part(name, transformer, forward, hoist, ContextHook(self.tracker.end_run), [])
+        self.parts.append(part)
         hoist.attach()
-        self.contexts[name] = ContextHook(self.tracker.end_run)
-        add_hook(transformer, self.contexts[name], HOOK)
-        before = partial(self._before_forward, name, forward, len(modules))
-        self.handles.append(transformer.register_forward_pre_hook(before))
+        place_observer(transformer, part.context, HOOK)
+        self._fill(part)
+
+    def _fill(self, part: Part) -> None:
+        """Our processor in every self-attention module that the transformer has now."""
+        modules = self.adapter.self_attention(part.transformer)
+        paths = {id(module): path for path, module in part.transformer.named_modules()}
+        kept, old = {id(slot.module): slot for slot in part.slots}, part.slots
+        part.slots = []
         for layer, module in enumerate(modules):
-            stock = module.processor
-            link = Link(forward, layer, self.config, self._record, weakref.ref(module))
-            ours = self.adapter.sparse.replacing(stock, link)
-            self.slots.append((module, stock, ours))
-            module.processor = ours
+            slot = kept.get(id(module))
+            if slot is None or module.processor is not slot.ours:
+                stock = stock_processor(self.adapter, part.name, module)
+                link = Link(part.forward, layer, self.config, self._record, weakref.ref(module))
+                ours = self.adapter.sparse.replacing(stock, link)
+                slot = Slot("", layer, module, stock, ours)
+                module.processor = ours
+            slot.path = paths[id(module)]
+            part.slots.append(slot)
+        for slot in old:
+            if slot not in part.slots:
+                slot.empty()
 
     def remove(self) -> int:
         """Undo everything. Returns the number of processors that were no longer ours, and stay."""
-        replaced = 0
-        for module, stock, ours in self.slots:
-            if module.processor is not ours:
-                replaced += 1
-                continue
-            stock.__dict__.update(ours.settings())  # an attention backend that was chosen since
-            module.processor = stock
-        for handle in self.handles:
-            handle.remove()
-        for name in self.contexts:
-            remove_hook(self.transformers[name], HOOK)
-        for hoist in self.hoists:
-            hoist.detach()
+        emptied = [slot.empty() for part in self.parts for slot in part.slots]
+        for part in self.parts:
+            remove_observer(part.transformer, HOOK)
+            part.hoist.detach()
         self.tracker.detach()
-        for collection in (self.slots, self.handles, self.contexts, self.hoists):
-            collection.clear()
-        return replaced
+        self.parts.clear()
+        return emptied.count(False)
 
-    @torch.compiler.disable
-    def _before_forward(
-        self, name: str, forward: Forward, layers: int, module: nn.Module, args: Any
-    ) -> None:
-        """Before a transformer: tell its processors where in the run they are."""
-        at = self.tracker.before_forward(self.contexts[name].context_name)
-        forward.context = StepContext(at.step, at.steps, 0, layers, at.branch, name)
+    def _position(self, index: int) -> StepContext | None:
+        """Before a transformer: see that all is in its place, and tell where in the run it is.
+
+        None while it is exported, which is no step of a run.
+        """
+        part = self.parts[index]
+        place_observer(part.transformer, part.context, HOOK)
+        if not all(slot.holds(part.transformer) for slot in part.slots):
+            self._refill(part)
+        if torch.compiler.is_exporting():
+            return None
+        at = self.tracker.before_forward(part.context.context_name)
+        return StepContext(at.step, at.steps, 0, len(part.slots), at.branch, part.name)
+
+    def _refill(self, part: Part) -> None:
+        """Attention modules were replaced: follow. Raises RuntimeError if processors were."""
+        modules = self.adapter.self_attention(part.transformer)
+        ours = {id(slot.module): slot.ours for slot in part.slots}
+        lost = sum(id(m) in ours and m.processor is not ours[id(m)] for m in modules)
+        if lost:
+            self._refuse(f"{lost} of {len(part.slots)} attention processors of {part.name} were")
+        if len(modules) != len(part.slots):
+            self._refuse(
+                f"{len(part.slots)} attention layers of {part.name} by {len(modules)} were"
+            )
+        self._fill(part)
 
     def _start_run(self) -> None:
         """A run starts: check that the pipeline still is as we left it, and open a new report."""
-        pipe = self.pipe()
-        held = {name: getattr(pipe, name, None) for name in self.transformers}
-        gone = [
-            n for n, m in held.items() if m is not None and eager(m) is not self.transformers[n]
-        ]
-        lost = sum(module.processor is not ours for module, _, ours in self.slots)
-        if gone or lost:
-            what = f"{lost} of {len(self.slots)} attention processors were"
-            what = f"{', '.join(gone)} was" if gone else what
-            raise RuntimeError(
-                f"{what} replaced since accelerate_pipeline, so attention would be dense: call "
-                "accelerate_pipeline again, after the replacement, or restore_pipeline"
-            )
+        pipe, known = self.pipe(), [part.transformer for part in self.parts]
+        for name in self.adapter.components:
+            held = eager(getattr(pipe, name, None))
+            modules = list(held.modules()) if isinstance(held, nn.Module) else [held]
+            if held is not None and not any(m is ours for m in modules for ours in known):
+                self._refuse(f"{name} was")
+        for part in self.parts:
+            if len(self.adapter.self_attention(part.transformer)) != len(part.slots):
+                self._refill(part)
         self.report = RunReport(self.preset, self.config)
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise RuntimeError(
+            f"{what} replaced since accelerate_pipeline, so attention would be dense: call "
+            "accelerate_pipeline again, after the replacement, or restore_pipeline"
+        )
 
     def _record(self, context: StepContext, result: AttentionResult) -> None:
         self.report.add(context, result.head_density, result.reason, result.seconds)
@@ -126,19 +193,32 @@ def check_stock(adapter: Adapter, name: str, transformer: nn.Module) -> None:
     if compiled or eager(transformer) is not transformer:
         raise ValueError(f"{name} is compiled: call accelerate_pipeline before compiling")
     for module in adapter.self_attention(transformer):
-        processor = module.processor
-        if isinstance(processor, SparseProcessor):
+        stock_processor(adapter, name, module)
+
+
+def stock_processor(adapter: Adapter, name: str, module: Any) -> Any:
+    """The processor that ours will replace in an attention module of transformer `name`.
+
+    A copied module has one of ours that is linked to nothing: then a new stock one. Raises
+    ValueError if the processor is customised, parallel or at work for another pipeline.
+    """
+    processor = module.processor
+    if isinstance(processor, SparseProcessor):
+        if processor.link is not None:
             raise ValueError(
                 f"{name} is already accelerated through another pipeline that shares it: "
                 "restore_pipeline that one first"
             )
-        if type(processor) is not adapter.stock:
-            raise ValueError(
-                f"{name} has a {type(processor).__name__} where {adapter.stock.__name__} was "
-                "expected; what it does would be lost, so take it off first"
-            )
-        if getattr(processor, "_parallel_config", None) is not None:
-            raise ValueError(f"{name} is context-parallel, which vidsparse does not support")
+        settings, processor = processor.settings(), adapter.stock()
+        processor.__dict__.update(settings)
+    if type(processor) is not adapter.stock:
+        raise ValueError(
+            f"{name} has a {type(processor).__name__} where {adapter.stock.__name__} was "
+            "expected; what it does would be lost, so take it off first"
+        )
+    if getattr(processor, "_parallel_config", None) is not None:
+        raise ValueError(f"{name} is context-parallel, which vidsparse does not support")
+    return processor
 
 
 def check_layers(config: SparseConfig, name: str, layers: int) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from vidsparse.attention import AttentionResult, attend, full_density
 from vidsparse.config import SparseConfig
-from vidsparse.pipelines import Forward
+from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.hooks import skips_scores
 from vidsparse.plan import StepContext
 
@@ -109,8 +109,9 @@ class SparseProcessor:
         if link is None or grid is None or context is None:
             raise RuntimeError(
                 "accelerated attention ran outside a call of its transformer, where vidsparse "
-                "learns grid and step: call transformer(...), not transformer.forward(...), or "
-                "restore_pipeline first"
+                "learns grid and step: call transformer(...), not transformer.forward(...) or a "
+                "program exported from it; if another tool has cleared the hooks of the "
+                "transformer, call accelerate_pipeline again; or restore_pipeline first"
             )
         if getattr(self, "_parallel_config", None) is not None:
             raise RuntimeError(
@@ -152,6 +153,8 @@ def primitive(
         out: Tensor = attention_op(query, key, value, attn_mask, _running.site)
         return out
     processor: SparseProcessor = _running.processor
+    if processor.link is not None:
+        processor.link.forward.require_entries()
     dense = partial(processor.dense, attn_mask=attn_mask, **options)
     return processor.attend(query, key, value, attn_mask, dense)
 
@@ -159,7 +162,12 @@ def primitive(
 @torch.library.custom_op("vidsparse::attention", mutates_args=())
 def attention_op(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, site: Tensor) -> Tensor:
     """`SparseProcessor.attend` as one node of a compiled graph; out [B, tokens, H, D]."""
-    processor = _sites[int(site)]
+    processor = _sites.get(int(site))
+    if processor is None:
+        raise RuntimeError(
+            "this compiled or exported program belongs to an acceleration that was undone since: "
+            "compile or export again"
+        )
     backend = getattr(processor, "_attention_backend", None)
     dense = partial(processor.dense, attn_mask=mask, backend=backend)
     out = processor.attend(q, k, v, mask, dense).contiguous()

@@ -70,7 +70,12 @@ def grid(transformer: Any, arguments: Mapping[str, Any]) -> TokenGrid:
 
 
 ADAPTER = Adapter(
-    pipelines=("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline"),
+    pipelines=(
+        "WanPipeline",
+        "WanImageToVideoPipeline",
+        "WanVideoToVideoPipeline",
+        "WanModularPipeline",
+    ),
     components=("transformer", "transformer_2"),
     transformer=WanTransformer3DModel,
     stock=WanAttnProcessor,

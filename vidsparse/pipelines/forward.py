@@ -1,0 +1,90 @@
+"""The running forward of a transformer: written by hooks, read by its processors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vidsparse.plan import StepContext, TokenGrid
+
+
+@dataclass(frozen=True)
+class Order:
+    """A token order. forward, inverse: int64 [tokens]; both None is the identity."""
+
+    grid: TokenGrid
+    forward: Tensor | None
+    inverse: Tensor | None
+
+    def check(self, what: str, tokens: int) -> None:
+        """Raise ValueError unless `tokens` is the number of tokens of the grid."""
+        grid = self.grid
+        if tokens != grid.tokens:
+            raise ValueError(
+                f"{what}: {tokens} tokens, but the latent video has {grid.frames} x {grid.height} "
+                f"x {grid.width} = {grid.tokens}"
+            )
+
+    def permute(self, x: Tensor, axis: int) -> Tensor:
+        """x in this order along `axis`; modules of one model may be on several devices."""
+        return x if self.forward is None else x.index_select(axis, self.forward.to(x.device))
+
+    def undo(self, x: Tensor, axis: int) -> Tensor:
+        """x in raster order again."""
+        return x if self.inverse is None else x.index_select(axis, self.inverse.to(x.device))
+
+
+@dataclass
+class Forward:
+    """grid, order, context: of the running forward; all None outside of one.
+
+    missing: submodules that must bring tokens or positions into the order and have not run yet.
+    entered, left: whether one of them, and the exit, has run.
+    """
+
+    grid: TokenGrid | None = None
+    order: Order | None = None
+    context: StepContext | None = None
+    missing: set[str] = field(default_factory=set)
+    entered: bool = False
+    left: bool = False
+
+    def begin(self, order: Order, entries: tuple[str, ...]) -> None:
+        """A forward starts, whatever became of the one before."""
+        self.grid, self.order, self.context = order.grid, order, None
+        self.missing, self.entered, self.left = set(entries), False, False
+
+    def arrived(self, name: str) -> None:
+        """The output of an entry is in the order."""
+        self.missing.discard(name)
+        self.entered = True
+
+    def leave(self) -> None:
+        """Tokens are in raster order again; nothing after this is attention."""
+        self.grid = self.order = self.context = None
+        self.left = True
+
+    def require_entries(self) -> None:
+        """Raise RuntimeError if tokens and positions are not all in the order, where they must."""
+        if self.order is not None and self.missing:
+            raise RuntimeError(_around(self.missing, "so tokens and positions do not match"))
+
+    def end(self, exit: str) -> None:
+        """The forward has come to its end. Raise RuntimeError if it left the exit out.
+
+        A forward in which no hooked module ran is whole: a program that was exported with the
+        hooks in it, or an output that someone kept.
+        """
+        entered, left = self.entered, self.left
+        self.leave()
+        if entered and not left:
+            raise RuntimeError(_around({exit}, "so its output is not in raster order"))
+
+
+def _around(names: set[str], so: str) -> str:
+    return (
+        f"the vidsparse hook on {', '.join(sorted(names))} did not run in this forward, {so}: the "
+        "forward of the transformer must call its submodules (module(x), not module.forward(x)); "
+        "if it cannot, restore_pipeline first"
+    )

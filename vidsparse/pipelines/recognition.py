@@ -1,0 +1,78 @@
+"""Which model family a pipeline belongs to; if to none, or not as it is, what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from vidsparse.pipelines import Adapter, adapters, eager
+
+
+def require_pipeline(pipe: object) -> None:
+    """Raise TypeError unless `pipe` is a diffusers pipeline, modular or not."""
+    from diffusers import DiffusionPipeline, ModularPipeline  # takes seconds
+
+    if isinstance(pipe, DiffusionPipeline | ModularPipeline):
+        return
+    expected = "expected a diffusers pipeline such as WanPipeline"
+    if isinstance(pipe, type):
+        name = pipe.__name__
+        raise TypeError(f"pipe is the class {name}: {expected}, as {name}.from_pretrained makes it")
+    holds = "; give the pipeline that holds it" if isinstance(pipe, nn.Module) else ""
+    raise TypeError(f"pipe is a {type(pipe).__name__}: {expected}{holds}")
+
+
+def adapter_for(pipe: Any) -> Adapter:
+    """The adapter of a pipeline.
+
+    Raises ValueError that names its class and the supported ones or, if the class is supported or
+    holds a transformer that is, what is wrong with the transformers.
+    """
+    known = adapters()
+    for adapter in known:
+        named = any(cls.__name__ in adapter.pipelines for cls in type(pipe).__mro__)
+        found = adapter.transformers(pipe)
+        held = {name: getattr(pipe, name, None) for name in adapter.components}
+        inside = any(within(module, adapter.transformer) for module in held.values())
+        if found or named or inside:
+            for name, module in held.items():
+                _check_slot(adapter, type(pipe).__name__, name, module)
+            if not found:
+                state = {name: "None" if hasattr(pipe, name) else "missing" for name in held}
+                nothing = ", ".join(f"{name} is {how}" for name, how in state.items())
+                raise ValueError(
+                    f"this {type(pipe).__name__} holds no transformer ({nothing}): load it with "
+                    f"its weights, a {adapter.transformer.__name__}, before accelerate_pipeline"
+                )
+            return adapter
+    supported = ", ".join(name for adapter in known for name in adapter.pipelines)
+    raise ValueError(f"{type(pipe).__name__} is not supported; supported pipelines are {supported}")
+
+
+def within(module: Any, cls: type[nn.Module]) -> nn.Module | None:
+    """The first module of a class in a module, itself included."""
+    if not isinstance(module, nn.Module):
+        return None
+    return next((inner for inner in module.modules() if isinstance(inner, cls)), None)
+
+
+def _check_slot(adapter: Adapter, pipeline: str, name: str, module: Any) -> None:
+    """Raise ValueError unless a component is None or a transformer that can be accelerated."""
+    module, expected = eager(module), adapter.transformer.__name__
+    if module is None:
+        return
+    if not isinstance(module, adapter.transformer):
+        kind = type(module).__name__
+        if within(module, adapter.transformer) is None:
+            raise ValueError(f"{name} of this {pipeline} is a {kind}: expected a {expected}")
+        raise ValueError(
+            f"{name} of this {pipeline} is a {kind} around a {expected}, which vidsparse cannot "
+            f"enter: set pipe.{name} to the {expected} itself, accelerate_pipeline, then wrap it"
+        )
+    offloaded = any(hasattr(m, "_hf_hook") for m in module.modules())
+    if not offloaded and any(weight.is_meta for weight in module.parameters()):
+        raise ValueError(
+            f"{name} of this {pipeline} has weights on the meta device, so it has none: load them "
+            "before accelerate_pipeline"
+        )
