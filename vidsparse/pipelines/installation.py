@@ -157,7 +157,7 @@ class Installation:
         ours = {id(slot.module): slot.ours for slot in part.slots}
         lost = sum(id(m) in ours and m.processor is not ours[id(m)] for m in modules)
         if lost:
-            self._refuse(f"{lost} of {len(part.slots)} attention processors of {part.name} were")
+            self._refuse(f"{lost} of {len(part.slots)} attention processors were")
         if len(modules) != len(part.slots):
             self._refuse(
                 f"{len(part.slots)} attention layers of {part.name} by {len(modules)} were"
