@@ -61,7 +61,8 @@ class PlacedHook:
         hooks, handle = module._forward_hooks, self.handle
         if handle is None or handle.id not in hooks:
             return False
-        return handle.id == next(iter(hooks) if self.first else reversed(hooks))
+        end: int = next(iter(hooks) if self.first else reversed(hooks))
+        return handle.id == end
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         return self.call(module, args, output)

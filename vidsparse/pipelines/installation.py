@@ -35,7 +35,7 @@ class Slot:
 
     path: str
     layer: int
-    module: nn.Module
+    module: Any
     stock: Any
     ours: SparseProcessor
 
@@ -50,11 +50,10 @@ class Slot:
     def empty(self) -> bool:
         """Put the stock processor back. False if ours was no longer there: what is there stays."""
         self.ours.link = None  # wherever someone has kept it, it is a stock processor
-        module: Any = self.module
-        if module.processor is not self.ours:
+        if self.module.processor is not self.ours:
             return False
         self.stock.__dict__.update(self.ours.settings())  # a backend that was chosen since
-        module.processor = self.stock
+        self.module.processor = self.stock
         return True
 
 
