@@ -20,6 +20,10 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import needs
+
+needs.demand(needs.GATE)
+
 import triton
 from aot_cases import launches
 from aot_inspect import Found, inspect

@@ -28,6 +28,10 @@ from dataclasses import asdict, astuple, dataclass, fields
 from itertools import product
 from pathlib import Path
 
+import needs
+
+needs.demand(needs.BENCH)
+
 import torch
 import torch.nn.functional as F
 from rich.console import Console

@@ -1,16 +1,16 @@
-"""Speed of the stages and of the whole operator against dense attention, the error beside it.
+"""Speed of the sparse forward and of the whole operator against dense attention, errors beside it.
 
 "sparse" is the forward over the exact blocks alone, the work that FlexAttention does with the same
-mask; "compensate" is what the centroids in the same forward and the first-order term add to it;
-"whole" is the public call on tokens in layout order, everything counted; "raster" the same on
-tokens in raster order, which the kernels gather and scatter.
+mask; "whole" is the public call on tokens in layout order, everything counted; "raster" the same on
+tokens in raster order, which the kernels gather and scatter. Every timing is a unit of its own,
+in turn with the fastest dense attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -28,46 +28,63 @@ from gpu_cases import (
     sampled_error,
     work,
 )
-from gpu_dense import Flex, dense_acts
-from gpu_results import Job, Machine, Result, facts, in_words, interleaved, speedup, spread
+from gpu_dense import Flex, dense_act, dense_names
+from gpu_results import Machine, facts, interleaved, seed, speedup, spread
+from gpu_rows import Result
+from gpu_units import Unit, in_words
 from torch import Tensor
 
-from vidsparse.attention import attend
-from vidsparse.config import SparseConfig
-from vidsparse.geometry import plan_geometry
-from vidsparse.kernels import triton_engine
 from vidsparse.plan import SKIP, BlockPlan
 
-MAIN = {"wan2.1-14b-720p": 100.0, "wan2.1-1.3b-480p": 45.0}
-OTHERS = {"cogvideox-5b": 45.0, "hunyuanvideo-720p": 90.0}
-"""Shape -> seconds that its bench takes."""
-
-MAX_ERROR = {False: 5e-3, True: 3e-2}
-"""Relative L2; the key says whether queries and keys are in int8."""
+MAIN = ("wan2.1-14b-720p", "wan2.1-1.3b-480p")
+OTHERS = ("cogvideox-5b", "hunyuanvideo-720p")
+HEADLINE = (0.1, 0.2)
+"""Densities that come right behind the first checks, for the first shape."""
 
 INT8_DENSITIES = (0.2, 1.0)
-LEAST = 8.0
-"""Seconds without which no density is begun."""
-
 SECONDS = 1.5
-"""Timed rounds of one density."""
+"""Timed rounds of one unit."""
 
 
-def jobs(machine: Machine, main: bool) -> list[Job]:
-    """A job per shape: the main ones, or the others."""
-    if machine.dry:
-        densities = (0.3,) if main else (1.0,)
-        return [Job("bench: tiny", 0.0, lambda: bench(machine, TINY, densities), "gpu_bench")]
-    names = MAIN if main else OTHERS
-    return [
-        Job(f"bench: {name}", time, partial(bench, machine, SHAPES[name], DENSITIES), "gpu_bench")
-        for name, time in names.items()
-    ]
+def units(machine: Machine, main: bool) -> list[Unit]:
+    """Of the main shapes, or of the others."""
+    from gpu_bench_stages import STAGES, stage_unit
+
+    tiny = TINY if main else replace(TINY, name="tiny, other")
+    shapes = [tiny] if machine.dry else [SHAPES[name] for name in (MAIN if main else OTHERS)]
+    densities = ((0.3,) if main else (1.0,)) if machine.dry else DENSITIES
+    found = []
+    for n, shape in enumerate(shapes):
+        best = main and n == 0
+        for name in dense_names(machine.device):
+            found.append(dense_unit(machine, shape, name, 1 if best else 4))
+        for density in densities:
+            rank = 1 if best and (density in HEADLINE or machine.dry) else 4 if main else 7
+            rounded = density in INT8_DENSITIES or machine.dry
+            timed = partial(forward_unit, machine, shape, density)
+            for form in machine.forms:
+                found.append(timed(form, "sparse", rank=rank))
+                if density < 1:
+                    found.append(timed(form, "whole", rank=rank))
+                if machine.dry and form != "pointer":
+                    continue
+                if rounded:
+                    found.append(timed(form, "sparse", qk="int8", rank=rank + 1))
+                if rounded and density < 1:
+                    found.append(timed(form, "whole", qk="int8", rank=rank + 1))
+                    found.append(timed(form, "raster", rank=rank + 1))
+            if not machine.dry:
+                found.append(flex_unit(machine, shape, density, rank + 1))
+            found += [stage_unit(machine, shape, density, name, rank + 1) for name in STAGES
+                      if density < 1 or name in ("lists", "fill", "quantise")
+                      if rounded or name != "quantise"]  # fmt: skip
+        found.append(permute_unit(machine, shape, 4 if main else 7))
+    return found
 
 
 @dataclass
 class Bench:
-    """One shape on one machine. dense: name of the fastest dense backend, its times beside."""
+    """One shape on one machine. dense: name of the fastest dense backend that runs, "" if none."""
 
     machine: Machine
     shape: Shape
@@ -75,6 +92,7 @@ class Bench:
     dense: str = ""
     dense_act: Callable[[], Tensor] | None = None
     flex: Flex | None = None
+    plans: dict[float, BlockPlan] = field(default_factory=dict)
 
     def row(
         self,
@@ -88,85 +106,192 @@ class Bench:
     ) -> Result:
         """One line. tflop: kept work; dense: times of the same rounds."""
         low, middle, high = spread(times)
-        shape = self.shape
-        return Result(
-            **facts(), shape=shape.name, tokens=shape.grid.tokens, heads=shape.heads,
-            head_dim=shape.head_dim, dtype=name_of(self.qkv[0].dtype), density=density, impl=impl,
-            stage=stage, ms_p20=low, ms_p50=middle, ms_p80=high,
+        return replace(
+            blank(self.shape, density, impl, stage, self.qkv[0].dtype),
+            ms_p20=low, ms_p50=middle, ms_p80=high,
             tflops=None if tflop is None else round(tflop / middle * 1e3, 1),
             dense_impl=self.dense if dense else None,
             speedup_vs_dense=speedup(dense, times) if dense else None,
             rel_l2=None if error is None else float(f"{error:.2e}"),
         )  # fmt: skip
 
-
-def bench(machine: Machine, shape: Shape, densities: tuple[float, ...]) -> Iterator[Result]:
-    """All rows of a shape."""
-    this = Bench(machine, shape, random_qkv(shape, machine.device))
-    with torch.no_grad():
-        yield from dense_rows(this)
-        yield from layout_rows(this)
-        for n, density in enumerate(densities):
-            if machine.left < LEAST and not machine.dry:
-                raise TimeoutError(f"dropped for lack of time: densities {densities[n:]}")
-            yield from density_rows(this, density)
+    def beside_dense(
+        self, acts: dict[str, Callable[[], Any]], seconds: float = SECONDS
+    ) -> dict[str, list[float]]:
+        """Times of acts, and of dense attention under "dense", in turn; alone where none runs."""
+        every = dict(acts) if self.dense_act is None else {"dense": self.dense_act, **acts}
+        return interleaved(every, self.machine, seconds, 30)
 
 
-def dense_rows(this: Bench) -> Iterator[Result]:
-    """Every dense backend; notes the fastest."""
-    acts = dense_acts(*this.qkv)
-    every = exact_plan(this.shape, 1.0, (128, 64), this.machine.device, coherent=True)
-    times = interleaved(acts, this.machine, SECONDS, 20)
-    this.dense = min(acts, key=lambda name: spread(times[name])[1])
-    this.dense_act = acts[this.dense]
-    for name, act in acts.items():
-        error = sampled_error(*this.qkv, act(), every, blocks=2)
-        tflop = work(every, this.shape.head_dim)
-        yield this.row(1.0, name, "whole", times[name], tflop, times[this.dense], error)
+def blank(
+    shape: Shape, density: float, impl: str, stage: str, dtype: torch.dtype = torch.bfloat16
+) -> Result:
+    """A row without times."""
+    return Result(
+        **facts(), shape=shape.name, tokens=shape.grid.tokens, heads=shape.heads,
+        head_dim=shape.head_dim, dtype=name_of(dtype), density=density, impl=impl, stage=stage,
+    )  # fmt: skip
 
 
-def layout_rows(this: Bench) -> Iterator[Result]:
+@lru_cache(maxsize=1)
+def bench_of(machine: Machine, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> Bench:
+    """Inputs of a shape and the fastest dense attention; kept for the units that follow."""
+    this = Bench(machine, shape, random_qkv(shape, machine.device, dtype))
+    acts: dict[str, Callable[[], Tensor]] = {}
+    for name in dense_names(machine.device):
+        if name in machine.broken:
+            continue
+        try:
+            act = dense_act(name, *this.qkv)
+            act()
+            machine.settle()
+            acts[name] = act
+        except Exception as error:
+            if not machine.healthy(error):
+                raise
+            print(f"no {name} for {shape.name}: {in_words(error)}")
+    if acts:
+        times = interleaved(acts, machine, 0.5, 5)
+        this.dense = min(acts, key=lambda name: spread(times[name])[1])
+        this.dense_act = acts[this.dense]
+    return this
+
+
+def unit(
+    machine: Machine,
+    shape: Shape,
+    row: Result,
+    act: Callable[[Bench], Iterator[Result]],
+    family: str,
+    rank: int,
+    part: str = "bench",
+    limit: float = 90.0,
+) -> Unit:
+    """The unit of a timing. row: what is saved if it fails. act: is given the shape's bench."""
+    name = f"{part}: {shape.name}, d {row.density:g}, {row.impl}, {row.stage}"
+    dtype = getattr(torch, row.dtype)
+
+    def run() -> Iterator[Result]:
+        seed(name)
+        try:
+            yield from act(bench_of(machine, shape, dtype))
+        except BaseException:
+            bench_of.cache_clear()  # may hold what the failure spoiled, or the memory it lacked
+            raise
+
+    large = 0.0 if machine.dry else 12.0 if shape.grid.tokens > 60_000 else 6.0
+    return Unit(name, row, run, f"gpu_{part}", family, rank, large, limit)
+
+
+def dense_unit(machine: Machine, shape: Shape, name: str, rank: int) -> Unit:
+    """One dense backend alone."""
+
+    def act(this: Bench) -> Iterator[Result]:
+        dense = dense_act(name, *this.qkv)
+        every = exact_plan(shape, 1.0, (128, 64), machine.device, coherent=True)
+        error = sampled_error(*this.qkv, dense(), every, blocks=2)
+        times = this.beside_dense({name: dense})
+        yield this.row(1.0, name, "whole", times[name], work(every, shape.head_dim),
+                       times.get("dense"), error)  # fmt: skip
+
+    return unit(machine, shape, blank(shape, 1.0, name, "whole"), act, name, rank)
+
+
+def permute_unit(machine: Machine, shape: Shape, rank: int) -> Unit:
     """Four permutations in torch: what a call in raster order would cost without the gather."""
-    order = order_of(this, method(0.2))
-    tokens = [*inputs(this), inputs(this)[0]]
-    acts = {"permute": lambda: [x.index_select(1, order) for x in tokens]}
-    times = interleaved(acts, this.machine, 0.3)
-    yield this.row(1.0, "torch", "permute", times["permute"])
-    yield this.row(1.0, "hoisted", "permute", [0.0])
+
+    def act(this: Bench) -> Iterator[Result]:
+        order = order_of(this, 0.2)
+        tokens = [*inputs(this), inputs(this)[0]]
+        acts = {"permute": lambda: [x.index_select(1, order) for x in tokens]}
+        times = interleaved(acts, machine, 0.3)
+        yield this.row(1.0, "torch", "permute", times["permute"])
+
+    return unit(machine, shape, blank(shape, 1.0, "torch", "permute"), act, "permute", rank)
 
 
-def density_rows(this: Bench, density: float) -> Iterator[Result]:
-    """Sparse forward and whole operator in every form, FlexAttention, and the stages."""
-    timed = timed_acts(this, density)
-    acts = {name: one.act for name, one in timed.items()}
-    assert this.dense_act is not None
-    times = interleaved({("dense", ""): this.dense_act, **acts}, this.machine, SECONDS, 30)
-    for (impl, stage), one in timed.items():
-        taken = times[impl, stage]
-        yield this.row(density, impl, stage, taken, one.tflop, times["dense", ""], one.error)
-    middle = {key: spread(taken)[1] for key, taken in times.items()}
-    ran = [form for form in this.machine.forms if (f"triton-{form}", "sparse") in timed]
-    form = min(ran, key=lambda name: middle[f"triton-{name}", "sparse"])
-    yield from stage_rows(this, density, plan_at(this, density), form)
+def forward_unit(
+    machine: Machine,
+    shape: Shape,
+    density: float,
+    form: str,
+    stage: str,
+    qk: str = "native",
+    rank: int = 4,
+) -> Unit:
+    """Sparse forward, or whole operator on tokens in layout or in raster order, in one form."""
+    impl = f"triton-{form}" + ("-int8" if qk == "int8" else "")
+
+    def act(this: Bench) -> Iterator[Result]:
+        if stage == "sparse":
+            plan = plan_at(this, density).with_rest(SKIP)
+            ready = prepare(*this.qkv, plan, form, int8=qk == "int8")
+            run: Callable[[], Any] = ready.forward
+            error = sampled_error(*this.qkv, run(), plan)
+        else:
+            config = method(density, kernel__form=form, kernel__qk=qk)
+            run, plan, error = whole_call(this, config, hoisted=stage == "whole")
+        times = this.beside_dense({stage: run})
+        tflop = work(plan, shape.head_dim)
+        yield this.row(density, impl, stage, times[stage], tflop, times.get("dense"), error)
+
+    return unit(machine, shape, blank(shape, density, impl, stage), act, form, rank)
 
 
-@dataclass(frozen=True)
-class Timed:
-    """Something to time: TFLOP of kept work and error of its output."""
+def whole_call(
+    this: Bench, config: Any, hoisted: bool
+) -> tuple[Callable[[], Any], BlockPlan, float]:
+    """The public call, its plan, and the error of its output against the oracle of the plan."""
+    from vidsparse.attention import attend
 
-    act: Callable[[], Any]
-    tflop: float
-    error: float
+    act = partial(attend, *inputs(this), grid=this.shape.grid, config=config, hoisted=hoisted)
+    result = act()
+    if result.plan is None:
+        raise ValueError("the call went dense")
+    tensors = *this.qkv, result.out.transpose(1, 2)
+    if not hoisted:
+        order = geometry_of(this, config).order
+        tensors = tuple(x.index_select(2, order) for x in tensors)
+    return act, result.plan, sampled_error(*tensors, result.plan)
+
+
+def flex_unit(machine: Machine, shape: Shape, density: float, rank: int) -> Unit:
+    """FlexAttention with the mask of the plan; compiled once per shape."""
+
+    def act(this: Bench) -> Iterator[Result]:
+        plan = plan_at(this, density).with_rest(SKIP)
+        if this.flex is None:
+            this.flex = Flex(*this.qkv, plan.q_blocks, plan.k_blocks)
+        flex = this.flex
+        run = flex.act(plan)
+        error = sampled_error(*this.qkv, flex.tokens(run()), plan)
+        times = this.beside_dense({"flex": run})
+        yield this.row(density, "flex", "sparse", times["flex"], work(plan, shape.head_dim),
+                       times.get("dense"), error)  # fmt: skip
+
+    row = blank(shape, density, "flex", "sparse")
+    return unit(machine, shape, row, act, "flex", rank, limit=180.0)
 
 
 def plan_at(this: Bench, density: float) -> BlockPlan:
     """The plan of the default method; all blocks at density 1, where the method is dense."""
+    if density not in this.plans:
+        this.plans[density] = _plan_at(this, density)
+    return this.plans[density]
+
+
+def _plan_at(this: Bench, density: float) -> BlockPlan:
+    from vidsparse.attention import attend
+
     config, grid = method(density), this.shape.grid
     if density == 1:
         sizes = config.kernel.query_block(grid.tokens), config.kernel.block_k
         return exact_plan(this.shape, 1.0, sizes, this.machine.device, coherent=True)
+    forms = [f for f in this.machine.forms if f not in this.machine.broken]
+    config = method(density, kernel__form=forms[0] if forms else "pointer")
     plan = attend(*inputs(this), grid=grid, config=config, hoisted=True).plan
-    assert plan is not None
+    if plan is None:
+        raise ValueError(f"the call at density {density} went dense")
     return plan
 
 
@@ -175,132 +300,16 @@ def inputs(this: Bench) -> list[Tensor]:
     return [x.transpose(1, 2) for x in this.qkv]
 
 
-def timed_acts(this: Bench, density: float) -> dict[tuple[str, str], Timed]:
-    """What is timed in turn with dense attention at one density: (impl, stage) -> act."""
-    plan = plan_at(this, density)
-    timed: dict[tuple[str, str], Timed] = {}
-    for form in this.machine.forms:
-        try:
-            timed |= form_acts(this, density, plan, form)
-        except (RuntimeError, ValueError) as error:
-            print(f"no {form} at density {density}: {in_words(error)}")
-    exact = plan.with_rest(SKIP)
-    if flex := flex_act(this, exact):
-        timed["flex", "sparse"] = Timed(flex[0], work(exact, this.shape.head_dim), flex[1])
-    return timed
+def geometry_of(this: Bench, config: Any) -> Any:
+    """What a method's layout says of the shape."""
+    from vidsparse.geometry import plan_geometry
 
-
-def form_acts(
-    this: Bench, density: float, plan: BlockPlan, form: str
-) -> dict[tuple[str, str], Timed]:
-    """Sparse forward, also in int8, and whole operator in one form."""
-    exact = plan.with_rest(SKIP)
-    kept, all_kept = (work(p, this.shape.head_dim) for p in (exact, plan))
-    acts = {}
-    for qk in ("native", "int8") if rounds(this, density) else ("native",):
-        impl = f"triton-{form}" + ("-int8" if qk == "int8" else "")
-        ready = prepare(*this.qkv, exact, form, int8=qk == "int8")
-        error = sampled_error(*this.qkv, ready.forward(), exact)
-        acts[impl, "sparse"] = Timed(ready.forward, kept, error)
-        if density < 1:
-            config, grid = method(density, kernel__form=form, kernel__qk=qk), this.shape.grid
-            whole = partial(attend, *inputs(this), grid=grid, config=config, hoisted=True)
-            error = sampled_error(*this.qkv, whole().out.transpose(1, 2), plan)
-            acts[impl, "whole"] = Timed(whole, all_kept, error)
-            if qk == "native" and rounds(this, density):
-                acts[impl, "raster"] = raster_act(this, config)
-    return acts
-
-
-def raster_act(this: Bench, config: SparseConfig) -> Timed:
-    """The public call on tokens in raster order."""
-    act = partial(attend, *inputs(this), grid=this.shape.grid, config=config)
-    result = act()
-    assert result.plan is not None
-    order = order_of(this, config)
-    ordered = [x.index_select(2, order) for x in (*this.qkv, result.out.transpose(1, 2))]
-    error = sampled_error(*ordered, result.plan)
-    return Timed(act, work(result.plan, this.shape.head_dim), error)
-
-
-def order_of(this: Bench, config: SparseConfig) -> Tensor:
-    """int64 [S], the order of a method's layout."""
     grid = this.shape.grid
     sizes = config.kernel.query_block(grid.tokens), config.kernel.block_k
-    device = this.machine.device
-    return plan_geometry(grid, config.layout, config.force, *sizes, device).order
+    return plan_geometry(grid, config.layout, config.force, *sizes, this.machine.device)
 
 
-def rounds(this: Bench, density: float) -> bool:
-    """Whether int8 is timed at this density."""
-    return density in INT8_DENSITIES or this.machine.dry
-
-
-def flex_act(this: Bench, plan: BlockPlan) -> tuple[Callable[[], Tensor], float] | None:
-    """FlexAttention with the mask of a plan and its error; None where it does not run."""
-    if this.machine.dry:
-        return None
-    try:
-        if this.flex is None:
-            this.flex = Flex(*this.qkv, plan.q_blocks, plan.k_blocks)
-        act = this.flex.act(plan)
-        return act, sampled_error(*this.qkv, this.flex.tokens(act()), plan)
-    except Exception as error:
-        print(f"no FlexAttention: {in_words(error)}")
-        return None
-
-
-def stage_rows(this: Bench, density: float, plan: BlockPlan, form: str) -> Iterator[Result]:
-    """Everything around the sparse forward, each alone."""
-    times = interleaved(stage_acts(this, density, plan, form), this.machine, 0.7)
-    if "with rest" in times:
-        added = zip(times["with rest"], times["without rest"], times["first order"], strict=True)
-        times["compensate"] = [more - less + after for more, less, after in added]
-    for name in ("with rest", "without rest", "first order"):
-        times.pop(name, None)
-    for name, taken in times.items():
-        yield this.row(density, "triton", name, taken)
-
-
-def stage_acts(
-    this: Bench, density: float, plan: BlockPlan, form: str
-) -> dict[str, Callable[[], Any]]:
-    """The stages of a call as `vidsparse.attention` strings them together."""
-    from vidsparse.kernels import triton_draft, triton_pool, triton_quant, triton_select
-
-    q, k, v = this.qkv
-    device = this.machine.device
-    config = method(density)
-    full, bare = prepare(q, k, v, plan, form), prepare(q, k, v, plan.with_rest(SKIP), form)
-    layout = triton_engine.layout_for(plan, full.shape.block_n, device)
-    acts: dict[str, Callable[[], Any]] = {
-        "lists": partial(triton_engine.lists_for, plan, layout, full.shape.block_n),
-        "fill": partial(triton_engine.fill, k, v, layout),
-    }
-    if rounds(this, density):
-        operands = q, full.keys, full.rows, full.shape
-        acts["quantise"] = partial(triton_quant.int8_operands, *operands)
-    if density == 1:
-        return acts
-    cuts = [triton_engine.query_rows(blocks, device) for blocks in (plan.q_blocks, plan.k_blocks)]
-
-    def pool() -> list[Tensor]:
-        means = triton_pool.block_means
-        return [means(x, c.start, c.count, c.size) for x, c in zip((q, k), cuts, strict=True)]
-
-    (q_means, k_means), (q_cut, k_cut) = pool(), cuts
-    scale = q.shape[3] ** -0.5
-    counts = q_cut.count, k_cut.count
-    draft = partial(triton_draft.draft_scores, q_means, k_means, *counts, 1, scale)
-    sizes = plan.q_blocks.size, plan.k_blocks.size
-    forced = plan_geometry(this.shape.grid, config.layout, config.force, *sizes, device).forced
-    kept = max(1, int(density * len(plan.k_blocks) + 1e-9))
-    select = partial(triton_select.select_topk, draft(), forced, kept)
-    acts |= {"pool": pool, "draft": draft, "select": select}
-    if full.rest is not None:
-        acts |= {"with rest": full.forward, "without rest": bare.forward}
-        full.forward()
-        scratch = full.out.clone(memory_format=torch.preserve_format)
-        first_order = triton_engine.first_order
-        acts["first order"] = partial(first_order, q, k, v, plan, full.rest, scratch)
-    return acts
+def order_of(this: Bench, density: float) -> Tensor:
+    """int64 [S], the order of the default method's layout."""
+    order: Tensor = geometry_of(this, method(density)).order
+    return order

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vidsparse.config import SparseConfig
 from vidsparse.kernels import reference, triton_engine
 from vidsparse.kernels.triton_operands import Keys, QueryRows, Scales, TileLists, Tiling
 from vidsparse.kernels.triton_operator import sparse_forward
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+
+if TYPE_CHECKING:
+    from vidsparse.config import SparseConfig
 
 QKV = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values [B, H, S, D]."""
@@ -56,6 +59,8 @@ def random_qkv(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bf
 
 def method(density: float, **changes: str) -> SparseConfig:
     """The default method at one density in every call. changes: section__key="value"."""
+    from vidsparse.config import SparseConfig
+
     given = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
     fixed = ["schedule.name=constant", f"schedule.density={density}", "schedule.min_tokens=0"]
     kernel = ["kernel.impl=triton", "kernel.block_q=128"]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import nan
+from dataclasses import replace
+from math import inf
 
+import gpu_rows
 import torch
 from gpu_cases import QKV, name_of
-from gpu_results import Check, Machine, facts, in_words
+from gpu_results import Machine, facts, seed
+from gpu_rows import Check
+from gpu_units import Unit
 
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 
-LIMITS = {torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
+LIMITS = {getattr(torch, name): limit for name, limit in gpu_rows.LIMITS.items()}
 """Relative L2 of the output."""
 
 GRIDS = {
@@ -23,21 +27,48 @@ GRIDS = {
     "one token": TokenGrid(1, 1, 1),
 }
 
-Act = Callable[[], float]
+Act = Callable[[], float | tuple[float, float]]
+"""An error, or the error and the density of the plan; raises `Wrong`."""
 
 
-def compare(name: str, shape: str, dtype: torch.dtype, impl: str, limit: float, act: Act) -> Check:
-    """Run a comparison; an exception is a verdict too."""
-    error, message = nan, ""
-    try:
-        with poisoned():
-            error = act()
-    except Exception as caught:
-        message = in_words(caught)
-    verdict = "right" if error <= limit else "failed" if message else "wrong"
-    kept = float(f"{error:.3e}")
-    return Check(**facts(), check=name, shape=shape, dtype=name_of(dtype), impl=impl, error=kept,
-                 limit=limit, verdict=verdict, message=message)  # fmt: skip
+class Wrong(Exception):
+    """A result that is wrong in a way that its error does not show."""
+
+
+def check(
+    name: str,
+    shape: str,
+    dtype: torch.dtype,
+    impl: str,
+    limit: float,
+    act: Act,
+    *,
+    family: str = "",
+    rank: int = 2,
+    seconds: float = 4.0,
+) -> Unit:
+    """The unit of a comparison. act makes its own inputs: what fails there is its own failure."""
+    blank = Check(**facts(), check=name, shape=shape, dtype=name_of(dtype), impl=impl, limit=limit)
+    title = f"check: {name}; {shape}, {name_of(dtype)}, {impl}"
+
+    def run() -> Iterator[Check]:
+        seed(title)
+        message = ""
+        try:
+            with poisoned():
+                found = act()
+        except Wrong as wrong:
+            found, message = inf, str(wrong)
+        error, density = found if isinstance(found, tuple) else (found, None)
+        yield replace(
+            blank,
+            error=float(f"{error:.3e}"),
+            density=None if density is None else round(density, 4),
+            verdict="right" if error <= limit else "wrong",
+            message=message,
+        )
+
+    return Unit(title, blank, run, "gpu_checks", family or impl, rank, seconds)
 
 
 @contextmanager
@@ -89,3 +120,8 @@ def level_plan(
     if rest == "skip":
         return plan
     return plan.with_rest(k_blocks.levels, "global" if rest == "global" else "none")
+
+
+def density_of(plan: BlockPlan) -> float:
+    """Kept work of a plan, the mean of its heads."""
+    return float(plan.density.mean())

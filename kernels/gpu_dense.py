@@ -3,59 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_results import in_words
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidsparse.plan import BlockPlan, Blocks
 
 Act = Callable[[], Tensor]
+DENSE: dict[str, SDPBackend | None] = {
+    "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa-flash": SDPBackend.FLASH_ATTENTION,
+    "fa3": None,
+}
+"""What sparse attention has to beat on a GPU; backends of torch, and FlashAttention-3."""
+
 FLEX_TILE = (128, 64)
 """Most rows and columns of a tile of FlexAttention; its blocks must be multiples."""
 
 
-def dense_acts(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Act]:
-    """Dense attention by every backend that takes these tensors: name -> [B, H, S, D].
+def dense_names(device: torch.device) -> list[str]:
+    """Backends to try: FlashAttention-3 only where it is installed; on a CPU torch as it is."""
+    if device.type == "cpu":
+        return ["sdpa"]
+    return [name for name in DENSE if name != "fa3" or find_spec("flash_attn_interface")]
 
-    q, k, v [B, H, S, D]. On a CPU whatever torch takes.
+
+def dense_act(name: str, q: Tensor, k: Tensor, v: Tensor) -> Act:
+    """Dense attention by one of DENSE, on a CPU "sdpa": whatever torch takes; [B, H, S, D].
+
+    Raises ImportError if it is not installed, RuntimeError when called if it takes no such tensors.
     """
-    if not q.is_cuda:
-        return {"sdpa": partial(F.scaled_dot_product_attention, q, k, v)}
-    backends: dict[str, Callable[..., Tensor]] = {
-        "sdpa-cudnn": partial(_sdpa, SDPBackend.CUDNN_ATTENTION),
-        "sdpa-flash": partial(_sdpa, SDPBackend.FLASH_ATTENTION),
-    }
-    if flash := flash_attention_3():
-        backends["fa3"] = partial(_fa3, flash)
-    acts: dict[str, Act] = {}
-    for name, backend in backends.items():
-        try:
-            backend(*(x[:, :1, :256] for x in (q, k, v)))
-        except (RuntimeError, TypeError) as error:
-            print(f"no {name}: {in_words(error)}")
-        else:
-            acts[name] = partial(backend, q, k, v)
-    return acts
+    if name == "sdpa":
+        return partial(F.scaled_dot_product_attention, q, k, v)
+    if name == "fa3":
+        return partial(_fa3, import_module("flash_attn_interface").flash_attn_func, q, k, v)
+    return partial(_sdpa, DENSE[name], q, k, v)
 
 
-def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _sdpa(backend: SDPBackend | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    assert backend is not None
     with sdpa_kernel([backend]):
         return F.scaled_dot_product_attention(q, k, v)
-
-
-@lru_cache(maxsize=1)
-def flash_attention_3() -> Any:
-    """`flash_attn_func` of FlashAttention-3, None if it is not installed."""
-    try:
-        return import_module("flash_attn_interface").flash_attn_func
-    except ImportError:
-        return None
 
 
 def _fa3(function: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -14,14 +14,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_cases import SHAPES, TINY, Shape, method, name_of, random_qkv
-from gpu_results import Job, Machine, Result, facts, in_words, interleaved, speedup, spread
+from gpu_results import Machine, facts, interleaved, speedup, spread
+from gpu_rows import Result
+from gpu_units import Unit, in_words
 
 from vidsparse.attention import attend
 from vidsparse.config import SparseConfig
@@ -60,18 +62,22 @@ MODELS = (
 DRY = Model("tiny", 2, 64, 64, 3, 1, (2, 16, 24), text=16)
 
 
-def jobs(machine: Machine) -> list[Job]:
+def units(machine: Machine) -> list[Unit]:
     """The models and the first call of a fresh process."""
-    if machine.dry:
-        return [
-            Job("model: tiny", 0.0, lambda: forwards(machine, DRY), "gpu_model"),
-            Job("model: first call", 0.0, lambda: cold_start(machine), "gpu_model"),
-        ]
-    models = [
-        Job(f"model: {model.name}", 70.0, partial(forwards, machine, model), "gpu_model")
-        for model in MODELS
+    models = (DRY,) if machine.dry else MODELS
+    found = [
+        Unit(f"model: {model.name}", blank(model, 0.25, "vidsparse", "forward"),
+             partial(forwards, machine, model), "gpu_model", "model", 5,
+             0.0 if machine.dry else 45.0, 200.0)
+        for model in models
+    ]  # fmt: skip
+    first = blank(models[0], 0.25, "vidsparse", "first call, empty cache")
+    least = 0.0 if machine.dry else 30.0
+    act = partial(cold_start, machine)
+    return [
+        *found,
+        Unit("model: first call", first, act, "gpu_model", "first call", 5, least, 150.0),
     ]
-    return [*models, Job("model: first call", 45.0, lambda: cold_start(machine), "gpu_model")]
 
 
 def forwards(machine: Machine, model: Model) -> Iterator[Result]:
@@ -127,12 +133,19 @@ def row_of(
 ) -> Result:
     """One line; against: dense times of the same rounds."""
     low, middle, high = spread(times)
-    return Result(
-        **facts(), shape=model.name, tokens=model.tokens, heads=model.heads,
-        head_dim=model.head_dim, dtype=name_of(DTYPE), density=density,
-        impl=impl, stage=stage, ms_p20=low, ms_p50=middle, ms_p80=high,
+    return replace(
+        blank(model, density, impl, stage),
+        ms_p20=low, ms_p50=middle, ms_p80=high,
         dense_impl=dense if against else None,
         speedup_vs_dense=speedup(against, times) if against else None,
+    )  # fmt: skip
+
+
+def blank(model: Model, density: float, impl: str, stage: str) -> Result:
+    """A row without times."""
+    return Result(
+        **facts(), shape=model.name, tokens=model.tokens, heads=model.heads,
+        head_dim=model.head_dim, dtype=name_of(DTYPE), density=density, impl=impl, stage=stage,
     )  # fmt: skip
 
 
@@ -197,13 +210,21 @@ def fastest_form(machine: Machine, model: Model) -> str:
     grid = TokenGrid(frames, height // 2, width // 2)
     shape = Shape(model.name, grid, model.heads, model.head_dim)
     q, k, v = (x.transpose(1, 2) for x in random_qkv(shape, machine.device))
-    acts = {
-        form: partial(attend, q, k, v, grid=grid, config=method(0.25, kernel__form=form),
-                      hoisted=True)
-        for form in machine.forms
-    }  # fmt: skip
-    times = interleaved(acts, machine, 0.5, 10)
-    return min(acts, key=lambda form: spread(times[form])[1])
+    speed = {}
+    for form in machine.forms:
+        if form in machine.broken:
+            continue
+        act = partial(attend, q, k, v, grid=grid, config=method(0.25, kernel__form=form),
+                      hoisted=True)  # fmt: skip
+        try:
+            speed[form] = spread(interleaved({form: act}, machine, 0.4, 10)[form])[1]
+        except Exception as error:
+            if not machine.healthy(error):
+                raise
+            print(f"no {form} for {model.name}: {in_words(error)}")
+    if not speed:
+        raise RuntimeError("no form of the sparse forward runs")
+    return min(speed, key=lambda form: speed[form])
 
 
 def fastest_backend(transformer: Any, run: Callable[[], Any], machine: Machine) -> str:
@@ -216,7 +237,11 @@ def fastest_backend(transformer: Any, run: Callable[[], Any], machine: Machine) 
             transformer.set_attention_backend(name)
             speed[name] = spread(interleaved({name: run}, machine, 0.5, 5)[name])[1]
         except Exception as error:
+            if not machine.healthy(error):
+                raise
             print(f"no backend {name}: {in_words(error)}")
+    if not speed:
+        raise RuntimeError(f"none of the backends {', '.join(BACKENDS)} runs")
     best = min(speed, key=lambda name: speed[name])
     transformer.set_attention_backend(best)
     return best
@@ -227,6 +252,7 @@ def cold_start(machine: Machine) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as cache:
         script = str(Path(__file__).resolve().parent / "gpu_suite.py")
         command = [sys.executable, script, "--first-call", *["--dry-run"] * machine.dry]
+        command += ["--forms", *(f for f in machine.forms if f not in machine.broken)]
         environment = {**os.environ, "TRITON_CACHE_DIR": cache}
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=120, check=False

@@ -24,13 +24,16 @@ SERIES = (
 def plot(folder: Path) -> list[Path]:
     """Draw from folder/gpu_bench.csv; the files that were written.
 
-    Raises FileNotFoundError if there are no results, ImportError without matplotlib.
+    Raises FileNotFoundError if there are no results, ValueError if they hold no times, ImportError
+    without matplotlib.
     """
     source = folder / "gpu_bench.csv"
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; run kernels/gpu_suite.py first")
     with source.open(newline="") as file:
-        lines = list(csv.DictReader(file))
+        lines = [line for line in csv.DictReader(file) if line["ms_p50"]]
+    if not lines:
+        raise ValueError(f"{source}: it holds no times")
     gpus = sorted({line["gpu"] for line in lines})
     written = []
     for gpu in gpus:

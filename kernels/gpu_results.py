@@ -1,96 +1,44 @@
-"""What the GPU scripts share: result rows, their CSV, the clock, the time budget of a process."""
+"""What measures on a GPU: the machine of a process, the facts of every row, the clock."""
 
 from __future__ import annotations
 
-import csv
 import datetime
 import gc
+import hashlib
 import os
 import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import triton
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from gpu_rows import Facts
+from needs import ROOT
 
-FOLDER = Path(__file__).resolve().parent / "results"
+FOLDER = ROOT / "kernels" / "results"
 Name = TypeVar("Name")
-SAVE_EVERY = 3.0
-"""Seconds."""
 
 FLUSH_BYTES = 256 * 2**20
 """Written before every timed run, so that none starts with its data in the L2."""
 
 
-@dataclass
-class Result:
-    """One timing. Times in ms; tflops: of kept work per second; None where there is none."""
-
-    commit: str
-    date: str
-    gpu: str
-    torch: str
-    triton: str
-    shape: str
-    tokens: int
-    heads: int
-    head_dim: int
-    dtype: str
-    density: float
-    impl: str
-    stage: str
-    ms_p20: float
-    ms_p50: float
-    ms_p80: float
-    tflops: float | None = None
-    dense_impl: str | None = None
-    speedup_vs_dense: float | None = None
-    rel_l2: float | None = None
-
-
-@dataclass
-class Check:
-    """One comparison with an oracle. error <= limit is right; message: why it did not run."""
-
-    commit: str
-    date: str
-    gpu: str
-    torch: str
-    triton: str
-    check: str
-    shape: str
-    dtype: str
-    impl: str
-    error: float
-    limit: float
-    verdict: str
-    message: str = ""
-
-
-KEYS: dict[type, tuple[str, ...]] = {
-    Result: ("gpu", "torch", "triton", "shape", "heads", "head_dim", "dtype", "density", "impl",
-             "stage"),
-    Check: ("gpu", "torch", "triton", "check", "shape", "dtype", "impl"),
-}  # fmt: skip
-"""Same key: the newer row replaces the older one."""
-
-
 @dataclass(frozen=True)
 class Machine:
-    """What a process measures on, and for how long. device: cuda, or cpu in a dry run."""
+    """What a process measures on, and for how long. device: cuda, or cpu in a dry run.
+
+    broken: families of units that killed a process or hung.
+    """
 
     device: torch.device
     folder: Path
     deadline: float
     forms: tuple[str, ...]
+    broken: frozenset[str] = frozenset()
 
     @property
     def dry(self) -> bool:
@@ -101,141 +49,58 @@ class Machine:
         """Seconds left."""
         return self.deadline - time.monotonic()
 
+    def settle(self) -> None:
+        """Wait for the device; raises what went wrong on it."""
+        if not self.dry:
+            torch.cuda.synchronize()
 
-@dataclass(frozen=True)
-class Job:
-    """A piece of a part. seconds: what it takes at most, compilation included.
+    def healthy(self, error: BaseException) -> bool:
+        """Whether the process can go on after an exception: the GPU still computes, has memory.
 
-    act returns the rows to save. `file`: name of their CSV without suffix.
-    """
+        An illegal access leaves a context in which every later call fails.
+        """
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return False
+        try:
+            self.settle()
+            return float(torch.ones(2, device=self.device).sum()) == 2.0
+        except Exception:
+            return False
 
-    name: str
-    seconds: float
-    act: Callable[[], Iterable[Any]]
-    file: str
-
-
-@dataclass
-class Outcome:
-    """dropped: jobs without time left; failed: job -> error; rows: all that were saved."""
-
-    dropped: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    rows: list[Any] = field(default_factory=list)
-
-
-def run_jobs(jobs: list[Job], machine: Machine, console: Console) -> Outcome:
-    """Run the jobs in order, save as they go; those that don't fit into the time are dropped.
-
-    A job that fails does not stop the others.
-    """
-    outcome = Outcome()
-    said = TextColumn("{task.description}")
-    columns = said, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(jobs))
-        for job in jobs:
-            progress.update(task, description=f"{job.name:<40}")
-            if job.seconds > machine.left and not machine.dry:
-                outcome.dropped.append(job.name)
-            else:
-                start = time.monotonic()
-                error = _run(job, machine, outcome)
-                took = f"{time.monotonic() - start:5.1f} s{peak(machine.device)}"
-                console.print(f"{took}  {job.name}" + (f": {error}" if error else ""), markup=False)
-            progress.advance(task)
-    for name in outcome.dropped:
-        console.print(f"dropped for lack of time: {name}", markup=False)
-    return outcome
+    def forget(self) -> None:
+        """Give unused memory back."""
+        gc.collect()
+        if not self.dry and self.healthy(RuntimeError()):
+            torch.cuda.empty_cache()
 
 
-def _run(job: Job, machine: Machine, outcome: Outcome) -> str:
-    """Run and save; the error, empty if none."""
-    path = machine.folder / f"{job.file}.csv"
-    fresh: list[Any] = []
-    error, saved = "", time.monotonic()
-    try:
-        for row in job.act():
-            outcome.rows.append(row)
-            fresh.append(row)
-            if time.monotonic() - saved > SAVE_EVERY:
-                save(path, fresh)
-                fresh, saved = [], time.monotonic()
-    except Exception as caught:
-        error = in_words(caught)
-        outcome.failed[job.name] = error
-    save(path, fresh)
-    release(machine.device)
-    return error
-
-
-def in_words(error: BaseException) -> str:
-    """An error on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
-
-
-def release(device: torch.device) -> None:
-    """Give unused memory back."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def peak(device: torch.device) -> str:
-    """The most memory that tensors took since the last call, in words; empty on a CPU."""
-    if device.type != "cuda":
-        return ""
-    most = torch.cuda.max_memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    return f" {most / 2**30:5.1f} GiB"
+def seed(name: str) -> None:
+    """The same random numbers for a unit whatever ran before it."""
+    torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
 
 
 @lru_cache(maxsize=1)
 def facts() -> dict[str, Any]:
-    """What stands in every row: commit, date, gpu, torch, triton.
-
-    Where there is no git, the commit is VIDSPARSE_COMMIT.
-    """
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """What stands in every row, as keywords of it. No git: the commit is VIDSPARSE_COMMIT."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = os.environ.get("VIDSPARSE_COMMIT", "unknown")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "interpreter"
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    versions = {"torch": torch.__version__, "triton": triton.__version__}
-    return {"commit": commit, "date": date, "gpu": gpu, **versions}
+    here = Facts(commit, sources(), date, gpu, torch.__version__, torch.version.cuda or "none",
+                 triton.__version__)  # fmt: skip
+    return asdict(here)
 
 
-def save(path: Path, rows: list[Any]) -> None:
-    """Add rows of one kind to a CSV in place of older ones of the same key, all or nothing."""
-    if not rows:
-        return
-    kind = type(rows[0])
-    names = [f.name for f in fields(kind)]
-    kept = {_key(kind, line): line for line in load(path)}
-    for row in rows:
-        line = {k: "" if v is None else v for k, v in asdict(row).items()}
-        kept[_key(kind, line)] = line
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept.values())
-    os.replace(part, path)
-
-
-def load(path: Path) -> list[dict[str, Any]]:
-    """Lines of a CSV as text by column; none if there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _key(kind: type, line: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(line[name]) for name in KEYS[kind])
+def sources() -> str:
+    """Hash of what is measured: the package and its presets."""
+    digest = hashlib.sha256()
+    for folder, pattern in ((ROOT / "vidsparse", "*.py"), (ROOT / "configs", "*.yaml")):
+        for path in sorted(folder.rglob(pattern)):
+            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def interleaved(
@@ -293,8 +158,3 @@ def spread(times: list[float]) -> tuple[float, float, float]:
 def speedup(dense: list[float], times: list[float]) -> float:
     """Median over the rounds of dense time / time."""
     return round(statistics.median(d / t for d, t in zip(dense, times, strict=True)), 3)
-
-
-def console() -> Console:
-    """Standard output, wide enough for a table where it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else 160)

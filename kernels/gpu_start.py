@@ -1,4 +1,4 @@
-"""How a GPU script starts: on a GPU, or in a dry run on the CPU in Triton's interpreter.
+"""How a GPU process starts: on a GPU, or in a dry run on the CPU in Triton's interpreter.
 
 Imports nothing heavy: the interpreter has to be asked for before triton is imported.
 """
@@ -13,24 +13,29 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from needs import ROOT
+
 if TYPE_CHECKING:
     from gpu_results import Machine
 
-ROOT = Path(__file__).resolve().parent.parent
 FORMS = ("pointer", "tma", "ws")
+HOPPER = (9, 10)
+"""Major compute capabilities on which the other forms than "pointer" run."""
+
+
+def folder_for(dry: bool, out: Path | None) -> Path:
+    """Of the results: `out`, else kernels/results, in a dry run one under /tmp."""
+    return out or (Path("/tmp/vidsparse-dry-run") if dry else ROOT / "kernels" / "results")
 
 
 def machine_for(
     dry: bool,
-    folder: Path | None,
+    folder: Path,
     seconds: float,
     forms: tuple[str, ...],
     fail: Callable[[str], Any],
 ) -> Machine:
-    """The machine of this process. folder None: kernels/results, in a dry run one under /tmp.
-
-    fail: told in words what is missing.
-    """
+    """The machine of this process. fail: told in words what is missing, and does not return."""
     if unknown := set(forms) - set(FORMS):
         fail(f"no form {', '.join(sorted(unknown))}: there are {', '.join(FORMS)}")
     deadline = time.monotonic() + seconds
@@ -50,13 +55,10 @@ def machine_for(
         )
     elif not torch.cuda.is_available():
         fail("no CUDA GPU here; --dry-run runs everything small in Triton's CPU interpreter")
-    from gpu_results import FOLDER, Machine
+    from gpu_results import Machine
 
-    torch.manual_seed(0)
     torch.set_grad_enabled(False)
-    folder = folder or (Path("/tmp/vidsparse-dry-run") if dry else FOLDER)
     device = torch.device("cpu") if dry else torch.device("cuda", 0)
-    if not dry:
-        major = torch.cuda.get_device_capability()[0]
-        forms = forms if major in (9, 10) else ("pointer",)
+    if not dry and torch.cuda.get_device_capability(device)[0] not in HOPPER:
+        forms = ("pointer",)
     return Machine(device, folder, deadline, forms)

@@ -1,93 +1,93 @@
-"""Everything that needs a GPU, in under ten minutes: correct on silicon, how fast, and why.
+"""Everything that needs a GPU, the most valuable first: is it correct, how fast, and why.
 
-    python kernels/gpu_suite.py                       all parts, the most important first
+    python kernels/gpu_suite.py                       all parts
     python kernels/gpu_suite.py --only check bench    some of them
+    python kernels/gpu_suite.py --budget-s 500        in so many seconds; run it again to go on
+    python kernels/gpu_suite.py --needs               the packages, and how to bring them
+    python kernels/gpu_suite.py --summary             what is known so far, from the CSVs
     python kernels/gpu_suite.py --plot                the pictures again, from the CSVs
     python kernels/gpu_suite.py --dry-run             all parts, tiny, on a CPU in the interpreter
 
-    check     sparse forward and every stage against float64, and offsets past 2^31
+    check     sparse forward and stages of the kernels against float64, offsets past 2^31
+    select    draft scores, selection and whole calls
     bench     Wan 2.1 14B and 1.3B: stages, whole operator, dense and FlexAttention, six densities
     model     one forward of both transformers with random weights, and the first call
     forms     pointer, TMA and warp-specialised tilings, random and coherent lists
     shapes    the bench for HunyuanVideo and CogVideoX-5B
-    sanitize  compute-sanitizer (memcheck) over a small run
+    sanitize  compute-sanitizer (memcheck) over the first checks
 
-Every part is a process of its own: what crashes or hangs in one does not reach the next, and what a
-part has measured is saved as it goes in kernels/results/gpu_*.csv. Parts and jobs for which
---budget-s leaves no time are dropped, the last ones first, and named. Exit status 1 if a result is
-wrong or a part failed.
+The first check of every form comes first, then dense against sparse for Wan 2.1 14B at densities
+0.1 and 0.2, then the rest. Every comparison and every timing is a unit of its own: what raises,
+crashes, hangs or takes all memory is a line with its reason, and the next unit runs. A row is saved
+the moment it is there (kernels/results/gpu_*.csv); what is done already with the same sources on
+such a machine is not done again. Exit status 1 if a result is wrong or something could not be run.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from gpu_start import FORMS, machine_for
+import needs
+from gpu_drive import add_options, serve, watch
+from gpu_report import failed, report
+from gpu_start import folder_for, machine_for
+from gpu_watch import Watched
 
-PARTS = {"check": 200.0, "bench": 200.0, "model": 170.0, "forms": 110.0, "shapes": 130.0,
-         "sanitize": 90.0}  # fmt: skip
-"""Part -> seconds that it may take."""
+if TYPE_CHECKING:
+    from gpu_results import Machine
+    from gpu_units import Unit
 
-LEAST = 20.0
-"""A part that would get less is dropped."""
+PARTS = {
+    "check": needs.KERNELS,
+    "select": needs.METHODS,
+    "bench": needs.METHODS,
+    "model": needs.MODELS,
+    "forms": needs.METHODS,
+    "shapes": needs.METHODS,
+    "sanitize": needs.KERNELS,
+}
+"""Part -> the modules that it needs."""
 
-PROBE_SECONDS = 120.0
-TARGETS = (
-    ("wan2.1-14b-720p", 1.0, "x dense", 0.85),
-    ("wan2.1-14b-720p", 0.2, "whole x dense", 4.0),
-    ("wan2.1-14b-720p", 0.1, "whole x dense", 7.5),
-    ("wan2.1-14b-720p", 0.2, "x flex", 1.3),
-    ("wan2.1-14b-720p", 0.2, "x int8", 1.2),
-    ("wan2.1-14b-720p", 0.1, "overhead", 0.15),
-)
-"""Shape, density, column of the summary, and what it should be at least; overhead: at most."""
+BUDGET = 540.0
+SUMMARY = "gpu_summary.txt"
+NONE = "<none>"
+"""Part of no unit's name."""
+
+Source = tuple[str, "Callable[[], list[Unit]]"]
 
 
 def main() -> int:
-    """All parts in turn, each in a process of its own."""
+    """Watch over the work; or, in a process of its own, do it."""
     options, parser = arguments()
+    if options.needs:
+        print(needs.report({part: PARTS[part] for part in options.only}))
+        return 0
     if options.plot:
         return draw(options)
-    if options.first_call or options.probe or options.child:
-        return child(options, parser)
-    start = time.monotonic()
-    failed, dropped = [], []
+    if options.first_call:
+        return first_call(options, parser)
+    if options.worker:
+        return serve(options, parser, partial(sources, options))
+    unmet = {part: needs.missing(PARTS[part]) for part in options.only}
+    if any(unmet.values()):
+        print(needs.cure(unmet), flush=True)
+    parts = [part for part in options.only if not unmet[part]]
+    if not parts:
+        return 2
     say_hardware()
-    forms = options.forms
-    if set(options.only) != {"sanitize"}:
-        forms = probe(options)
-        if "pointer" not in forms:
-            print("no form of the sparse forward answers: nothing to measure")
-            return 1
-    for part in options.only:
-        left = options.budget_s - (time.monotonic() - start)
-        if left < LEAST and not options.dry_run:
-            dropped.append(part)
-            continue
-        print(f"\n== {part}, {left:.0f} s left", flush=True)
-        seconds = left if options.dry_run else min(left, PARTS[part])
-        if part == "sanitize":
-            status = sanitize(options, seconds)
-        else:
-            status = run_part(options, part, seconds, forms)
-        if status:
-            failed.append(f"{part} ({status})")
-    if {"bench", "shapes"} & set(options.only):
-        draw(options)
-    lost = [form for form in options.forms if form not in forms]
-    print(f"\n{time.monotonic() - start:.0f} s; forms {', '.join(forms)}", end="")
-    print(f"; did not answer: {', '.join(lost)}" if lost else "")
-    print(f"dropped for lack of time: {', '.join(dropped)}" if dropped else "no part dropped")
-    print(f"failed: {', '.join(failed)}" if failed else "no part failed")
-    return int(bool(failed or lost))
+    extra = ["--only", *parts]
+    if options.summary:
+        extra += ["--units", NONE]
+    elif options.units:
+        extra += ["--units", options.units]
+    return conclude(options, watch(Path(__file__), options, *extra), unmet)
 
 
 def arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
@@ -95,22 +95,62 @@ def arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--budget-s", type=float, default=540.0, help="seconds for everything")
-    parser.add_argument("--out", type=Path, help="folder of the results")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
-    parser.add_argument("--dry-run", action="store_true", help="tiny, in Triton's CPU interpreter")
+    add_options(parser, BUDGET)
+    parser.add_argument("--needs", action="store_true", help="packages, and how to bring them")
+    parser.add_argument("--summary", action="store_true", help="only the summary, from the CSVs")
     parser.add_argument("--plot", action="store_true", help="only the pictures, from the CSVs")
-    for hidden in ("--child", "--probe", "--first-call"):
-        parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--units", help="only units whose name holds this")
+    parser.add_argument("--first-call", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(), parser
 
 
-def command(options: argparse.Namespace, *extra: str) -> list[str]:
-    """This script again, in a new process."""
-    parts = [sys.executable, str(Path(__file__).resolve()), *["--dry-run"] * options.dry_run]
-    if options.out:
-        parts += ["--out", str(options.out)]
-    return [*parts, *extra]
+def sources(options: argparse.Namespace, machine: Machine) -> Iterator[Source]:
+    """Each part and what lists its units, those that were asked for."""
+    for part in options.only:
+        yield part, partial(chosen, options, part, machine)
+
+
+def chosen(options: argparse.Namespace, part: str, machine: Machine) -> list[Unit]:
+    wanted = options.units or ""
+    return [unit for unit in units_of(part, machine) if wanted in unit.name]
+
+
+def units_of(part: str, machine: Machine) -> list[Unit]:
+    """The units of a part; imports what the part alone needs."""
+    if part == "check":
+        import gpu_check
+
+        return gpu_check.units(machine)
+    if part == "select":
+        import gpu_check_select
+
+        return gpu_check_select.units(machine)
+    if part in ("bench", "shapes"):
+        import gpu_bench
+
+        return gpu_bench.units(machine, main=part == "bench")
+    if part == "model":
+        import gpu_model
+
+        return gpu_model.units(machine)
+    if part == "forms":
+        import gpu_forms
+
+        return gpu_forms.units(machine)
+    import gpu_sanitize
+
+    return gpu_sanitize.units(machine)
+
+
+def conclude(options: argparse.Namespace, seen: Watched, unmet: dict[str, list[str]]) -> int:
+    """Pictures and summary; the exit status."""
+    folder = folder_for(options.dry_run, options.out)
+    if {"bench", "shapes"} & set(options.only):
+        draw(options)
+    text = "\n".join(report(folder, seen, unmet))
+    (folder / SUMMARY).write_text(text + "\n")
+    print(f"\n{text}")
+    return int(failed(seen, unmet))
 
 
 def say_hardware() -> None:
@@ -125,170 +165,23 @@ def say_hardware() -> None:
         print(done.stdout.strip(), flush=True)
 
 
-def probe(options: argparse.Namespace) -> list[str]:
-    """The forms that answer at all, found in a process that may hang or die."""
-    process = command(options, "--probe", "--forms", *options.forms)
-    try:
-        done = subprocess.run(process, stdout=subprocess.PIPE, text=True, timeout=PROBE_SECONDS)
-        output = done.stdout
-    except subprocess.TimeoutExpired as late:
-        said: Any = late.stdout or ""
-        output = said.decode() if isinstance(said, bytes) else said
-        print(f"a form hangs: no answer in {PROBE_SECONDS:.0f} s")
-    forms = [line.split()[1] for line in output.splitlines() if line.startswith("answers ")]
-    print(f"forms that answer: {', '.join(forms) or 'none'}", flush=True)
-    return forms
+def first_call(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Seconds of the first and of the second call of this process."""
+    folder = folder_for(options.dry_run, options.out)
+    machine = machine_for(options.dry_run, folder, 1e9, tuple(options.forms), parser.error)
+    import gpu_model
 
-
-def run_part(options: argparse.Namespace, part: str, seconds: float, forms: list[str]) -> str:
-    """Run a part; empty if it went well, else how it did not."""
-    budget = f"{seconds:.0f}"
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # what it says before it is stopped
-    process = command(options, "--child", "--only", part, "--budget-s", budget, "--forms", *forms)
-    try:
-        done = subprocess.run(process, env=environment, timeout=seconds + LEAST, check=False)
-    except subprocess.TimeoutExpired:
-        return "stopped: out of time"
-    return f"exit status {done.returncode}" if done.returncode else ""
-
-
-def sanitize(options: argparse.Namespace, seconds: float) -> str:
-    """compute-sanitizer over a small run."""
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        print("compute-sanitizer is not on the PATH: not run")
-        return ""
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    process = [tool, "--tool", "memcheck", "--error-exitcode", "9", *command(options, "--probe")]
-    try:
-        done = subprocess.run(
-            process, env=environment, timeout=seconds, capture_output=True, text=True, check=False
-        )
-    except subprocess.TimeoutExpired:
-        print(f"compute-sanitizer was not done in {seconds:.0f} s")
-        return "out of time"
-    lines = [line for line in done.stdout.splitlines() if "=====" in line or "answers" in line]
-    print("\n".join(lines[-12:]))
-    return f"exit status {done.returncode}" if done.returncode else ""
-
-
-def child(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """One part, the probe or the first call, in this process."""
-    machine = machine_for(
-        options.dry_run, options.out, options.budget_s, tuple(options.forms), parser.error
-    )
-    if options.probe:
-        from gpu_check import probe as answers
-
-        for form in answers(machine):
-            print(f"answers {form}", flush=True)
-        return 0
-    if options.first_call:
-        from gpu_model import first_call
-
-        print(*first_call(machine))
-        return 0
-    from gpu_results import console, run_jobs
-
-    (part,) = options.only
-    outcome = run_jobs(jobs_of(part, machine), machine, console())
-    return report(part, outcome.rows, console()) or int(bool(outcome.failed))
-
-
-def jobs_of(part: str, machine: Any) -> list[Any]:
-    """The jobs of a part."""
-    if part == "check":
-        import gpu_check
-
-        return gpu_check.jobs(machine)
-    if part in ("bench", "shapes"):
-        import gpu_bench
-
-        return gpu_bench.jobs(machine, main=part == "bench")
-    if part == "model":
-        import gpu_model
-
-        return gpu_model.jobs(machine)
-    import gpu_forms
-
-    return gpu_forms.jobs(machine)
-
-
-def report(part: str, rows: list[Any], console: Any) -> int:
-    """Print what a part found, briefly; 1 if something is wrong."""
-    from gpu_bench import MAX_ERROR
-    from gpu_tables import background, stages, summary
-
-    if part == "check":
-        bad = [row for row in rows if row.verdict != "right"]
-        for row in bad:
-            what = f"{row.verdict}: {row.check}, {row.shape}, {row.dtype}, {row.impl}"
-            numbers = f"{row.error:.2e} of {row.limit:.0e} {row.message}"
-            console.print(f"{what}: {numbers}", markup=False)
-        console.print(f"{len(rows) - len(bad)} of {len(rows)} comparisons right")
-        return int(bool(bad) or not rows)
-    if part in ("bench", "shapes"):
-        lines = summary(rows)
-        console.print(table(part, lines))
-        console.print(table(f"{part}: stages, ms", stages(rows)))
-        for line in (*background(rows), *verdicts(lines)):
-            console.print(line, highlight=False)
-        checked = [r for r in rows if r.rel_l2 is not None and r.impl.startswith("triton")]
-        wrong = [r for r in checked if not r.rel_l2 <= MAX_ERROR[r.impl.endswith("-int8")]]
-        for r in wrong:
-            console.print(f"error too large: {r.shape} {r.density} {r.impl} {r.stage} {r.rel_l2}")
-        return int(bool(wrong))
-    names = ("shape", "density", "impl", "stage", "ms_p50", "tflops", "speedup_vs_dense", "rel_l2")
-    console.print(table(part, [{name: getattr(row, name) for name in names} for row in rows]))
+    print(*gpu_model.first_call(machine))
     return 0
-
-
-def table(title: str, lines: list[dict[str, Any]]) -> Any:
-    """A rich table of equal dicts."""
-    from rich.table import Table
-
-    drawn = Table(title=title, pad_edge=False)
-    for name in lines[0] if lines else ():
-        drawn.add_column(name, justify="left" if name in ("shape", "stage", "impl") else "right")
-    for line in lines:
-        drawn.add_row(*(shown(value) for value in line.values()))
-    return drawn
-
-
-def shown(value: Any) -> str:
-    """A number with three or four digits that count."""
-    if not isinstance(value, float):
-        return "" if value is None else str(value)
-    if value != value:
-        return ""
-    return f"{value:.1e}" if 0 < abs(value) < 1e-2 else f"{value:.4g}"
-
-
-def verdicts(lines: list[dict[str, Any]]) -> Iterator[str]:
-    """Of each target for which there is a number."""
-    at = {(line["shape"], line["density"]): line for line in lines}
-    for shape, density, column, wanted in TARGETS:
-        value = at.get((shape, density), {}).get(column)
-        if value is None or value != value:
-            continue
-        most = column == "overhead"
-        met = value <= wanted if most else value >= wanted
-        bound = f"at {'most' if most else 'least'} {wanted}"
-        verdict = "met" if met else "MISSED"
-        yield f"target {verdict}: {shape} d {density} {column} {value:.3g}, {bound}"
 
 
 def draw(options: argparse.Namespace) -> int:
     """The pictures."""
     from gpu_plot import plot
 
-    folder = options.out or (
-        Path("/tmp/vidsparse-dry-run") if options.dry_run
-        else Path(__file__).resolve().parent / "results"
-    )  # fmt: skip
     try:
-        written = plot(folder)
-    except (FileNotFoundError, ImportError) as error:
+        written = plot(folder_for(options.dry_run, options.out))
+    except (FileNotFoundError, ImportError, ValueError) as error:
         print(f"no pictures: {error}")
         return 1
     print("\n".join(map(str, written)))

@@ -5,15 +5,20 @@ from __future__ import annotations
 from math import nan
 from typing import Any
 
-from gpu_results import Result
+from gpu_rows import Result
 
 STAGES = ("sparse", "pool", "draft", "select", "lists", "fill", "compensate", "whole")
+
+
+def timed(rows: list[Result]) -> list[Result]:
+    """Those that ran."""
+    return [row for row in rows if row.ms_p50 is not None and not row.message]
 
 
 def best_of(rows: list[Result], stage: str, int8: bool = False) -> dict[tuple[str, float], Result]:
     """(shape, density) -> row of the form that is fastest in a stage."""
     best: dict[tuple[str, float], Result] = {}
-    for row in rows:
+    for row in timed(rows):
         key = row.shape, row.density
         ours = row.impl.startswith("triton-") and row.impl.endswith("-int8") == int8
         if ours and row.stage == stage and (key not in best or row.ms_p50 < best[key].ms_p50):
@@ -24,6 +29,7 @@ def best_of(rows: list[Result], stage: str, int8: bool = False) -> dict[tuple[st
 def summary(rows: list[Result]) -> list[dict[str, Any]]:
     """One line per shape and density of what counts, in the fastest form."""
     lines = []
+    rows = timed(rows)
     whole, small = best_of(rows, "whole"), best_of(rows, "sparse", int8=True)
     raster = best_of(rows, "raster")
     flex = {(r.shape, r.density): r.ms_p50 for r in rows if r.impl == "flex"}
@@ -50,30 +56,36 @@ def stages(rows: list[Result]) -> list[dict[str, Any]]:
 
     other: what "whole" takes beyond the sum of the stages.
     """
+    rows = timed(rows)
     at = {(r.shape, r.density, r.stage): r.ms_p50 for r in rows if r.impl == "triton"}
     for stage in ("sparse", "whole"):
         at |= {(*key, stage): row.ms_p50 for key, row in best_of(rows, stage).items()}
     lines = []
     for shape, density in sorted({(r.shape, r.density) for r in rows if r.stage == "fill"}):
         line: dict[str, Any] = {"shape": shape, "density": density}
-        sparse = at[shape, density, "sparse"]
+        sparse = at.get((shape, density, "sparse"), nan)
         for stage in STAGES:
             ms = at.get((shape, density, stage))
-            line[stage] = None if ms is None else f"{ms:.3g} ({ms / sparse:.1%})"
+            line[stage] = None if ms is None else share(ms, sparse)
         known = sum(at.get((shape, density, stage), nan) for stage in STAGES[:-1])
         other = at.get((shape, density, "whole"), nan) - known
-        line["other"] = None if other != other else f"{other:.3g} ({other / sparse:.1%})"
+        line["other"] = None if other != other else share(other, sparse)
         lines.append(line)
     return lines
+
+
+def share(ms: float, sparse: float) -> str:
+    """ms, and in brackets as part of the sparse forward, if that was timed."""
+    return f"{ms:.3g}" + (f" ({ms / sparse:.1%})" if sparse == sparse else "")
 
 
 def background(rows: list[Result]) -> list[str]:
     """A line per shape: dense attention, the permutation that hoisting saves, quantisation."""
     lines = []
     for shape in dict.fromkeys(row.shape for row in rows):
-        own = [row for row in rows if row.shape == shape]
+        own = [row for row in timed(rows) if row.shape == shape]
         known = [f"{r.impl} {r.ms_p50:.4g} ms ({r.tflops:.0f} TFLOP/s)" for r in own
-                 if r.density == 1 and r.stage == "whole"]  # fmt: skip
+                 if r.density == 1 and r.stage == "whole" and r.tflops]  # fmt: skip
         known += [f"permute {r.ms_p50:.3g} ms" for r in own
                   if (r.impl, r.stage) == ("torch", "permute")]  # fmt: skip
         known += [f"quantise {r.ms_p50:.3g} ms" for r in own if r.stage == "quantise"][:1]
