@@ -1,0 +1,155 @@
+"""Pytest plugin: every pipeline that diffusers' own tests build is accelerated before it is used.
+
+Loaded by `run.py` into a run of the tests of a diffusers checkout; VIDSPARSE_PEER says how:
+
+    stock    nothing is changed; what fails here is not ours
+    dense    accelerated when built, every self-attention call at density 1
+    sparse   accelerated when built, density 0.5 in blocks of 16, videos of 64 px, not 16 or 32
+    late     as dense, but accelerated by the pipeline's first call, after all that a test sets
+
+The diffusers under test is the installed one. A transformer that a test builds alone gets a
+pipeline around it, and `vidsparse.step(1, 2)`. Small stand-ins take the place of the tokenizers,
+text and image encoders that the tests would load from a hub.
+"""
+
+import functools
+import os
+from typing import Any
+
+import diffusers  # before the checkout's conftest can put its own sources first
+import pytest
+import stand_ins
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
+
+import vidsparse
+from vidsparse.pipelines import adapters
+
+MODE = os.environ.get("VIDSPARSE_PEER", "stock")
+PIXELS = 64
+COMMON = ["schedule.name=constant", "schedule.min_tokens=0"]
+OVERRIDES = {
+    "dense": [*COMMON, "schedule.density=1.0"],
+    "late": [*COMMON, "schedule.density=1.0"],
+    "sparse": [*COMMON, "schedule.density=0.5", "kernel.block_q=16", "kernel.block_k=16"],
+}
+calls = {"sparse": 0, "dense": 0}
+"""Self-attention calls of all reports: a sparse run that never was sparse proves nothing."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    stand_ins.install()
+    if MODE == "stock":
+        return
+    for adapter in adapters():
+        for name in adapter.pipelines:
+            change_pipeline(getattr(diffusers, name))
+        change_model(adapter)
+
+
+def accelerate(pipe: Any) -> None:
+    """Accelerate a pipeline that holds an eager transformer of its own."""
+    for adapter in adapters():
+        if adapter.transformers(pipe):
+            vidsparse.accelerate_pipeline(pipe, "balanced", OVERRIDES[MODE])
+            return
+
+
+def change_pipeline(pipeline: type[DiffusionPipeline]) -> None:
+    """Accelerate at the end of __init__, or at the first call."""
+    init, call = pipeline.__init__, pipeline.__call__
+
+    @functools.wraps(init)
+    def built(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if MODE != "late" and type(self).__init__ is built:
+            accelerate(self)
+
+    @functools.wraps(call)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if MODE == "late" and "_vidsparse_late" not in self.__dict__:
+            self.__dict__["_vidsparse_late"] = True
+            accelerate(self)
+        try:
+            return call(self, *args, **kwargs)
+        finally:
+            note(self)
+
+    pipeline.__init__, pipeline.__call__ = built, called
+
+
+def change_model(adapter: Any) -> None:
+    """Put a transformer that a test of models builds into a pipeline, which it keeps alive."""
+    model: type[ModelMixin] = adapter.transformer
+    forward = model.__call__
+    pipeline = getattr(diffusers, adapter.pipelines[0])
+
+    @functools.wraps(forward)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not bare:
+            return forward(self, *args, **kwargs)
+        if self not in around:
+            parts = dict.fromkeys(("tokenizer", "text_encoder", "vae"))
+            scheduler = FlowMatchEulerDiscreteScheduler()
+            around[self] = pipeline(**parts, transformer=self, scheduler=scheduler)
+        with vidsparse.step(1, 2):
+            return forward(self, *args, **kwargs)
+
+    model.__call__ = called
+
+
+around: Any = torch.utils.weak.WeakIdKeyDictionary()
+"""Bare transformer -> the pipeline around it."""
+bare = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests get larger videos in the sparse mode, of 16 px there would be three tokens."""
+    if MODE != "sparse":
+        return
+    for case in {item.cls for item in items if getattr(item, "cls", None) is not None}:
+        if hasattr(case, "get_dummy_inputs"):
+            case.get_dummy_inputs = larger(case.get_dummy_inputs)
+            if isinstance(getattr(case, "output_shape", None), tuple):
+                case.output_shape = tuple(PIXELS if n in (16, 32) else n for n in case.output_shape)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    """Tests of models run bare transformers."""
+    global bare
+    bare = "tests/models/" in item.path.as_posix()
+    return (yield)
+
+
+def larger(inputs: Any) -> Any:
+    """The same inputs with a larger video."""
+
+    @functools.wraps(inputs)
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        found = inputs(*args, **kwargs)
+        for one in found if isinstance(found, tuple) else (found,):
+            if isinstance(one, dict) and {"height", "width"} <= set(one):
+                one["height"] = one["width"] = PIXELS
+                if hasattr(one.get("image"), "resize"):
+                    one["image"] = one["image"].resize((PIXELS, PIXELS))
+        return found
+
+    return changed
+
+
+def note(pipe: Any) -> None:
+    """Count what the run of a pipeline did."""
+    try:
+        found = vidsparse.run_report(pipe).calls
+    except ValueError:  # not accelerated: restored, or of no supported family
+        return
+    sparse = sum(call.reason is None for call in found)
+    calls["sparse"] += sparse
+    calls["dense"] += len(found) - sparse
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    terminalreporter.write_line(
+        f"vidsparse calls: {calls['sparse']} sparse, {calls['dense']} dense"
+    )

@@ -1,0 +1,152 @@
+"""diffusers' own tests, with everything accelerated, against the same tests on stock diffusers.
+
+    python tests/peer/run.py --diffusers CHECKOUT                     all modes, all targets
+    python tests/peer/run.py --diffusers CHECKOUT --modes dense late --targets wan
+
+CHECKOUT is a clone of diffusers, of which only tests/ is used; the diffusers under test is the
+installed one. A test that passes on stock and fails accelerated is ours, unless `expected.toml`
+says why it cannot hold. Exit status 1 if there is one that is ours, or if a mode never ran the
+attention that it is about. Needs the packages that the tests import (peft, parameterized and more).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+MODES = ("dense", "sparse", "late")
+SECONDS = 3600
+
+
+@dataclass
+class Outcome:
+    """Of one run: test -> "passed", "failed" or "skipped"; calls: what attention did."""
+
+    tests: dict[str, str] = field(default_factory=dict)
+    sparse: int = 0
+    dense: int = 0
+
+
+def main() -> int:
+    options = arguments()
+    expected = tomllib.loads((HERE / "expected.toml").read_text())
+    targets: dict[str, list[str]] = expected["targets"]
+    chosen = options.targets or list(targets)
+    if unknown := set(chosen) - set(targets):
+        sys.exit(f"--targets {', '.join(sorted(unknown))}: there are {', '.join(targets)}")
+    files = [file for name in chosen for file in targets[name]]
+    stock = run(options.diffusers, files, "stock", options.only)
+    print(f"stock: {tally(stock)}", flush=True)
+    ours = 0
+    for mode in options.modes:
+        outcome = run(options.diffusers, files, mode, options.only)
+        print(f"{mode}: {tally(outcome)}; {outcome.sparse} sparse and {outcome.dense} dense calls")
+        for test, why in faults(stock, outcome, mode, expected["cannot_hold"]):
+            ours += why is None
+            print(f"  {'OURS ' if why is None else 'known'} {test}  {why or ''}", flush=True)
+        if not (options.only or (outcome.sparse if mode == "sparse" else outcome.dense)):
+            ours += 1
+            print(f"  OURS  the run had no {mode} call of attention")
+    return 1 if ours else 0
+
+
+def faults(
+    stock: Outcome, outcome: Outcome, mode: str, known: list[dict[str, str]]
+) -> list[tuple[str, str | None]]:
+    """Tests that pass on stock and not here, each with the reason why it cannot hold, or None."""
+    passed = [test for test, how in stock.tests.items() if how == "passed"]
+    bad = [test for test in passed if outcome.tests.get(test) != "passed"]
+    return [(test, reason(known, mode, test)) for test in bad]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--diffusers", type=Path, required=True, help="clone of diffusers")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--targets", nargs="+", help="names of expected.toml; default: all")
+    parser.add_argument("--only", help="as pytest -k")
+    options = parser.parse_args()
+    if not (options.diffusers / "tests" / "pipelines").is_dir():
+        parser.error(
+            f"--diffusers {options.diffusers}: no clone of diffusers, it has no tests/pipelines"
+        )
+    return options
+
+
+def run(checkout: Path, files: list[str], mode: str, only: str | None) -> Outcome:
+    """Run the tests in a process of their own."""
+    paths = [str(ROOT), str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {
+        **os.environ,
+        "VIDSPARSE_PEER": mode,
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-p", "accelerate_everything", "-q", "--tb=line"]
+        command += [
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            *(["-k", only] if only else []),
+        ]
+        done = subprocess.run(
+            [*command, *files],
+            cwd=checkout,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+        )
+        if not report.is_file():
+            sys.exit(f"pytest ended with {done.returncode} and no report:\n{done.stdout[-4000:]}")
+        outcome = Outcome({name: how for name, how in read(report)})
+    if counted := re.search(r"vidsparse calls: (\d+) sparse, (\d+) dense", done.stdout):
+        outcome.sparse, outcome.dense = map(int, counted.groups())
+    return outcome
+
+
+def read(report: Path) -> list[tuple[str, str]]:
+    """(test, how it ended) of a JUnit report."""
+    found = []
+    for case in ElementTree.parse(report).iter("testcase"):
+        kinds = {child.tag for child in case}
+        how = (
+            "failed"
+            if kinds & {"failure", "error"}
+            else "skipped"
+            if "skipped" in kinds
+            else "passed"
+        )
+        found.append((f"{case.get('classname')}::{case.get('name')}", how))
+    return found
+
+
+def reason(known: list[dict[str, str]], mode: str, test: str) -> str | None:
+    """Why a test cannot hold in a mode, by expected.toml; None if it does not say."""
+    for entry in known:
+        if mode in entry.get("modes", MODES) and re.search(entry["test"], test):
+            return entry["why"]
+    return None
+
+
+def tally(outcome: Outcome) -> str:
+    counts = Counter(outcome.tests.values())
+    return ", ".join(f"{counts[how]} {how}" for how in ("passed", "failed", "skipped"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
