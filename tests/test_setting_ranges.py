@@ -49,7 +49,9 @@ RANGES = {
 
 def built(stage, name, **values):
     method = {"name": name} if name else {}
-    return getattr(SparseConfig.from_dict({stage: {**method, **values}}), stage)
+    large = {"block_k": 512} if stage != "kernel" else {}  # the deepest level is 9
+    sections = {"kernel": large, stage: {**method, **values}}
+    return getattr(SparseConfig.from_dict(sections), stage)
 
 
 @pytest.mark.parametrize("setting", RANGES, ids=lambda s: ".".join(filter(None, s)))
