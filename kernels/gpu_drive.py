@@ -6,6 +6,7 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ def watch(script: Path, options: argparse.Namespace, *extra: str) -> Watched:
     for name, kind in {**FILES, LEDGER.removesuffix(".csv"): Tried}.items():
         if trouble := tidy(folder / f"{name}.csv", kind):
             say(trouble)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the process too
     run = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     seconds = 1e9 if options.dry_run else options.budget_s
     this = Watch(command(script, options, *extra), folder, run, start + seconds, say)

@@ -161,8 +161,11 @@ def say_hardware() -> None:
             "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
         )
         query = [tool, f"--query-gpu={fields}", "--format=csv,noheader"]
-        done = subprocess.run(query, capture_output=True, text=True, check=False)
-        print(done.stdout.strip(), flush=True)
+        try:
+            done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+            print(done.stdout.strip(), flush=True)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            print(f"nvidia-smi does not answer: {error}", flush=True)
 
 
 def first_call(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -8,6 +8,7 @@ process that watches (`gpu_watch`) is told what begins, by JSON lines. Imports n
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -80,13 +81,11 @@ def work(units: list[Unit], hand: Hand, again: bool = False) -> int:
     todo = [unit for unit in units if waits(tried.get(unit.name), hand.run, again)]
     todo.sort(key=lambda unit: (unit.name in tried and not again, unit.rank))
     hand.emit({"facts": asdict(hand.facts), "todo": len(todo), "units": len(units)})
-    late: list[str] = []
+    past = [t for t in tried.values() if t.run == hand.run or not again]
     for unit in todo:
-        past = [t for t in hand.past() if t.run == hand.run or not again]
         if why := doomed(unit, past):
             note(hand, unit, "skipped", 0.0, why)
         elif hand.left() < unit.seconds:
-            late.append(unit.name)
             hand.emit({"late": unit.name})
         elif not run(unit, hand):
             return RESTART
@@ -165,12 +164,19 @@ def blank_row(blank: dict[str, Any], message: str) -> Row:
 
 
 def to_pipe(number: int) -> Callable[[dict[str, Any]], None]:
-    """Events as JSON lines to a file descriptor that no process made from here inherits."""
-    import os
+    """Events as JSON lines to a file descriptor that no process made from here inherits.
 
+    Where nobody reads any more, the process ends.
+    """
     os.set_inheritable(number, False)
-    pipe = os.fdopen(number, "w", buffering=1)
-    return lambda event: print(json.dumps(event), file=pipe, flush=True)
+
+    def emit(event: dict[str, Any]) -> None:
+        try:
+            os.write(number, json.dumps(event).encode() + b"\n")
+        except BrokenPipeError:
+            os._exit(1)
+
+    return emit
 
 
 def in_words(error: BaseException) -> str:

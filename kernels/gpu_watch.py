@@ -65,7 +65,7 @@ class Watch:
                 break
             worked = len(self.seen.outcomes) > before
             false_starts = 0 if worked else false_starts + 1
-            if not worked and status != RESTART:
+            if not worked and status != RESTART and time.monotonic() < self.deadline:
                 self.seen.trouble.append(f"a process {how(status)} before it began a unit")
             if false_starts >= FALSE_STARTS:
                 break

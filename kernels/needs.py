@@ -23,7 +23,10 @@ METHODS = (*KERNELS, "omegaconf", "yaml")
 """Of what reads a `SparseConfig`: a whole call, an estimator, a selector."""
 
 MODELS = (*METHODS, "diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors",
-          "PIL", "regex", "requests", "filelock", "ftfy")  # fmt: skip
+          "PIL", "regex", "requests", "filelock")  # fmt: skip
+USUAL = ("omegaconf", "diffusers")
+"""What images with PyTorch, Triton and transformers lack."""
+
 GATE = (*METHODS, "rich")
 BENCH = ("torch", "numpy", "omegaconf", "yaml", "rich")
 
@@ -93,25 +96,27 @@ def declared() -> list[str]:
 def report(parts: Mapping[str, Sequence[str]]) -> str:
     """What every part needs, what is missing here, and the two commands for elsewhere.
 
-    The wheels are named for a machine that has torch, triton and numpy; pip leaves out there what
-    is installed already.
+    What is missing here need not be missing there.
     """
     lines = [f"python {sys.version.split()[0]}; part: modules (version here)"]
     for part, modules in parts.items():
         beyond = [name for name in modules if name not in KERNELS]
         have = ", ".join(f"{name} ({here(name)})" for name in beyond)
         lines.append(f"  {part}: torch, triton, numpy{', ' if have else ''}{have}")
-    every = dict.fromkeys(name for modules in parts.values() for name in modules)
-    wheels = [name for name in every if name not in KERNELS]
+    needed = {name for modules in parts.values() for name in modules}
+    wheels = [name for name in USUAL if name in needed]
+    if not wheels:
+        return "\n".join([*lines, "nothing to bring to a machine with these"])
     platforms = " ".join(f"--platform {name}" for name in PLATFORMS)
     wanted = " ".join(f"'{requirement(name)}'" for name in wheels)
     lines += [
         "",
-        "here, with a network (3.12: the Python of the other machine; name only what it lacks):",
+        f"images with torch and transformers lack {' and '.join(wheels)}: add what else --needs",
+        "shows as missing there. Here, with a network (3.12: the Python of the other machine):",
         "  python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 "
         f"--implementation cp {platforms} -d wheels {wanted}",
         "there, without one:",
-        "  python3 -m pip install --no-index --no-deps --upgrade --target site wheels/*.whl && "
+        "  python3 -m pip install --no-index --no-deps --target site wheels/*.whl && "
         "PYTHONPATH=site python3 kernels/gpu_suite.py",
     ]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ import gpu_rows
 import needs
 from gpu_check_select import Rule, key_blocks, rounding, unjustified
 from gpu_report import failed, report
+from gpu_results import Machine
 from gpu_rows import Check, Facts, Result, Tried
+from gpu_units import RESTART, Hand, Unit, work
 from gpu_watch import Watch, Watched
 
 from vidsparse.plan import SKIP, Scores
@@ -32,6 +35,7 @@ import argparse, os, signal, sys, time
 sys.path.insert(0, {kernels!r})
 from dataclasses import replace
 from pathlib import Path
+from gpu_results import Machine
 from gpu_rows import Check, Facts
 from gpu_units import Hand, Unit, to_pipe, work
 parser = argparse.ArgumentParser()
@@ -71,7 +75,7 @@ sys.exit(work(units, hand))
 """
 
 
-def watched(folder: Path, units: str, seconds: float = 60.0) -> Watched:
+def watched(folder: Path, units: str, seconds: float = 600.0) -> Watched:
     """A run of units in a folder; `units` is Python in the frame above."""
     script = folder / "script.py"
     code = SCRIPT.format(kernels=str(KERNELS), folder=str(folder), units=units)
@@ -160,20 +164,27 @@ units = [unit("hang", hang, "ws", limit=0.5), unit("more", fine, "ws"), unit("tm
 
 
 def test_time(tmp_path: Path) -> None:
-    """What is worth most first; no unit is begun without its time; what runs is stopped."""
-    seen = watched(
-        tmp_path,
-        """
-units = [unit("later", fine, rank=7, seconds=1.0), unit("long", fine, rank=1, seconds=500.0),
-         unit("first", fine, rank=0, seconds=1.0), unit("runs", hang, rank=9, seconds=0.0)]""",
-        seconds=4.0,
-    )
-    assert outcomes(seen) == {"first": "done", "later": "done"}
-    assert begun(tmp_path) == ["first", "later", "runs"]
-    assert seen.late == ["long", "runs (stopped at the end of the time)"]
+    """What is worth most first; no unit is begun without its time, and it is named."""
+    events: list[dict[str, Any]] = []
+    hand = Hand(tmp_path, FACTS, "1", events.append, lambda: 4.0)
+    blank = Check(**vars(FACTS), check="a", shape="", dtype="bfloat16", impl="ws")
+    more: dict[str, Any] = {"blank": blank, "act": lambda: [], "file": "gpu_checks"}
+    units = [Unit("later", rank=7, seconds=1.0, **more), Unit("long", rank=1, **more),
+             Unit("first", rank=0, seconds=1.0, **more)]  # fmt: skip
+    assert work(units, hand) == 0
+    assert [e["begin"] for e in events if "begin" in e] == ["first", "later"]
+    late = [e["late"] for e in events if "late" in e]
+    assert late == ["long"]
+    seen = Watched(facts=vars(FACTS), late=late)
     assert not failed(seen, {})
-    text = "\n".join(report(tmp_path, seen, {}))
-    assert "Not run for lack of time (2):\n- long\n" in text
+    assert "Not run for lack of time (1):\n- long\n" in "\n".join(report(tmp_path, seen, {}))
+
+
+def test_what_runs_at_the_end_of_the_time_is_stopped(tmp_path: Path) -> None:
+    start = time.monotonic()
+    seen = watched(tmp_path, "units = [unit('runs', hang, seconds=0.0)]", seconds=2.0)
+    assert time.monotonic() - start < 60
+    assert not seen.outcomes and not seen.trouble
 
 
 def test_a_process_that_does_not_start(tmp_path: Path) -> None:
@@ -181,6 +192,34 @@ def test_a_process_that_does_not_start(tmp_path: Path) -> None:
     seen = watched(tmp_path, "sys.exit(5)")
     assert seen.trouble == ["a process ended with exit status 5 before it began a unit"] * 2
     assert failed(seen, {})
+
+
+def test_a_process_that_lost_its_gpu_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failure the GPU must answer and compute; memory that ran out asks for a new one."""
+    machine = Machine(torch.device("cpu"), Path(), 0.0, ())
+    assert machine.healthy(ValueError("no such tiling"))
+    assert not machine.healthy(torch.OutOfMemoryError("CUDA out of memory"))
+
+    def poisoned(self: Machine) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Machine, "settle", poisoned)
+    assert not machine.healthy(ValueError("no such tiling"))
+
+
+def test_an_error_that_shows_late_is_the_units_own(tmp_path: Path) -> None:
+    """Kernels run behind the program: each row waits for the device before it counts as done."""
+
+    def settle() -> None:
+        raise RuntimeError("CUDA error: misaligned address")
+
+    events: list[dict[str, Any]] = []
+    blank = Check(**vars(FACTS), check="late", shape="", dtype="bfloat16", impl="ws")
+    unit = Unit("late", blank, lambda: [replace(blank, verdict="right")], "gpu_checks")
+    lost = Hand(tmp_path, FACTS, "1", events.append, lambda: 60.0, settle, lambda error: False)
+    assert work([unit], lost) == RESTART
+    (row,) = gpu_rows.load(tmp_path / "gpu_checks.csv", Check)
+    assert row.verdict == "failed" and "misaligned address" in row.message
 
 
 def test_rows_of_a_killed_run(tmp_path: Path) -> None:
@@ -290,9 +329,12 @@ def test_a_part_without_its_packages_is_named_and_the_others_run(tmp_path: Path)
 
 
 def test_needs_names_every_wheel() -> None:
-    said = needs.report({"check": needs.KERNELS, "bench": needs.METHODS})
-    assert "pip download" in said and "'omegaconf>=2.4' 'PyYAML'" in said
-    assert "--no-index" in said and "torch>=" not in said.split("pip download")[1]
+    said = needs.report({"check": needs.KERNELS, "model": needs.MODELS})
+    here, download = said.split("pip download")
+    assert all(name in here for name in needs.MODELS)
+    assert "'omegaconf>=2.4' 'diffusers>=" in download and "--no-index" in download
+    assert "torch" not in download
+    assert "nothing to bring" in needs.report({"check": needs.KERNELS})
 
 
 RULES = {"topp": Rule((0,), (0.7,), 1, True), "mass": Rule((0, 1, 4), (0.3, 0.6, 0.95), 2, False)}
