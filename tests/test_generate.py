@@ -2,19 +2,16 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-import yaml
 
 from vidsparse import run_report, shipped
 from vidsparse.generate import run as runs
-from vidsparse.generate.job import DTYPES, Request, prepare, slug
-from vidsparse.generate.model_files import InputError, Model, check_size, find_model
+from vidsparse.generate.job import Request, prepare, slug
 from vidsparse.generate.results import ABOUT, METRICS, staging
 from vidsparse.quality.frames import read_clip
 from vidsparse.quality.metrics import compare_clips, psnr
@@ -169,59 +166,6 @@ def test_failed_run_keeps_the_files_of_the_last_one(tmp_path):
         (folder / "sparse.mp4").write_text("new")
         raise KeyboardInterrupt
     assert names(tmp_path) == {"sparse.mp4"} and (tmp_path / "sparse.mp4").read_text() == "old"
-
-
-def test_missing_demo_model_says_the_cure(monkeypatch):
-    monkeypatch.setattr("vidsparse.shipped.DEMO", "assets/nowhere")
-    with pytest.raises(InputError, match=r"nowhere.*clone.*--model"):
-        find_model(None)
-
-
-def test_defaults_come_from_the_model_card(model, tmp_path):
-    demo = tmp_path / "demo-wan"
-    demo.symlink_to(model)
-    with pytest.raises(InputError, match="prompt"):
-        prepare(Request(model=str(model)))
-    card = yaml.safe_load((ROOT / "configs/models/demo-wan.yaml").read_text())
-    demo = tmp_path / "elsewhere" / "demo-wan"
-    shutil.copytree(model, demo)
-    job = prepare(Request(model=str(demo), seed=2, steps=7))
-    assert job.prompt == card["prompts"][2]
-    assert job.out == Path("outputs") / f"{slug(job.prompt)}-2"
-    expected = {"height": card["generate"]["height"], "num_inference_steps": 7}
-    assert {key: job.call[key] for key in expected} == expected
-    assert job.fps == card["generate"]["fps"] and job.dtype in DTYPES
-
-
-def wan(spatial, **transformer):
-    vae = {"scale_factor_spatial": spatial, "scale_factor_temporal": 4}
-    return Model("wan", "", {}, vae, {"patch_size": [1, 2, 2], **transformer}, {}, ())
-
-
-@pytest.mark.parametrize(
-    "card", sorted((ROOT / "configs/models").glob("*.yaml")), ids=lambda p: p.stem
-)
-def test_model_cards_fit_their_models(card):
-    content = yaml.safe_load(card.read_text())
-    assert set(content) == {"about", "generate", "prompts"} and content["prompts"]
-    wanted = {"height", "width", "frames", "steps", "guidance", "fps", "negative_prompt"}
-    assert set(content["generate"]) - {"guidance_2"} == wanted
-    size = [content["generate"][key] for key in ("height", "width", "frames")]
-    assert check_size(wan(16 if "5B" in card.name else 8), *size) > 1000 or "demo" in card.name
-
-
-@pytest.mark.parametrize(
-    ("size", "tokens"),
-    [((480, 832, 81), 32760), ((720, 1280, 81), 75600), ((16, 16, 1), 1)],
-    ids=["480p", "720p", "one token"],
-)
-def test_tokens_of_wan(size, tokens):
-    assert check_size(wan(8), *size) == tokens
-
-
-def test_sizes_beyond_the_positions_of_the_model():
-    with pytest.raises(InputError, match="at most"):
-        check_size(wan(8, rope_max_seq_len=32), 16 * 33, 16, 1)
 
 
 @pytest.mark.parametrize(

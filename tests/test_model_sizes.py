@@ -10,7 +10,8 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidsparse.generate.model_files import InputError, check_size, find_model
+from vidsparse.generate.model import check_size, find_model
+from vidsparse.generate.model_files import InputError
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,12 @@ def model(tmp_path_factory):
 def shaped(model, spatial=8, temporal=4, patch=(2, 2), longest=1024):
     vae = {"scale_factor_spatial": spatial, "scale_factor_temporal": temporal}
     transformer = {"patch_size": [1, *patch], "rope_max_seq_len": longest}
-    return replace(model, vae=vae, transformer=transformer)
+    return with_configs(model, vae, transformer)
+
+
+def with_configs(model, vae, transformer):
+    configs = {"vae/config.json": vae, "transformer/config.json": transformer}
+    return replace(model, files={**model.files, **configs})
 
 
 def accepts(model, height=64, width=64, frames=5):
@@ -122,7 +128,7 @@ def test_the_longest_side_is_told(model):
 
 
 def test_what_the_files_leave_open_is_as_in_wan(model):
-    bare = replace(model, vae={}, transformer={})
+    bare = with_configs(model, {}, {})
     for size in ((480, 832, 81), (16, 16384, 1), (16, 16, 4 * 1023 + 1)):
         assert check_size(bare, *size) == check_size(shaped(model), *size)
     assert check_size(bare, 480, 832, 81) == math.prod((480 // 16, 832 // 16, 80 // 4 + 1))

@@ -12,7 +12,6 @@ import os
 import sys
 import warnings
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -106,7 +105,7 @@ def generate(
         bool, typer.Option("--compare-dense", help="Run dense attention too; measure against it.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write to.", show_default="outputs/PROMPT-SEED")
+        str | None, typer.Option(help="Folder to write to.", show_default="outputs/PROMPT-SEED")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -1,7 +1,12 @@
 """From a prompt to videos, sparse or both ways, with every figure on file.
 
-    model_files.py  what a pipeline's small files say: class, sizes it takes, defaults, prompts
+    model_files.py  what --model names, its small files, and what is wrong with either
+    cards.py        which checkpoint it is, by its configs: defaults, prompts
+    model.py        Model, a pipeline without its weights: class, sizes that it takes
+    weights.py      the headers of its weight files
+    memory.py       the least memory that a generation takes
     job.py          Request, what a user asks for -> Job, complete and checked
+    loading.py      Model -> pipeline, complete and proven to run
     results.py      arms -> videos, measures, contact sheet, metrics.json
     run.py          Job -> pipeline -> arms, timed -> results
 

@@ -1,33 +1,34 @@
 """A generation job: what the user asked for, completed and checked before the weights are loaded.
 
-What is left open comes from `configs/models/<folder name of the model>.yaml`, and for models
-without such a file from the pipeline's own defaults.
+What is left open comes from the card of the checkpoint, `configs/models`, and for models that no
+card fits from the pipeline's own defaults.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from vidsparse.config import SparseConfig
-from vidsparse.generate.model_files import (
-    InputError,
-    Model,
-    check_size,
-    find_model,
-    pipeline_class,
-)
+from vidsparse.generate.memory import check_memory
+from vidsparse.generate.model import Model, check_size, find_model, pipeline_class
+from vidsparse.generate.model_files import InputError
+from vidsparse.generate.weights import count_weights
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Our name of a dtype -> torch's."""
 
 FPS = 16.0
 """Frames per second for models that we know nothing about."""
+
+MOST_GUIDANCE = 100.0
+"""Published models use 1 to 20; a scale of 1e30 is a slip that ends in a video of nothing."""
 
 ARGUMENTS = {
     "height": "height",
@@ -52,7 +53,7 @@ class Request:
     dtype: fp32 | bf16 | fp16; None: fp32 on a CPU, bf16 on a GPU.
     device: cpu | cuda | cuda:N; None: cuda if there is one.
     compare_dense: run the dense pipeline too, and measure against it.
-    out: folder for the files; None: outputs/<prompt>-<seed>.
+    out: folder for the files, ~ is the home folder; None: outputs/<prompt>-<seed>.
     """
 
     model: str | None = None
@@ -69,12 +70,15 @@ class Request:
     dtype: str | None = None
     device: str | None = None
     compare_dense: bool = False
-    out: Path | None = None
+    out: Path | str | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """A request in which nothing is open. call: arguments of the pipeline. tokens: of the video."""
+    """A request in which nothing is open.
+
+    call: arguments of the pipeline. tokens: of the video. notes: what the user should know of it.
+    """
 
     model: Model
     config: SparseConfig
@@ -89,14 +93,16 @@ class Job:
     device: str
     compare_dense: bool
     out: Path
+    notes: tuple[str, ...] = ()
 
 
 def prepare(request: Request, say: Callable[[str], None] = lambda text: None) -> Job:
     """Complete and check a request. say: is told what takes a while. Raises InputError."""
+    _check_texts(request)
     _check_numbers(request)
     try:
         config = SparseConfig.load(request.preset, request.overrides)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
     device = _device(request.device)
     try:
@@ -108,24 +114,30 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
         dtype = "fp32" if device == "cpu" else "bf16"
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
-    model = find_model(request.model, say)
+    model = find_model(None if request.model is None else str(request.model), say)
+    pipeline = pipeline_class(model)
     prompt = _prompt(request, model)
-    call = _arguments(request, model, pipeline_class(model))
-    return Job(
+    call = _arguments(request, model, pipeline)
+    out = request.out or Path("outputs") / f"{slug(prompt)}-{request.seed}"
+    job = Job(
         model=model,
         config=config,
-        preset=request.preset,
+        preset=str(request.preset),
         overrides=request.overrides,
         prompt=prompt,
         call={"prompt": prompt, **call},
         fps=float(model.defaults.get("fps", FPS)),
         tokens=check_size(model, call["height"], call["width"], call["num_frames"]),
-        seed=request.seed,
+        seed=int(request.seed),
         dtype=dtype,
         device=device,
         compare_dense=request.compare_dense,
-        out=request.out or Path("outputs") / f"{slug(prompt)}-{request.seed}",
+        out=Path(os.path.expanduser(out)),
+        notes=_notes(request, model, pipeline),
     )
+    _check_steps(model, call["num_inference_steps"])
+    _check_memory(job)
+    return job
 
 
 def slug(text: str, longest: int = 60) -> str:
@@ -136,14 +148,73 @@ def slug(text: str, longest: int = 60) -> str:
     return name or "video"
 
 
+def _check_texts(request: Request) -> None:
+    """What a shell variable that is not set leaves behind, or bytes that are no text."""
+    filled = ("model", "prompt", "preset", "out")
+    for name in (*filled, "negative_prompt", "dtype", "device"):
+        value = getattr(request, name)
+        if value is None:
+            continue
+        if not isinstance(value, str | Path if name in ("model", "out", "preset") else str):
+            raise InputError(f"--{name.replace('_', '-')} {value!r}: expected text")
+        text = str(value)
+        if name in filled and not text.strip():
+            raise InputError(f"--{name} {text!r}: expected text; leave it out for its default")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"--{name.replace('_', '-')} {text!r}: expected UTF-8") from None
+
+
 def _check_numbers(request: Request) -> None:
+    for name in ("height", "width", "frames", "steps", "seed"):
+        value = getattr(request, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise InputError(f"--{name} {value!r}: expected a whole number")
     steps, guidance = request.steps, request.guidance
     if steps is not None and steps < 1:
         raise InputError(f"--steps {steps}: expected 1 or more")
-    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
-        raise InputError(f"--guidance {guidance}: expected a number >= 0; 1 switches it off")
+    number = isinstance(guidance, Real) and not isinstance(guidance, bool)
+    if guidance is not None and not (number and 0 <= guidance <= MOST_GUIDANCE):
+        raise InputError(
+            f"--guidance {guidance}: expected a number 0 .. {MOST_GUIDANCE:g}; 1 switches it off"
+        )
     if not 0 <= request.seed < 2**63:
         raise InputError(f"--seed {request.seed}: expected 0 .. 2^63 - 1")
+
+
+def _check_steps(model: Model, steps: int) -> None:
+    """A scheduler takes its steps out of the time steps of the training."""
+    most = model.number("scheduler/scheduler_config.json", "num_train_timesteps", 1000)
+    if steps > most:
+        raise InputError(f"--steps {steps}: expected 1 .. {most}, the time steps of this model")
+
+
+def _check_memory(job: Job) -> None:
+    """Before anything is loaded; the weights count where they are on this machine already."""
+    import torch
+
+    folder, call = Path(job.model.source), job.call
+    counts = count_weights(job.model, folder) if folder.is_dir() else {}
+    size = call["num_frames"], call["height"], call["width"]
+    dtype = getattr(torch, DTYPES[job.dtype])
+    check_memory(job.model, counts, size, job.tokens, dtype, job.device)
+
+
+def _notes(request: Request, model: Model, pipeline: Any) -> tuple[str, ...]:
+    """Where the settings come from that the user has not chosen, if that is no matter of course."""
+    if model.card is None:
+        names = ("height", "width", "frames", "steps", "guidance")
+        left = ["fps", *(name for name in names if getattr(request, name) is None)]
+        return (
+            f"note: {model.name} has the config of no checkpoint that vidsparse knows; generic "
+            f"defaults for {', '.join(left)}: {FPS:g} frames per second, and those of diffusers' "
+            f"{pipeline.__name__}",
+        )
+    known = {model.card.name, *(name.partition("/")[2] for name in model.card.checkpoints)}
+    if model.name in known:
+        return ()
+    return (f"note: {model.name} has the config of {model.card.name}, and gets its defaults",)
 
 
 def _device(name: str | None) -> str:
@@ -151,7 +222,7 @@ def _device(name: str | None) -> str:
 
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]{0,3}))?", name):
         raise InputError(f"--device {name}: expected cpu, cuda or cuda:N")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name != "cpu" and int(name.partition(":")[2] or 0) >= found:

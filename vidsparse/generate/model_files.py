@@ -1,159 +1,191 @@
-"""A model as its small files describe it, local or on the hub; the weights stay where they are."""
+"""What `--model` names, and the small files of it: a folder here, or an id on the hub."""
 
 from __future__ import annotations
 
-import inspect
 import json
-import math
+import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from vidsparse.shipped import demo_model
 
-from vidsparse.shipped import demo_model, folder
-
-SIZE_MULTIPLE = 16  # of pixels, whatever the model: the pipelines check it
+INDEX = "model_index.json"
+HUB = "the Hugging Face hub"
+WEIGHT_FILES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin", ".sft")
+"""Endings of files that hold weights, and nothing that says what they are the weights of."""
 
 
 class InputError(ValueError):
     """A mistake in what the user asked for: what was expected, what came, the cure, in one line."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """A pipeline without its weights.
+def first_line(error: BaseException, longest: int = 300) -> str:
+    """Kind and first line of an error of another library."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if len(text) <= longest else text[:longest] + " ..."
 
-    name: of its folder. source: what `from_pretrained` takes. index, vae, transformer: its JSON
-    files. defaults, prompts: from configs/models.
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first of many names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def locate(source: str | None, say: Callable[[str], None]) -> str:
+    """Folder or hub id that `--model` names; None is the demo model.
+
+    The answer is a folder exactly if `Path(answer).is_dir()`. Raises InputError.
     """
-
-    name: str
-    source: str
-    index: dict[str, Any]
-    vae: dict[str, Any]
-    transformer: dict[str, Any]
-    defaults: dict[str, Any]
-    prompts: tuple[str, ...]
-
-
-def find_model(source: str | None, say: Callable[[str], None] = lambda text: None) -> Model:
-    """Read the small files of a model; None is the demo model. Raises InputError."""
     if source is None:
         try:
-            source = str(demo_model())
+            return str(demo_model())
         except FileNotFoundError as error:
             raise InputError(f"{error}; or choose a model with --model") from error
-    path = Path(source)
-    if not path.is_dir():
-        # owner/name is an id on the hub, unless it starts with a folder that exists here
-        first = path.parts[0] if path.parts else "."
-        if path.exists() or first in (".", "..", "/", "~") or Path(first).is_dir():
-            raise InputError(f"--model {source}: there is no such folder")
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-            raise InputError(
-                f"--model {source}: there is no such folder, and no model on the Hugging Face "
-                "hub has such a name: they are called owner/name"
-            )
-        say(f"looking for {source} on the Hugging Face hub")
-    index = _read(source, "model_index.json")
-    if "_class_name" not in index:
+    if not source.strip() or "\0" in source:
         raise InputError(
-            f"--model {source}: there is no model_index.json of a diffusers pipeline in it; give "
-            "the folder that save_pretrained wrote"
+            f"--model {source!r}: expected a folder or {HUB}'s owner/name; leave --model out for "
+            "the demo model"
         )
-    name = path.resolve().name if path.is_dir() else path.name
-    defaults, prompts = _defaults(name)
-    transformer = "transformer" if "transformer" in index else "transformer_2"
-    return Model(
-        name=name,
-        source=source,
-        index=index,
-        vae=_read(source, "vae/config.json"),
-        transformer=_read(source, f"{transformer}/config.json"),
-        defaults=defaults,
-        prompts=prompts,
-    )
-
-
-def pipeline_class(model: Model) -> Any:
-    """The diffusers class of a model. The import takes seconds. Raises InputError."""
-    import diffusers
-
-    from vidsparse.pipelines import adapters
-
-    name = str(model.index["_class_name"])
-    found = getattr(diffusers, name, None)
-    parts = [value[1] for value in model.index.values() if isinstance(value, list) and value[1:]]
-    known = adapters()
-    if found is None or not any(adapter.transformer.__name__ in parts for adapter in known):
-        supported = ", ".join(name for adapter in known for name in adapter.pipelines)
-        raise InputError(
-            f"--model {model.source}: {name} is not supported; supported pipelines are {supported}"
-        )
-    for given in ("image", "video"):
-        if given in inspect.signature(found.__call__).parameters:
-            raise InputError(
-                f"--model {model.source}: a {name} starts from {given}s, this command from text "
-                "alone; call it from Python, after vidsparse.accelerate_pipeline"
-            )
-    return found
-
-
-def check_size(model: Model, height: int, width: int, frames: int) -> int:
-    """Number of tokens of the video. Raises InputError for what the model rounds or refuses."""
-    spatial = int(model.vae.get("scale_factor_spatial") or 8)
-    temporal = int(model.vae.get("scale_factor_temporal") or 4)
-    _, *patch = model.transformer.get("patch_size") or (1, 2, 2)
-    longest = int(model.transformer.get("rope_max_seq_len") or 1024)
-    tokens = 1
-    for name, size, side in (("height", height, patch[0]), ("width", width, patch[1])):
-        multiple = math.lcm(SIZE_MULTIPLE, spatial * side)
-        most = spatial * side * longest // multiple * multiple
-        _check_multiple(name, size, multiple, 0, most)
-        tokens *= size // (spatial * side)
-    _check_multiple("frames", frames, temporal, 1, temporal * (longest - 1) + 1)
-    return tokens * ((frames - 1) // temporal + 1)
-
-
-def _check_multiple(name: str, value: int, step: int, offset: int, most: int) -> None:
-    """Raise InputError unless 0 < value <= most is a multiple of `step`, plus `offset`."""
-    if value > most:
-        raise InputError(f"--{name} {value}: this model has positions for {most} at most")
-    if value > 0 and (value - offset) % step == 0:
-        return
-    below = (value - offset) // step * step + offset
-    near = [str(n) for n in (below, below + step) if n > 0] or [str(offset or step)]
-    plus = f" plus {offset}" if offset else ""
-    raise InputError(
-        f"--{name} {value}: this model takes multiples of {step}{plus}; near it: {', '.join(near)}"
-    )
-
-
-def _defaults(name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Settings and prompts of configs/models/<name>.yaml; empty if there is no such file."""
+    path = Path(os.path.expanduser(source))
     try:
-        file = folder("configs/models") / f"{name}.yaml"
-    except FileNotFoundError as error:
-        raise InputError(str(error)) from error
-    if not file.is_file():
-        return {}, ()
-    content: Any = OmegaConf.to_container(OmegaConf.load(file))
-    return content.get("generate") or {}, tuple(content.get("prompts") or ())
+        if path.is_dir():
+            return str(path)
+        if path.exists():
+            raise InputError(f"--model {source}: {_what_file(path)}")
+        # owner/name is an id on the hub, unless it starts with a folder that exists here
+        here = path.parts[0] in (".", "..", "/", "~") or Path(path.parts[0]).is_dir()
+    except OSError as error:
+        raise InputError(f"--model {source[:80]}: {error.strerror}") from error
+    url = re.match(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+)", source)
+    if url:
+        raise InputError(f"--model {source}: write the id alone, --model {url[1]}")
+    if here or source.endswith(WEIGHT_FILES):
+        raise InputError(f"--model {source}: there is no such {_wanted(source)}")
+    _check_id(source)
+    say(f"looking for {source} on {HUB}")
+    return source
 
 
-def _read(source: str, file: str) -> dict[str, Any]:
-    """A JSON file of a model; empty if the model has no such file."""
+def _wanted(source: str) -> str:
+    return "file, and it would have to be a folder" if source.endswith(WEIGHT_FILES) else "folder"
+
+
+def _check_id(source: str) -> None:
+    """Raise InputError unless the hub may have a model of this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(source)
+        valid = source.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise InputError(
+            f"--model {source}: there is no such folder, and no model on {HUB} has such a name: "
+            "they are called owner/name"
+        )
+
+
+def _what_file(path: Path) -> str:
+    """Why a file that exists is no model."""
+    if path.name == INDEX:
+        return f"give the folder that holds this file, --model {path.parent}"
+    if path.suffix in WEIGHT_FILES:
+        return (
+            "single files of weights are not supported, a model is the folder that save_pretrained "
+            "wrote; in Python, load the file with the from_single_file of diffusers, then call "
+            "vidsparse.accelerate_pipeline, or save_pretrained and give that folder"
+        )
+    return "this is a file; give the folder that save_pretrained wrote"
+
+
+def what_folder(folder: Path) -> str:
+    """Why a folder without model_index.json is no model, and what would be."""
+    names = sorted(path.name for path in folder.iterdir())
+    if not names:
+        return f"the folder is empty; give the folder that save_pretrained wrote, with {INDEX}"
+    if "modular_model_index.json" in names:
+        return "this is a modular pipeline, which is not supported; give an ordinary one"
+    inside = [name for name in names if (folder / name / INDEX).is_file()]
+    snapshots = folder / "snapshots"
+    if snapshots.is_dir():
+        inside = [f"snapshots/{p.name}" for p in snapshots.iterdir() if (p / INDEX).is_file()]
+    if inside:
+        return f"there is no {INDEX} in it, but a pipeline below it: --model {folder / inside[0]}"
+    if _is_lora(folder, names):
+        return (
+            "this is a LoRA, not a pipeline; in Python, load its base model, call "
+            "pipe.load_lora_weights, then vidsparse.accelerate_pipeline"
+        )
+    for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
+        kind = _kind_of_part(folder / file)
+        if kind:
+            whole = (folder.resolve().parent / INDEX).is_file()
+            cure = f"--model {folder.resolve().parent}" if whole else f"one with {INDEX}"
+            return f"this is one part of a pipeline, {kind}; give the whole pipeline, {cure}"
+    if any(name.endswith(WEIGHT_FILES) for name in names):
+        return (
+            "this folder holds weights in another format than that of diffusers; take the "
+            "checkpoint whose name ends with -Diffusers, or convert it"
+        )
+    return (
+        f"there is no {INDEX} of a diffusers pipeline in it; give the folder that save_pretrained "
+        "wrote"
+    )
+
+
+def _is_lora(folder: Path, names: list[str]) -> bool:
+    """By the names of PEFT and diffusers, or of the tensors in a file that is called otherwise."""
+    from safetensors import SafetensorError, safe_open
+
+    if {"adapter_config.json", "pytorch_lora_weights.safetensors"} & {*names}:
+        return True
+    for name in names:
+        if name.endswith(".safetensors"):
+            with suppress(SafetensorError, OSError), safe_open(folder / name, "pt") as tensors:
+                return any("lora" in key.lower() for key in tensors.keys())  # noqa: SIM118
+    return False
+
+
+def _kind_of_part(file: Path) -> str | None:
+    """Class that a component's config names; None if there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    architectures = content.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    kind = content.get("_class_name") or first or content.get("tokenizer_class")
+    return kind if isinstance(kind, str) else None
+
+
+def read(source: str, file: str) -> dict[str, Any]:
+    """A JSON file of a model; empty if the model has no such file. Raises InputError."""
     path = Path(source) / file if Path(source).is_dir() else _fetch(source, file)
     if path is None or not path.is_file():
         return {}
+    return read_json(path, f"--model {source}: {file}")
+
+
+def read_json(path: Path, where: str) -> dict[str, Any]:
+    """A JSON object. where: begins the message of the InputError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"--model {source}: {file} is not valid JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
+    except OSError as error:
+        raise InputError(f"{where} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not valid JSON: {error}; download it again") from error
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{where} holds no JSON object with keys; download it again")
+    return content
 
 
 def _fetch(source: str, file: str) -> Path | None:
@@ -163,11 +195,33 @@ def _fetch(source: str, file: str) -> Path | None:
 
     try:
         return Path(hf_hub_download(source, file))
-    except (OSError, ValueError, EntryNotFoundError) as error:
-        offline = isinstance(error, LocalEntryNotFoundError)
-        if isinstance(error, EntryNotFoundError) and not offline:
+    except Exception as error:  # of the network, the hub, the cache: none of them is ours
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
-        why = "cannot be reached" if offline else f"says: {str(error).splitlines()[0]}"
-        raise InputError(
-            f"--model {source}: there is no such folder, and the Hugging Face hub {why}"
-        ) from error
+        raise hub_error(source, error) from error
+
+
+def hub_error(source: str, error: Exception) -> InputError:
+    """What went wrong between this machine and the hub, and the cure."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    nowhere = f"--model {source}: there is no such folder, and"
+    if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+        why = f"{HUB} cannot be reached: HF_HUB_OFFLINE is set, and the model is not in the cache"
+        return InputError(f"{nowhere} {why}")
+    if isinstance(error, LocalEntryNotFoundError):
+        return InputError(f"{nowhere} {HUB} cannot be reached, nor is the model in the cache")
+    if isinstance(error, GatedRepoError):
+        return InputError(
+            f"--model {source}: accept its terms on {HUB}, then log in with `hf auth login`"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return InputError(
+            f"{nowhere} {HUB} has no such model; for a private one log in with `hf auth login`"
+        )
+    return InputError(f"{nowhere} {HUB} says: {first_line(error)}")

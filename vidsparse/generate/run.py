@@ -16,6 +16,8 @@ from torch import nn
 from vidsparse.accelerate import accelerate_pipeline, restore_pipeline, run_report
 from vidsparse.config import SparseConfig
 from vidsparse.generate.job import DTYPES, Job, Request, prepare
+from vidsparse.generate.loading import load_pipeline, try_out
+from vidsparse.generate.memory import is_out_of_memory
 from vidsparse.generate.model_files import InputError
 from vidsparse.generate.results import Arm, staging, write
 from vidsparse.pipelines.recognition import adapter_for
@@ -57,7 +59,9 @@ def execute(job: Job, listener: Listener) -> dict[str, Any]:
         with staging(job.out) as folder:
             listener.job(job)
             content = render(load(job, listener), job, folder, listener)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InputError(
             f"{job.device} has too little memory for this model at this size: take fewer --frames, "
             "a smaller --height and --width, or --dtype bf16"
@@ -67,17 +71,13 @@ def execute(job: Job, listener: Listener) -> dict[str, Any]:
 
 def load(job: Job, listener: Listener) -> Any:
     """The pipeline in the job's dtype, but its autoencoder in fp32. Raises InputError."""
-    from diffusers import DiffusionPipeline
-    from safetensors import SafetensorError
-
+    for note in job.notes:
+        listener.say(note)
     listener.say(f"loading {job.model.name}")
-    dtype = {"default": getattr(torch, DTYPES[job.dtype]), "vae": torch.float32}
-    try:
-        pipe = DiffusionPipeline.from_pretrained(job.model.source, dtype=dtype)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"--model {job.model.source}: cannot be loaded: {error}") from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(job.device)
+    dtype = getattr(torch, DTYPES[job.dtype])
+    pipe = load_pipeline(job.model, dtype, job.device, listener.say)
+    try_out(pipe, job.model, job.call)
+    return pipe
 
 
 def render(pipe: Any, job: Job, folder: Path, listener: Listener) -> dict[str, Any]:
