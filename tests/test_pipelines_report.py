@@ -18,6 +18,7 @@ TOTALS = [
     "sparse_calls",
     "dense_calls",
     "dense_reasons",
+    "dense_steps",
     "seconds",
 ]
 
@@ -51,6 +52,8 @@ def test_totals_follow_from_the_calls(pipeline: tuple[Any, dict[str, Any]]) -> N
     assert totals["sparse_calls"] == len(sparse) == 3 * 2
     assert totals["dense_calls"] == 10
     assert totals["dense_reasons"] == {"dense-layer": 6, "warmup-step": 4}
+    assert totals["dense_steps"] == [0]
+    assert "schedule: 1 of 4 steps dense" in str(vidsparse.run_report(pipeline[0]))
     assert totals["density"] == pytest.approx(fmean(sparse))
     assert totals["attention_density"] == pytest.approx((sum(sparse) + 10) / 16)
     assert {c["density"][0] for c in calls if c["reason"]} == {1.0}

@@ -1,6 +1,7 @@
 """Estimators, forced blocks, selectors, compensations and schedules by their definitions."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidsparse import registry
-from vidsparse.config import Force, SparseConfig
+from vidsparse.config import Force, SparseConfig, presets
 from vidsparse.estimator import mean
 from vidsparse.force import forced_blocks
 from vidsparse.geometry import plan_geometry, token_order
@@ -236,11 +237,62 @@ def density_at(step: int, layer: int = 3, steps: int = 20, layers: int = 6, **va
     return registry.method("schedule", params.name).density_at(context, params)
 
 
-@pytest.mark.parametrize(("dense", "wanted"), [(0.3, 6), (0.26, 5), (4, 4), (0.0, 0), (0, 0)])
+@pytest.mark.parametrize(("dense", "wanted"), [(0.3, 6), (0.26, 6), (4, 4), (0.0, 0), (0, 0)])
 def test_warmup_counts_a_fraction_or_steps(dense, wanted):
     values = dict(name="warmup", density=0.2, dense_steps=dense, dense_layers=[])
     reasons = [density_at(step, **values)[1] for step in range(20)]
     assert reasons == ["warmup-step"] * wanted + [None] * (20 - wanted)
+
+
+STEPS = (1, 2, 4, 8, 10, 20, 50)
+DENSE = {  # share of each preset -> dense steps of a run of so many STEPS: the share, rounded up
+    ("fast", "pisa", "topp"): (1, 1, 1, 2, 2, 4, 10),  # 0.2
+    ("balanced",): (1, 1, 1, 2, 3, 5, 13),  # 0.25
+    ("draft",): (1, 1, 2, 3, 3, 6, 15),  # 0.29
+    ("psa", "pyramid"): (1, 1, 2, 3, 3, 6, 15),  # 0.3
+    ("quality",): (1, 1, 2, 4, 4, 8, 20),  # 0.4
+}
+
+
+def test_every_preset_has_its_dense_steps_in_short_runs_too():
+    named = [name for names in DENSE for name in names]
+    assert sorted(named) == [*presets()]
+    for names, counts in DENSE.items():
+        for name in names:
+            config = SparseConfig.load(name)
+            module = registry.method("schedule", config.schedule.name)
+            for steps, wanted in zip(STEPS, counts, strict=True):
+                assert config.dense_steps(steps) == tuple(range(wanted)), (name, steps)
+                layer = StepContext(0, steps, 7, 30)
+                reasons = [
+                    module.density_at(replace(layer, step=n), config.schedule)[1]
+                    for n in range(steps)
+                ]
+                assert reasons == ["warmup-step"] * wanted + [None] * (steps - wanted)
+
+
+def test_a_share_is_rounded_up_in_decimal():
+    """In binary 0.07 x 100 is more than 7, and 0.29 x 100 less than 29."""
+    for percent in range(1, 100):
+        params = section("schedule", dense_steps=percent / 100, dense_layers=[])
+        for steps in (1, 3, 10, 100, 1000):
+            assert params.count("dense_steps", steps) == -(-percent * steps // 100)
+    last = section("schedule", dense_steps=0.0, last_dense_steps=0.25, dense_layers=[])
+    assert [last.dense_in(n) for n in (1, 2, 10)] == [[0], [1], [7, 8, 9]]
+
+
+def test_dense_steps_in_words():
+    config = SparseConfig.load("balanced")
+    assert config.dense_note(50) == "13 of 50 steps dense"
+    assert config.dense_note(1).startswith("all 1 steps dense: nothing is sparse")
+    constant = config.override("schedule.name=constant")
+    assert constant.dense_steps(3) == () and constant.dense_note(3) == "0 of 3 steps dense"
+    assert constant.override("schedule.density=1").dense_steps(3) == (0, 1, 2)
+    ramp = config.override("schedule.name=ramp", "schedule.start=1", "schedule.dense_steps=2")
+    assert ramp.dense_steps(9) == (0, 1, 2), "the ramp begins at density 1"
+    for steps in (0, -1, 2.0, None):
+        with pytest.raises(ValueError, match=r"steps=.*: allowed is an integer >= 1"):
+            config.dense_steps(steps)
 
 
 def test_warmup_dense_layers_and_last_steps():

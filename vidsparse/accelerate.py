@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from vidsparse.config import SparseConfig, resolve
+from vidsparse.config import SparseConfig, override_list, resolve
 from vidsparse.pipelines.recognition import adapter_for, require_pipeline
 from vidsparse.pipelines.report import RunReport
 
@@ -23,13 +23,15 @@ _installed: WeakKeyDictionary[Any, Installation] = WeakKeyDictionary()
 def accelerate_pipeline(
     pipe: Pipe,
     preset: str | Path | Mapping[str, Any] | SparseConfig = "balanced",
-    overrides: Iterable[str] = (),
+    overrides: str | Iterable[str] | None = (),
 ) -> Pipe:
     """Make the self-attention of a video pipeline block-sparse, in place; the pipeline is returned.
 
     pipe: a diffusers pipeline of a supported family (Wan). Offload and compile afterwards.
     preset: name of a preset (`vidsparse.presets()`), path of a YAML file, nested dict or
-        `SparseConfig`. overrides: `section.key=value` strings, as in ["schedule.density=0.2"].
+        `SparseConfig`. overrides: `section.key=value` strings, as in ["schedule.density=0.2"], or
+        one such string. What the device cannot execute is refused at the first forward, which may
+        be on another device than now.
 
     A second call replaces the first. The pipeline is held weakly. To copy a transformer, restore
     the pipeline first.
@@ -39,15 +41,15 @@ def accelerate_pipeline(
     weights or wrapped, or its attention customised, parallel or compiled.
     """
     require_pipeline(pipe)
-    overrides = list(overrides)
-    config = resolve(preset, overrides)
+    changes = override_list(overrides)
+    config = resolve(preset, changes)
     adapter = adapter_for(pipe)
     from vidsparse.pipelines.installation import Installation, check_layers, label
 
     for name, transformer in adapter.transformers(pipe).items():
         check_layers(config, name, len(adapter.self_attention(transformer)))
     restore_pipeline(pipe)
-    _installed[pipe] = Installation(pipe, adapter, config, label(preset, overrides))
+    _installed[pipe] = Installation(pipe, adapter, config, label(preset, changes))
     return pipe
 
 

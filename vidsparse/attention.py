@@ -5,22 +5,22 @@ schedule -> layout -> estimator -> forced blocks -> selector -> compensation -> 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vidsparse import registry
-from vidsparse.config import Kernel, SparseConfig
-from vidsparse.decision import decide, executor, requested, too_dense
+from vidsparse import operands, registry
+from vidsparse.config import Kernel, SparseConfig, resolve
+from vidsparse.decision import decide, requested, too_dense
 from vidsparse.geometry import Geometry, plan_geometry
 from vidsparse.kernels import cpu, dense, reference
-from vidsparse.kernels.call_check import refuse_gradients
 from vidsparse.plan import BlockPlan, StepContext, TokenGrid
 
 
@@ -51,8 +51,8 @@ def sparse_attention(
     k: Tensor,
     v: Tensor,
     *,
-    grid: TokenGrid,
-    config: SparseConfig,
+    grid: TokenGrid | tuple[int, int, int],
+    config: SparseConfig | str | Path | Mapping[str, Any],
     context: StepContext | None = None,
     impl: str = "auto",
     return_lse: bool = False,
@@ -61,9 +61,11 @@ def sparse_attention(
     """Self-attention of one video sequence by the method that `config` describes.
 
     q, k, v: [B, S, H, D], float32, bfloat16, float16 or float64, one device; tokens in raster order
-        with the text before or after as `grid` says; after norm and RoPE. grid.tokens must equal S;
-        any sizes.
-    config: a `SparseConfig`. context: step and layer for the schedule; None: the steady state.
+        with the text before or after as `grid` says; after norm and RoPE. Any sizes. Under
+        torch.autocast they are cast as scaled_dot_product_attention casts them.
+    grid: of S tokens; (frames, height, width) for a video without text.
+    config: a `SparseConfig`, or what `vidsparse.accelerate_pipeline` takes as a preset.
+    context: step and layer for the schedule; None: the steady state.
     impl: auto | reference | cpu | triton. "auto" takes `config.kernel.impl`, and if that is auto
         too, the fastest for the device, which may be dense. Anything else is executed or refused.
 
@@ -72,11 +74,24 @@ def sparse_attention(
     call. Inference only. In code under torch.compile it is a graph break; in an accelerated
     pipeline attention is one operator of the graph.
 
-    Raises ValueError for shapes that do not match, for gradients, of dense calls too, and for plans
-    that the requested impl cannot execute.
+    Raises ValueError for shapes and dtypes that do not match, for gradients, of dense calls too,
+    and for settings that the requested impl cannot execute; TypeError for arguments of another
+    kind.
     """
+    if context is not None and not isinstance(context, StepContext):
+        raise TypeError(
+            f"context is a {type(context).__name__}: expected a StepContext, such as "
+            "StepContext(step=3, steps=20, layer=0, layers=30)"
+        )
     result = attend(
-        q, k, v, grid=grid, config=config, context=context, impl=impl, return_lse=return_lse
+        q,
+        k,
+        v,
+        grid=TokenGrid.of(grid),
+        config=resolve(config),
+        context=context,
+        impl=impl,
+        return_lse=return_lse,
     )
     if not (return_lse or return_plan):
         return result.out
@@ -103,17 +118,33 @@ def attend(
     dense_path: (q, k, v) -> out [B, S, H, D], used for dense calls instead of
     scaled_dot_product_attention.
     """
-    _check(q, k, v, grid)
-    decision = decide(
-        config, grid, context, device=q.device, impl=impl, dtype=q.dtype, head_dim=q.shape[3]
-    )
+    q, k, v = operands.checked(q, k, v, grid)
+    with operands.no_autocast(q.device.type):
+        return _attend(q, k, v, grid, config, context, impl, hoisted, dense_path, return_lse)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: TokenGrid,
+    config: SparseConfig,
+    context: StepContext | None,
+    impl: str,
+    hoisted: bool,
+    dense_path: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
+    return_lse: bool,
+) -> AttentionResult:
+    """`attend` on checked operands of one dtype, outside autocast."""
+    facts: Any = {"device": q.device, "dtype": q.dtype, "head_dim": q.shape[3]}
+    decision = decide(config, grid, context, impl=impl, **facts)
+    reason, name = "empty" if q.numel() == 0 else decision.reason, decision.executor
     seconds: dict[str, float] = {}
-    if decision.reason:
-        return _dense(q, k, v, decision.reason, dense_path, return_lse, seconds)
+    if reason is not None:
+        return _dense(q, k, v, reason, dense_path, return_lse, seconds)
     block_q, block_k = config.kernel.query_block(grid.tokens), config.kernel.block_k
     geometry = plan_geometry(grid, config.layout, config.force, block_q, block_k, q.device)
     q_in, k_in, v_in = q, k, v
-    name = executor(config, q.device, impl)
     order = None if hoisted else geometry.order
     permuted = order is not None and name != "triton"
     if permuted:  # the Triton kernels gather and scatter as they read and write
@@ -183,17 +214,17 @@ def _execute(
     return reference.execute(q, k, v, plan, return_lse=lse)
 
 
-def check_config(config: SparseConfig, device: torch.device) -> None:
-    """Raise the ValueError that the first sparse call on a device would raise for its config.
+def check_config(
+    config: SparseConfig,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    head_dim: int | None = None,
+) -> None:
+    """Raise the ValueError that the first call on a device would raise for its config.
 
-    A CPU tries a call of two tokens out; what only a kernel on a GPU refuses shows there.
+    dtype, head_dim: of q; None: not known yet, what depends on them shows in the first call.
     """
-    decision = decide(config, TokenGrid(1, 1, config.schedule.min_tokens or 1), device=device)
-    if decision.reason is None and executor(config, device) != "triton":
-        x = torch.zeros(1, 2, 1, 16, device=device)
-        tiny = config.override("schedule.min_tokens=0")
-        with torch.no_grad():
-            attend(x, x, x, grid=TokenGrid(1, 1, 2), config=tiny)
+    decide(config, TokenGrid(1, 1, 1), device=device, dtype=dtype, head_dim=head_dim)
 
 
 def _dense(
@@ -218,23 +249,6 @@ def full_density(heads: int) -> Tensor:
     """The density of a dense call, float64 [heads]."""
     with torch.inference_mode(False):
         return torch.ones(heads, dtype=torch.float64)
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
-            raise ValueError(
-                f"{name}.shape={tuple(x.shape)}: expected [batch, tokens, heads, head_dim]"
-            )
-        if x.shape != q.shape or x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(
-                f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}, q is {tuple(q.shape)} "
-                f"{q.dtype} on {q.device}: self-attention needs one shape, dtype and device"
-            )
-    if not q.is_floating_point():
-        raise ValueError(f"q.dtype={q.dtype}: expected float32, bfloat16, float16 or float64")
-    grid.check(q.shape[1])
-    refuse_gradients("q, k or v", (q, k, v))
 
 
 @contextmanager

@@ -160,20 +160,19 @@ def quiet_libraries() -> None:
 @app.command()
 def presets(as_json: Json = False) -> None:
     """List the presets: name, density of the sparse calls, what it is."""
-    from omegaconf import OmegaConf
-
     from vidsparse.config import presets as shipped
+    from vidsparse.plain_values import read_file  # the methods of a SparseConfig import torch
 
     rows = []
     for name, file in shipped().items():
-        content: Any = OmegaConf.to_container(OmegaConf.load(file))
-        density = (content.get("schedule") or {}).get("density")
-        rows.append({"name": name, "density": density, "about": content.get("about", "")})
+        content = read_file(file)
+        density = content["schedule"]["density"]
+        rows.append({"name": name, "density": density, "about": content["about"]})
     if as_json:
         print(json.dumps(rows))
         return
     for row in rows:
-        print(f"{row['name']:10} {row['density'] or '-':<6} {row['about']}")
+        print(f"{row['name']:10} {row['density']:<6} {row['about']}")
 
 
 @app.command()

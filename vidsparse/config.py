@@ -5,22 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from typing import Any
 
 from vidsparse import registry
+from vidsparse.fields import build, in_own_words
+from vidsparse.fields import require as require
+from vidsparse.plain_values import plain, read, read_file, short, write
 from vidsparse.shipped import folder
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
-
-
-def require(ok: bool, key: str, value: object, allowed: str) -> None:
-    """Raise the ValueError of a bad setting: key, value, what is allowed."""
-    if not ok:
-        raise ValueError(f"{key}={value!r}: allowed is {allowed}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,10 @@ class SparseConfig:
 
     Build it with `SparseConfig.load("balanced")`, `SparseConfig.load("my.yaml",
     ["schedule.density=0.2"])` or `SparseConfig.from_dict({...})`; sections that are left out take
-    their defaults.
+    their defaults. Everywhere overrides are `section.key=value` strings, of which the last one of a
+    key counts, or one such string. Values stand for themselves: nothing is interpolated.
+
+    Raises ValueError for a selector that reads coarser than `kernel.block_k` tokens.
     """
 
     layout: Any
@@ -114,65 +112,80 @@ class SparseConfig:
     kernel: Kernel = field(default_factory=Kernel)
     about: str = ""
 
+    def __post_init__(self) -> None:
+        levels, top = tuple(self.selector.levels), self.kernel.block_k.bit_length() - 1
+        allowed = f"levels of at most {top} = log2(kernel.block_k)"
+        require(max(levels) <= top, "selector.levels", levels, allowed)
+
     @classmethod
-    def load(cls, name_or_path: str | Path, overrides: Iterable[str] = ()) -> SparseConfig:
-        """Preset name (see `presets()`) or path of a YAML file, with `section.key=value` overrides.
+    def load(
+        cls, name_or_path: str | Path, overrides: str | Iterable[str] | None = ()
+    ) -> SparseConfig:
+        """Preset name (see `presets()`) or path of a YAML file, with overrides.
 
         Raises ValueError that names the key, the value and what is allowed.
         """
-        path = Path(name_or_path)
-        known = presets()
-        if str(name_or_path) in known:
-            path = known[str(name_or_path)]
-        elif path.suffix not in (".yaml", ".yml"):
-            raise ValueError(
-                f"preset {str(name_or_path)!r}: no such preset; there are {', '.join(known)}; "
-                "or give the path of a .yaml file"
-            )
-        elif not path.is_file():
-            raise ValueError(f"config file {str(path)!r} does not exist")
-        try:
-            loaded = OmegaConf.load(path)
-        except Exception as error:
-            raise ValueError(f"config file {str(path)!r} is not valid YAML: {error}") from error
-        if not isinstance(loaded, DictConfig):
-            raise ValueError(
-                f"config file {str(path)!r}: expected sections, found {type(loaded).__name__}"
-            )
-        return cls._build(loaded, overrides)
+        if not isinstance(name_or_path, str | Path):
+            raise TypeError(f"preset is {_a(name_or_path)}: expected a preset name or a path")
+        return cls._build(_read(name_or_path), override_list(overrides))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], overrides: Iterable[str] = ()) -> SparseConfig:
-        """From nested plain values, for example {"schedule": {"density": 0.2}}."""
-        return cls._build(OmegaConf.create(dict(values)), overrides)
+    def from_dict(
+        cls, values: Mapping[str, Any], overrides: str | Iterable[str] | None = ()
+    ) -> SparseConfig:
+        """From nested plain values, for example {"schedule": {"density": 0.2}}.
+
+        Numbers of NumPy and torch count as plain.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(
+                f"settings are {_a(values)}: expected a dict such as "
+                '{"schedule": {"density": 0.2}}'
+            )
+        return cls._build(plain(values, "settings"), override_list(overrides))
 
     @classmethod
-    def _build(cls, values: DictConfig, overrides: Iterable[str]) -> SparseConfig:
-        overrides = list(overrides)
-        for item in overrides:
-            require(
-                "=" in item and "." in item.split("=")[0], "override", item, "section.key=value"
-            )
-        try:
-            changes = OmegaConf.from_dotlist(overrides)
-            merged = cast(DictConfig, OmegaConf.merge(_without_lost_keys(values, changes), changes))
-        except OmegaConfBaseException as error:
-            raise ValueError(f"overrides {overrides}: {_first_line(error)}") from error
-        sections = [f.name for f in dataclasses.fields(cls)]
-        for key in merged:
-            require(key in sections, "section", key, ", ".join(sections))
-        built: dict[str, Any] = {"about": str(merged.get("about") or "")}
+    def _build(cls, values: dict[str, Any], overrides: list[str]) -> SparseConfig:
+        """values: plain, fresh."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        changes = _changes(overrides)
+        for key in (*values, *changes):
+            require(key in names, "section", key, ", ".join(names))
+        about = values.get("about")
+        about = "" if about is None else about
+        require(isinstance(about, str), "about", about, "text; quote a number")
+        require("about" not in changes, "section", "about", ", ".join(names[:-1]))
+        built: dict[str, Any] = {"about": about}
         for stage, default in DEFAULT_METHODS.items():
-            section = _section(merged, stage)
-            name = str(section.get("name", default))
-            built[stage] = _structured(stage, registry.method(stage, name).Params, section)
+            base, change = _section(values, stage), _section(changes, stage)
+            former = base.get("name", default)
+            name = change.get("name", former)
+            kind, before = _params(stage, name), _params(stage, former)
+            base, change = in_own_words(before, base, stage), in_own_words(kind, change, stage)
+            if name != former:  # a method keeps of another's settings what it knows
+                build(before, base, stage)
+                known = {f.name for f in dataclasses.fields(kind)}
+                base = {k: v for k, v in base.items() if k in known and k != "name"}
+            built[stage] = build(kind, base | change, stage)
         for stage, kind in (("force", Force), ("kernel", Kernel)):
-            built[stage] = _structured(stage, kind, _section(merged, stage))
+            built[stage] = build(kind, _section(values, stage) | _section(changes, stage), stage)
         return cls(**built)
 
     def override(self, *overrides: str) -> SparseConfig:
         """The same config with `section.key=value` strings applied."""
         return self.from_dict(self.to_dict(), overrides)
+
+    def dense_steps(self, steps: int) -> tuple[int, ...]:
+        """The steps, 0-based, that the schedule makes dense in all layers of a run of `steps`."""
+        require(isinstance(steps, int) and steps >= 1, "steps", steps, "an integer >= 1")
+        return tuple(self.schedule.dense_in(steps))
+
+    def dense_note(self, steps: int) -> str:
+        """`dense_steps` in words, for displays and reports."""
+        dense = self.dense_steps(steps)
+        if len(dense) == steps:
+            return f"all {steps} steps dense: nothing is sparse, so nothing is faster"
+        return f"{len(dense)} of {steps} steps dense"
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; `from_dict` gives an equal config back."""
@@ -180,8 +193,7 @@ class SparseConfig:
 
     def to_yaml(self) -> str:
         """YAML text; loading it gives an equal config."""
-        plain = OmegaConf.create(_lists(self.to_dict()))
-        return OmegaConf.to_yaml(plain)
+        return write(plain(self.to_dict(), "settings"))
 
 
 def presets() -> dict[str, Path]:
@@ -190,63 +202,109 @@ def presets() -> dict[str, Path]:
 
 
 def resolve(
-    preset: str | Path | Mapping[str, Any] | SparseConfig, overrides: Iterable[str] = ()
+    preset: str | Path | Mapping[str, Any] | SparseConfig,
+    overrides: str | Iterable[str] | None = (),
 ) -> SparseConfig:
-    """A SparseConfig from whatever users pass: preset name, path, dict or SparseConfig."""
+    """A SparseConfig from whatever users pass: preset name, path, dict or SparseConfig.
+
+    Named ones without overrides are kept, until their file changes.
+    """
+    changes = override_list(overrides)
     if isinstance(preset, SparseConfig):
-        return preset.override(*overrides)
+        return preset.override(*changes) if changes else preset
     if isinstance(preset, Mapping):
-        return SparseConfig.from_dict(preset, overrides)
+        return SparseConfig.from_dict(preset, changes)
     if isinstance(preset, str | Path):
-        return SparseConfig.load(preset, overrides)
+        return SparseConfig.load(preset, changes) if changes else _kept(preset, _stamp(preset))
     raise TypeError(
-        f"preset is a {type(preset).__name__}: "
-        "expected a preset name, a path, a dict or a SparseConfig"
+        f"preset is {_a(preset)}: expected a preset name, a path, a dict or a SparseConfig"
     )
 
 
-def _section(config: DictConfig, stage: str) -> DictConfig:
-    section = config.get(stage) or OmegaConf.create({})
-    require(isinstance(section, DictConfig), stage, section, "a mapping, such as {name: ...}")
-    return section
+def override_list(overrides: str | Iterable[str] | None) -> list[str]:
+    """Overrides as a list. Raises TypeError for what is not text or a series of texts."""
+    if overrides is None:
+        return []
+    if isinstance(overrides, str):
+        return [overrides]
+    if isinstance(overrides, bytes | Mapping) or not isinstance(overrides, Iterable):
+        raise TypeError(
+            f"overrides are {_a(overrides)}: expected strings such as 'schedule.density=0.2'"
+        )
+    found = list(overrides)
+    for item in found:
+        if not isinstance(item, str):
+            raise TypeError(
+                f"override {short(item)} is {_a(item)}: expected a string such as "
+                "'schedule.density=0.2'"
+            )
+    return found
 
 
-def _structured(stage: str, kind: type, section: DictConfig) -> Any:
-    """Check a section against its dataclass and build it."""
-    names = [f.name for f in dataclasses.fields(kind)]
-    for key in section:
-        require(key in names, f"{stage} key", key, ", ".join(names))
+def _read(name_or_path: str | Path) -> dict[str, Any]:
+    """The plain values of a preset or a file. Raises ValueError."""
+    known, name = presets(), str(name_or_path)
+    if name in known:
+        return read_file(known[name])
+    path = _path(name)
+    if path.suffix not in (".yaml", ".yml") or "\0" in name:
+        raise ValueError(
+            f"preset {short(name)}: no such preset; there are {', '.join(known)}; "
+            "or give the path of a .yaml file"
+        )
+    return read_file(path)
+
+
+def _path(name: str) -> Path:
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), section))
-    except ConfigKeyError as error:
-        raise ValueError(f"{stage}: {_first_line(error)}; keys are {', '.join(names)}") from error
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or ""
-        value = section.get(key.split("[")[0]) if key else dict(section)
-        raise ValueError(f"{stage}.{key}={value!r}: {_first_line(error)}") from error
+        return Path(name).expanduser()
+    except RuntimeError:  # ~ of a user who does not exist
+        return Path(name)
 
 
-def _without_lost_keys(values: DictConfig, changes: DictConfig) -> DictConfig:
-    """The base values less the keys that a method named by an override does not know."""
-    kept = OmegaConf.to_container(values)
-    assert isinstance(kept, dict)
-    for stage, default in DEFAULT_METHODS.items():
-        change, section = changes.get(stage), kept.get(stage)
-        if not isinstance(change, DictConfig) or not isinstance(section, dict):
-            continue
-        name = change.get("name")
-        if name is not None and name != section.get("name", default):
-            known = {f.name for f in dataclasses.fields(registry.method(stage, str(name)).Params)}
-            kept[stage] = {key: value for key, value in section.items() if key in known}
-    return OmegaConf.create(kept)
+@lru_cache(maxsize=64)
+def _kept(name_or_path: str | Path, stamp: object) -> SparseConfig:
+    return SparseConfig.load(name_or_path)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _stamp(name_or_path: str | Path) -> tuple[int, ...] | None:
+    """What changes when a file does, or when another one gets its name."""
+    try:
+        status = _path(str(name_or_path)).stat()
+    except (OSError, ValueError):  # a name, or a path that `_read` will refuse
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _lists(value: Any) -> Any:
-    """Tuples as lists, which is what YAML has."""
-    if isinstance(value, dict):
-        return {k: _lists(v) for k, v in value.items()}
-    return [_lists(v) for v in value] if isinstance(value, list | tuple) else value
+def _changes(overrides: list[str]) -> dict[str, Any]:
+    """Overrides as sections of plain values."""
+    found: dict[str, Any] = {}
+    for item in overrides:
+        path, equals, text = item.partition("=")
+        section, dot, key = (part.strip() for part in path.partition("."))
+        ok = bool(equals and dot and section and key)
+        require(ok, "override", item, "section.key=value")
+        what = f"override {short(item)}"
+        plain([section, key], what, "key")
+        found.setdefault(section, {})[key] = read(text, what)
+    return found
+
+
+def _section(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    section = values.get(stage)
+    if section is None:  # left out, or left empty
+        return {}
+    require(isinstance(section, dict), stage, section, "a mapping, such as {name: ...}")
+    return dict(section)
+
+
+def _params(stage: str, name: object) -> Any:
+    """The dataclass of a method's settings. Raises ValueError for a method that does not exist."""
+    if not isinstance(name, str):
+        raise ValueError(f"{stage}.name={short(name)}: allowed is the name of a method")
+    return registry.method(stage, name).Params
+
+
+def _a(value: object) -> str:
+    """The type of a value with its article, for messages."""
+    return f"a {type(value).__name__}" if value is not None else "None"

@@ -22,16 +22,21 @@ REASONS = {
     "user": "density 1 asked for",
     "masked": "an attention mask that a block plan cannot express",
     "layer-skip": "guidance that skips the attention scores of this layer",
+    "empty": "a batch, heads or head dimension of size 0",
 }
 """Why a call was dense: code -> meaning."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """density: what the call may cost, in (0, 1]. reason: code of `REASONS`, None if sparse."""
+    """density: what the call may cost, in (0, 1]. reason: code of `REASONS`, None if sparse.
+
+    executor: of a sparse call, reference | cpu | triton.
+    """
 
     density: float
     reason: str | None
+    executor: str = ""
 
 
 def decide(
@@ -47,7 +52,17 @@ def decide(
     """Whether a call is sparse, before anything is computed.
 
     impl as in `vidsparse.sparse_attention`; dtype and head_dim of q, None if not known yet.
+
+    Raises ValueError for settings that no sparse call of this kind could be executed with, in dense
+    steps and layers too: what is refused at all is refused at the first call.
     """
+    unable, name = None, ""
+    if requested(config, impl) == "auto" and device.type != "cpu":
+        unable = gpu.reason(device, dtype, head_dim)
+    if unable is None:
+        name = executor(config, device, impl)
+        if name == "triton":
+            _check_triton(config, grid, device, dtype, head_dim)
     density, reason = registry.method("schedule", config.schedule.name).density_at(
         context, config.schedule
     )
@@ -55,32 +70,58 @@ def decide(
         return Decision(1.0, reason)
     if grid.tokens < config.schedule.min_tokens:
         return Decision(1.0, "too-short")
-    if requested(config, impl) == "auto":
-        if device.type != "cpu" and (reason := gpu.reason(device, dtype, head_dim)):
-            return Decision(1.0, reason)
-        if config.selector.spends_budget and density > _crossover(device):
-            return Decision(1.0, "not-faster")
-    return Decision(density, None)
+    if unable:
+        return Decision(1.0, unable)
+    asked = requested(config, impl)
+    if asked == "auto" and config.selector.spends_budget and density > _crossover(device):
+        return Decision(1.0, "not-faster")
+    return Decision(density, None, name)
 
 
 def executor(config: SparseConfig, device: torch.device, impl: str = "auto") -> str:
     """Which of reference, cpu and triton executes sparse calls; impl as in `decide`.
 
-    Raises ValueError if the one asked for cannot run on the device, or not with `kernel.qk`.
+    Raises ValueError if the one asked for cannot run on the device, or not with these settings.
     """
     name = requested(config, impl)
     if name == "auto":
         name = "cpu" if device.type == "cpu" else "triton"
+    kernel, order = config.kernel, config.compensation.first_order
     if name == "triton" and (refusal := gpu.refusal(device)):
         raise ValueError(f"impl 'triton' on {device.type}: {refusal}; use impl auto")
     if name == "cpu" and device.type != "cpu":
         raise ValueError(f"impl 'cpu' on {device.type}: tensors must be on the CPU; use impl auto")
-    if name != "triton" and config.kernel.qk != "native":
+    if name != "triton" and kernel.qk != "native":
         raise ValueError(
-            f"kernel.qk={config.kernel.qk!r}: impl {name!r} computes native products only; "
+            f"kernel.qk={kernel.qk!r}: impl {name!r} computes native products only; "
             "8-bit ones need the Triton engine on a GPU"
         )
+    if name != "triton" and kernel.form not in ("auto", "pointer"):
+        raise ValueError(
+            f"kernel.form={kernel.form!r}: a form of the Triton kernel, not of impl {name!r}; "
+            "use form auto"
+        )
+    if name != "reference" and order == "block":
+        raise ValueError(
+            f"compensation.scope='block': impl {name!r} executes 'global' only; "
+            "use impl='reference'"
+        )
     return name
+
+
+def _check_triton(
+    config: SparseConfig,
+    grid: TokenGrid,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    head_dim: int | None,
+) -> None:
+    """Raise the ValueError of settings that no Triton kernel takes."""
+    from vidsparse.kernels import triton_engine  # needs triton, which a CPU need not have
+
+    sizes = config.kernel.query_block(grid.tokens), config.kernel.block_k
+    known = dtype or torch.bfloat16, head_dim or 64
+    triton_engine.check_settings(device, *known, sizes, config.kernel.form)
 
 
 def too_dense(plan: BlockPlan, config: SparseConfig) -> bool:

@@ -5,6 +5,7 @@ Shapes: B batch, H heads, S tokens, D head dim, nq / nk numbers of query / key b
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -16,6 +17,16 @@ SKIP = -1
 """Level code of a block that is not read at all."""
 
 
+def _integer(value: object) -> int | None:
+    """An integer of any library as Python's own; None for everything else, truth values too."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+
+
 @dataclass(frozen=True)
 class TokenGrid:
     """Where the tokens of one sequence stand: a video cuboid in raster order, and text.
@@ -23,6 +34,8 @@ class TokenGrid:
     frames, height, width: size of the video in tokens (latent frames, rows, columns), each >= 1.
     text_tokens: number of text tokens in the same sequence, >= 0.
     text_first: True if the text stands before the video, False if after it.
+
+    Integers of NumPy and torch count as integers. Raises ValueError for anything else.
     """
 
     frames: int
@@ -32,14 +45,27 @@ class TokenGrid:
     text_first: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("frames", "height", "width"):
+        for name, least in (("frames", 1), ("height", 1), ("width", 1), ("text_tokens", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"TokenGrid.{name}={value!r}: expected an integer >= 1")
-        if not isinstance(self.text_tokens, int) or self.text_tokens < 0:
-            raise ValueError(
-                f"TokenGrid.text_tokens={self.text_tokens!r}: expected an integer >= 0"
-            )
+            number = _integer(value)
+            if number is None or number < least:
+                raise ValueError(f"TokenGrid.{name}={value!r}: expected an integer >= {least}")
+            object.__setattr__(self, name, number)
+        if self.text_first not in (True, False):
+            raise ValueError(f"TokenGrid.text_first={self.text_first!r}: expected True or False")
+        object.__setattr__(self, "text_first", bool(self.text_first))
+
+    @classmethod
+    def of(cls, grid: object) -> TokenGrid:
+        """A grid, or the grid that a series (frames, height, width) means. Raises TypeError."""
+        if isinstance(grid, cls):
+            return grid
+        if isinstance(grid, tuple | list) and len(grid) == 3:
+            return cls(*grid)
+        raise TypeError(
+            f"grid is {grid!r:.80}: expected a TokenGrid, or (frames, height, width) of a video "
+            "without text"
+        )
 
     @property
     def video_tokens(self) -> int:

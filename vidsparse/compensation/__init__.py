@@ -3,7 +3,8 @@
 A method is a file here with
 
     class Params
-        frozen dataclass, first field `name`; its other fields are the YAML keys.
+        frozen dataclass, first field `name`; its other fields are the YAML keys. `first_order`:
+        the term that it asks of the executor, "none", "block" or "global".
     def complete(plan: BlockPlan, params: Params) -> BlockPlan
         the same lists with the treatment of everything unlisted (`rest`, `first_order`).
 

@@ -5,8 +5,9 @@ never overstates the true mass of the block.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from vidsparse.plan import BlockPlan
+from vidsparse.plan import BlockPlan, FirstOrder
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class Params:
     """No settings."""
 
     name: str = "centroid"
+    first_order: ClassVar[FirstOrder] = "none"
 
 
 def complete(plan: BlockPlan, params: Params) -> BlockPlan:

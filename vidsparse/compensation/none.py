@@ -1,8 +1,9 @@
 """Nothing: unlisted blocks are dropped."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from vidsparse.plan import SKIP, BlockPlan
+from vidsparse.plan import SKIP, BlockPlan, FirstOrder
 
 
 @dataclass(frozen=True)
@@ -10,6 +11,7 @@ class Params:
     """No settings."""
 
     name: str = "none"
+    first_order: ClassVar[FirstOrder] = "none"
 
 
 def complete(plan: BlockPlan, params: Params) -> BlockPlan:

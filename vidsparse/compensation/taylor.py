@@ -27,7 +27,11 @@ class Params:
             self.scope in ("global", "block"), "compensation.scope", self.scope, "global, block"
         )
 
+    @property
+    def first_order(self) -> FirstOrder:
+        return cast(FirstOrder, self.scope)
+
 
 def complete(plan: BlockPlan, params: Params) -> BlockPlan:
     """`rest` = the centroid level, with the first-order term."""
-    return plan.with_rest(plan.k_blocks.levels, cast(FirstOrder, params.scope))
+    return plan.with_rest(plan.k_blocks.levels, params.first_order)

@@ -39,7 +39,8 @@ class Display(Listener):
         self.say(
             f"{call['width']}x{call['height']}, {call['num_frames']} frames, "
             f"{call['num_inference_steps']} steps, {job.tokens:,} tokens, seed {job.seed}, "
-            f"{job.dtype} on {job.device}, preset {' '.join([job.preset, *job.overrides])}"
+            f"{job.dtype} on {job.device}, preset {' '.join([job.preset, *job.overrides])}, "
+            f"{job.config.dense_note(call['num_inference_steps'])}"
         )
 
     def begin(self, arm: str, steps: int) -> None:

@@ -101,6 +101,23 @@ def execute(
     return out, lse if return_lse else None
 
 
+def check_settings(
+    device: torch.device, dtype: torch.dtype, head_dim: int, sizes: tuple[int, int], form: str
+) -> None:
+    """Raise the ValueError that a call with such queries and settings would raise.
+
+    sizes: of query and key blocks. form: as for `execute`.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"{dtype}: the Triton engine computes in float32, bfloat16 or float16")
+    _check_sizes(*sizes, head_dim)
+    if form in ("auto", "pointer"):
+        return
+    triton_forward_hopper.tiling(
+        form, dtype, gpu.capability(device), *sizes, padded_width(head_dim), masked=False
+    )
+
+
 def tiling_for(q: Tensor, plan: BlockPlan, form: str = "pointer") -> Tiling:
     """Tiling of a form of the forward for these queries and blocks."""
     capability = gpu.capability(q.device)
@@ -207,19 +224,23 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, order: Tensor | Non
             "on a CPU use impl='cpu', else dense attention"
         )
     check_call(q, k, v, plan, "Triton", DTYPES)
-    for name, size in (("q_blocks", plan.q_blocks.size), ("k_blocks", plan.k_blocks.size)):
-        if size not in BLOCK_SIZES:
-            raise ValueError(
-                f"plan.{name}.size={size}: the Triton engine executes blocks of "
-                f"{', '.join(map(str, BLOCK_SIZES))} tokens; use impl='reference'"
-            )
-    if not 1 <= q.shape[3] <= MAX_HEAD_DIM:
-        raise ValueError(
-            f"head dim {q.shape[3]}: the Triton engine executes 1 .. {MAX_HEAD_DIM}; "
-            "use impl='reference'"
-        )
+    _check_sizes(plan.q_blocks.size, plan.k_blocks.size, q.shape[3])
     if order is not None:
         _check_order(q, k, order)
+
+
+def _check_sizes(block_q: int, block_k: int, head_dim: int) -> None:
+    for name, size in (("block_q", block_q), ("block_k", block_k)):
+        if size not in BLOCK_SIZES:
+            raise ValueError(
+                f"kernel.{name}={size}: the Triton engine executes blocks of "
+                f"{', '.join(map(str, BLOCK_SIZES))} tokens; use impl='reference'"
+            )
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(
+            f"head dim {head_dim}: the Triton engine executes 1 .. {MAX_HEAD_DIM}; "
+            "use impl='reference'"
+        )
 
 
 def _check_order(q: Tensor, k: Tensor, order: Tensor) -> None:

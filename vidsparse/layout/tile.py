@@ -7,6 +7,7 @@ consecutive tokens, which pooled levels average, are compact. Tile shapes: STA (
 uses 6x8x8, DraftAttention (arXiv 2505.14708) 1x8x16, PISA 1x8x8.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +18,15 @@ from vidsparse.config import require
 from vidsparse.plan import TokenGrid
 
 INNER = ("raster", "morton", "hilbert")
+MAX_TILE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Params:
-    """tile: frames, rows, columns of a tile, in tokens >= 1. inner: raster | morton | hilbert."""
+    """tile: frames, rows, columns of a tile, in tokens >= 1, 2^20 tokens together at most.
+
+    inner: raster | morton | hilbert.
+    """
 
     name: str = "tile"
     tile: tuple[int, ...] = (2, 8, 8)
@@ -29,8 +34,9 @@ class Params:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tile", tuple(self.tile))
-        ok = len(self.tile) == 3 and min(self.tile) >= 1
-        require(ok, "layout.tile", self.tile, "three integers >= 1 (frames, rows, columns)")
+        ok = len(self.tile) == 3 and min(self.tile) >= 1 and math.prod(self.tile) <= MAX_TILE
+        allowed = f"three integers >= 1 (frames, rows, columns), a product of at most {MAX_TILE:,}"
+        require(ok, "layout.tile", self.tile, allowed)
         require(self.inner in INNER, "layout.inner", self.inner, ", ".join(INNER))
 
 

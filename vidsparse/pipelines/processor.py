@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from vidsparse.attention import AttentionResult, attend, full_density
 from vidsparse.config import SparseConfig
+from vidsparse.operands import as_autocast
 from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.hooks import skips_scores
 from vidsparse.plan import StepContext
@@ -149,7 +150,8 @@ def primitive(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
 ) -> Tensor:
     """Stands in for the attention primitive of the stock code; options: its other arguments."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # inside the operator, autocast is off
+        query, key, value = as_autocast(query, key, value)
         out: Tensor = attention_op(query, key, value, attn_mask, _running.site)
         return out
     processor: SparseProcessor = _running.processor

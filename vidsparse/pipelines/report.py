@@ -103,6 +103,11 @@ class RunReport:
         """Reason code -> number of dense calls, most frequent first."""
         return dict(Counter(call.reason for call in self.calls if call.reason).most_common())
 
+    @property
+    def dense_steps(self) -> tuple[int, ...]:
+        """Steps, 0-based, of the whole run that the schedule makes dense in all layers."""
+        return self.config.dense_steps(self.steps) if self.steps else ()
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         dense = self.dense_reasons
@@ -124,6 +129,7 @@ class RunReport:
                 "sparse_calls": len(self.calls) - sum(dense.values()),
                 "dense_calls": sum(dense.values()),
                 "dense_reasons": dense,
+                "dense_steps": list(self.dense_steps),
                 "seconds": dict(self.seconds),
             },
             "preset": self.preset,
@@ -140,6 +146,8 @@ class RunReport:
             f"self-attention calls, {sum(dense.values())} dense",
             f"density {self.density:.3f} in sparse calls, {self.attention_density:.3f} in all",
         ]
+        if self.steps:
+            lines.append(f"schedule: {self.config.dense_note(self.steps)}")
         if self.calls:
             lines.append("step  density  dense calls")
         for step, calls in sorted(by_step.items()):

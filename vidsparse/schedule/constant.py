@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from vidsparse.densities import ConstantParams
 from vidsparse.plan import StepContext
-from vidsparse.schedule import ConstantParams
 
 
 @dataclass(frozen=True)
 class Params(ConstantParams):
-    """See `vidsparse.schedule.ConstantParams`."""
+    """See `vidsparse.densities.ConstantParams`."""
 
     name: str = "constant"
 

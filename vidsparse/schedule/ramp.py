@@ -9,15 +9,15 @@ import math
 from dataclasses import dataclass
 
 from vidsparse.config import require
+from vidsparse.densities import DenseParts
 from vidsparse.plan import StepContext
-from vidsparse.schedule import DenseParts
 
 SHAPES = ("linear", "cosine")
 
 
 @dataclass(frozen=True)
 class Params(DenseParts):
-    """As `vidsparse.schedule.DenseParts`, and the ramp.
+    """As `vidsparse.densities.DenseParts`, and the ramp.
 
     start: density at the first step after the dense ones, in (0, 1].
     shape: linear | cosine. layer_density: final density of each layer instead of `density`; empty,
@@ -39,9 +39,26 @@ class Params(DenseParts):
             ok, "schedule.layer_density", self.layer_density, "numbers in (0, 1], one per layer"
         )
 
+    def ramp(self, step: int, steps: int, final: float) -> float:
+        """Formula in the module docstring. final: `density`, or that of a layer."""
+        first = self.count("dense_steps", steps)
+        u = min(1.0, (step - first) / max(1, steps - 1 - first))
+        if self.shape == "cosine":
+            u = (1 - math.cos(math.pi * u)) / 2
+        return self.start + (final - self.start) * u
+
+    def dense_in(self, steps: int) -> list[int]:
+        """As for a warm-up, and the steps in which the ramp is at 1 for every layer."""
+        final = min(self.layer_density or (self.density,))
+        return [
+            n
+            for n in range(steps)
+            if self.in_dense_step(n, steps) or self.ramp(n, steps, final) >= 1
+        ]
+
 
 def density_at(context: StepContext | None, params: Params) -> tuple[float, str | None]:
-    """Density of the ramp at this step and layer; formula in the module docstring."""
+    """Density of the ramp at this step and layer."""
     if context is None:
         return params.steady()
     reason = params.dense_reason(context)
@@ -53,9 +70,5 @@ def density_at(context: StepContext | None, params: Params) -> tuple[float, str 
         allowed = f"{context.layers} numbers, one per layer"
         require(n == context.layers, "length of schedule.layer_density", n, allowed)
         final = params.layer_density[context.layer]
-    first = params.count("dense_steps", context.steps)
-    u = min(1.0, (context.step - first) / max(1, context.steps - 1 - first))
-    if params.shape == "cosine":
-        u = (1 - math.cos(math.pi * u)) / 2
-    density = params.start + (final - params.start) * u
+    density = params.ramp(context.step, context.steps, final)
     return density, "warmup-step" if density >= 1 else None

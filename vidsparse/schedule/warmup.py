@@ -6,13 +6,13 @@ blur.
 
 from dataclasses import dataclass
 
+from vidsparse.densities import DenseParts
 from vidsparse.plan import StepContext
-from vidsparse.schedule import DenseParts
 
 
 @dataclass(frozen=True)
 class Params(DenseParts):
-    """See `vidsparse.schedule.DenseParts`."""
+    """See `vidsparse.densities.DenseParts`."""
 
     name: str = "warmup"
 
