@@ -154,20 +154,21 @@ class Installation:
         """Attention modules were replaced: follow. Raises RuntimeError if processors were."""
         modules = self.adapter.self_attention(part.transformer)
         ours = {id(slot.module): slot.ours for slot in part.slots}
-        lost = sum(id(m) in ours and m.processor is not ours[id(m)] for m in modules)
+        lost = sum(m.processor is not ours.get(id(m), m.processor) for m in modules)
         if lost:
-            self._refuse(f"{lost} of {len(part.slots)} attention processors were")
-        if len(modules) != len(part.slots):
+            self._refuse(f"{lost} of {len(ours)} attention processors were")
+        if len(modules) != len(ours):
             self._refuse(
-                f"{len(part.slots)} attention layers of {part.name} by {len(modules)} were"
+                f"the attention layers of {part.name} (then {len(ours)}, now {len(modules)}) were"
             )
         self._fill(part)
 
     def _start_run(self) -> None:
         """A run starts: check that the pipeline still is as we left it, and open a new report."""
         pipe, known = self.pipe(), [part.transformer for part in self.parts]
+        components = {} if pipe is None else vars(pipe)  # getattr finds deleted ones in the config
         for name in self.adapter.components:
-            held = eager(getattr(pipe, name, None))
+            held = eager(components.get(name))
             modules = list(held.modules()) if isinstance(held, nn.Module) else [held]
             if held is not None and not any(m is ours for m in modules for ours in known):
                 self._refuse(f"{name} was")

@@ -33,13 +33,13 @@ def adapter_for(pipe: Any) -> Adapter:
     for adapter in known:
         named = any(cls.__name__ in adapter.pipelines for cls in type(pipe).__mro__)
         found = adapter.transformers(pipe)
-        held = {name: getattr(pipe, name, None) for name in adapter.components}
+        held = {name: vars(pipe).get(name) for name in adapter.components}
         inside = any(within(module, adapter.transformer) for module in held.values())
         if found or named or inside:
             for name, module in held.items():
                 _check_slot(adapter, type(pipe).__name__, name, module)
             if not found:
-                state = {name: "None" if hasattr(pipe, name) else "missing" for name in held}
+                state = {name: "None" if name in vars(pipe) else "missing" for name in held}
                 nothing = ", ".join(f"{name} is {how}" for name, how in state.items())
                 raise ValueError(
                     f"this {type(pipe).__name__} holds no transformer ({nothing}): load it with "

@@ -1,0 +1,91 @@
+"""Programs made from an accelerated transformer, and forwards that ask for gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import vidsparse
+from vidsparse import SparseConfig, TokenGrid
+
+GRADIENTS = r"requires grad: sparse attention is inference only; call it under torch.no_grad\(\)"
+TOKEN_TIMES = 10 * torch.arange(72)[None]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("timestep", [torch.tensor([500]), TOKEN_TIMES], ids=["one", "tokens"])
+def test_an_exported_forward(timestep: torch.Tensor, grad: bool) -> None:
+    """Per-token arguments are permuted once, by the hook before the program or inside it."""
+    pipe, _ = tiny.build("wan")
+    model, arguments = pipe.transformer, {**tiny.forward_arguments(), "timestep": timestep}
+    stock = tiny.forward(model, timestep=timestep)
+    programs = {}
+    for name, config in (("dense", tiny.DENSE), ("sparse", tiny.SPARSE)):
+        vidsparse.accelerate_pipeline(pipe, config)
+        with torch.set_grad_enabled(grad):  # weights require gradients; nothing is computed
+            program = torch.export.export(model, args=(), kwargs=arguments).module()
+        with vidsparse.step(1, 2):
+            eager = tiny.forward(model, timestep=timestep)
+        model.forward = lambda program=program, **kwargs: program(**kwargs)
+        with vidsparse.step(1, 2):
+            programs[name] = tiny.forward(model, timestep=timestep)
+        del model.forward
+        assert torch.equal(eager, programs[name])
+        assert vidsparse.run_report(pipe).steps == 2
+    assert float((stock - programs["dense"]).abs().max()) <= 2e-5
+    assert float((stock - programs["sparse"]).abs().max()) > 1e-3
+    with torch.no_grad(), pytest.raises(RuntimeError, match="or a program exported from it"):
+        program(**arguments)
+    vidsparse.restore_pipeline(pipe)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="undone since"):
+        program(**arguments)
+
+
+def test_exporting_is_no_step_of_a_run() -> None:
+    pipe, call = tiny.build("wan")
+    vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
+    tiny.run(pipe, call)
+    report = vidsparse.run_report(pipe)
+    for _ in range(9):
+        torch.export.export(pipe.transformer, args=(), kwargs=tiny.forward_arguments())
+    assert vidsparse.run_report(pipe) is report and len(report.calls) == 16
+
+
+def test_a_forward_that_asks_for_gradients() -> None:
+    """Of weights, of the input, of adapters; refused before anything is computed."""
+    pipe, _ = tiny.build("wan")
+    model = pipe.transformer
+    vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
+    ran: list[Any] = []
+    model.patch_embedding.register_forward_hook(lambda *args: ran.append(args))
+    arguments = tiny.forward_arguments()
+    with pytest.raises(ValueError, match=f"transformer or its input {GRADIENTS}"):
+        model(**arguments)
+    model.enable_gradient_checkpointing()
+    with pytest.raises(ValueError, match=GRADIENTS):
+        model(**arguments)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match=GRADIENTS):
+        model(**{**arguments, "hidden_states": arguments["hidden_states"].requires_grad_()})
+    assert not ran
+    with vidsparse.step(1, 2):
+        frozen = model(**tiny.forward_arguments())[0]
+        assert torch.equal(frozen, tiny.forward(model))
+    vidsparse.restore_pipeline(pipe)
+    model(**arguments)[0].sum().backward()
+    assert arguments["hidden_states"].grad is not None
+
+
+@pytest.mark.parametrize("density", [1.0, 0.4])
+def test_a_single_call_that_asks_for_gradients(density: float) -> None:
+    """Dense calls are refused too: whether a call is dense must not decide about training."""
+    config = SparseConfig.from_dict(tiny.SPARSE).override(f"schedule.density={density}")
+    q = torch.randn(1, 72, 2, 16, requires_grad=True)
+    for impl in ("auto", "reference", "cpu"):
+        with pytest.raises(ValueError, match=f"q, k or v {GRADIENTS}"):
+            vidsparse.sparse_attention(
+                q, q, q, grid=TokenGrid(*tiny.GRID), config=config, impl=impl
+            )
