@@ -8,7 +8,11 @@ from hypothesis import Phase, settings
 
 # `make mutate` asks whether a test fails, not on what: the same examples every time, none shrunk.
 settings.register_profile(
-    "mutate", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
+    "mutate",
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    report_multiple_bugs=False,
 )
 
 
