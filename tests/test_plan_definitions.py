@@ -27,6 +27,8 @@ SWITCHES = ("text", "own_block", "first_frame", "same_frame")
 
 def spans(blocks):
     """(start, count, text) of every block."""
+    assert (blocks.start.dtype, blocks.count.dtype) == (torch.int64, torch.int64)
+    assert blocks.text.dtype == torch.bool
     return [*zip(*(x.tolist() for x in (blocks.start, blocks.count, blocks.text)), strict=True)]
 
 
@@ -203,3 +205,14 @@ def test_geometry_is_made_of_its_parts(grid):
     forced = forced_blocks(force, grid, order, made.q_blocks, made.k_blocks)
     assert torch.equal(made.forced, forced)
     assert forced.shape == (len(made.q_blocks), len(made.k_blocks))
+
+
+def test_what_is_kept_serves_every_grad_mode():
+    """A first call under inference mode must not leave tensors that later ones cannot use."""
+    layout = SparseConfig.from_dict({}).layout
+    with torch.inference_mode():
+        made = plan_geometry(TokenGrid(1, 5, 13), layout, Force(), 16, 16, torch.device("cpu"))
+        cut = made.q_blocks.on(torch.device("meta"))
+    kept = (made.order, made.inverse, made.forced, cut.start, cut.count, cut.text)
+    assert not any(x.is_inference() for x in kept)
+    assert made.q_blocks.on(torch.device("meta")) is cut

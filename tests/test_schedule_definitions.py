@@ -1,0 +1,101 @@
+"""Schedules against their definitions: which steps and layers are dense, how a ramp falls."""
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from vidsparse import registry
+from vidsparse.plan import StepContext
+
+SHARE_OR_COUNT = st.integers(0, 30) | st.integers(0, 99).map(lambda n: n / 100)
+LAYERS = st.integers(1, 6)
+PLACES = st.lists(st.integers(-8, 8), max_size=3)
+
+
+def whole(value, steps):
+    """Steps that a count or a share means; a share is rounded up."""
+    if isinstance(value, float):
+        return math.ceil(Fraction(round(100 * value), 100) * steps)
+    return min(value, steps)
+
+
+def density_at(name, step, steps, layer, layers, **values):
+    method = registry.method("schedule", name)
+    context = StepContext(step, steps, layer, layers)
+    return method.density_at(context, method.Params(**values))
+
+
+@pytest.mark.parametrize("name", ["warmup", "ramp"])
+@given(
+    steps=st.integers(1, 60),
+    first=SHARE_OR_COUNT,
+    last=SHARE_OR_COUNT,
+    layers=LAYERS,
+    places=PLACES,
+    density=st.sampled_from([0.01, 0.25, 0.999]),
+)
+@settings(max_examples=80, deadline=None)
+def test_dense_steps_and_layers(name, steps, first, last, layers, places, density):
+    values = {
+        "density": density,
+        "dense_steps": first,
+        "last_dense_steps": last,
+        "dense_layers": tuple(places),
+    }
+    dense_layers = {range(layers)[place % layers] for place in places}
+    begin, end = whole(first, steps), steps - whole(last, steps)
+    for step in range(steps):
+        for layer in range(layers):
+            found, reason = density_at(name, step, steps, layer, layers, **values)
+            if step < begin or step >= end:
+                assert (found, reason) == (1.0, "warmup-step")
+            elif layer in dense_layers:
+                assert (found, reason) == (1.0, "dense-layer")
+            else:
+                assert 0 < found <= 1 and reason == (None if found < 1 else "warmup-step")
+                assert name == "ramp" or found == density
+
+
+@given(
+    steps=st.integers(1, 60),
+    first=st.integers(0, 30),
+    start=st.sampled_from([0.01, 0.5, 1.0]),
+    final=st.sampled_from([0.01, 0.3, 0.99]),
+    shape=st.sampled_from(["linear", "cosine"]),
+    by_layer=st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_ramp_goes_from_start_to_density_over_the_steps_that_are_not_dense(
+    steps, first, start, final, shape, by_layer
+):
+    assume(first < steps)
+    values = {"start": start, "shape": shape, "dense_steps": first, "dense_layers": ()}
+    finals = [final, 0.5, 0.125] if by_layer else [final] * 3
+    values |= {"density": 0.7, "layer_density": tuple(finals)} if by_layer else {"density": final}
+    for layer, aim in enumerate(finals):
+        for step in range(first, steps):
+            part = (step - first) / (steps - 1 - first) if steps - 1 > first else 0.0
+            if shape == "cosine":
+                wanted = aim + (start - aim) * (1 + math.cos(math.pi * part)) / 2
+            else:
+                wanted = start + (aim - start) * part
+            found, reason = density_at("ramp", step, steps, layer, 3, **values)
+            assert found == pytest.approx(wanted, abs=1e-12)
+            assert reason == (None if wanted < 1 else "warmup-step")
+
+
+@pytest.mark.parametrize("name", registry.methods("schedule"))
+def test_without_a_step_the_density_is_the_steady_one(name):
+    method = registry.method("schedule", name)
+    for density in (0.01, 0.5, math.nextafter(1, 0)):
+        assert method.density_at(None, method.Params(density=density)) == (density, None)
+    assert method.density_at(None, method.Params(density=1.0)) == (1.0, "user")
+
+
+def test_a_constant_knows_no_steps():
+    for step, layer in ((0, 0), (3, 1), (9, 5)):
+        assert density_at("constant", step, 10, layer, 6, density=0.3) == (0.3, None)
+        assert density_at("constant", step, 10, layer, 6, density=1.0) == (1.0, "user")
