@@ -179,7 +179,7 @@ def _check_numbers(request: Request) -> None:
         raise InputError(
             f"--guidance {guidance}: expected a number 0 .. {MOST_GUIDANCE:g}; 1 switches it off"
         )
-    if not 0 <= request.seed < 2**63:
+    if request.seed is None or not 0 <= request.seed < 2**63:
         raise InputError(f"--seed {request.seed}: expected 0 .. 2^63 - 1")
 
 
