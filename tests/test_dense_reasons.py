@@ -19,9 +19,10 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GRID = TokenGrid(2, 8, 8)
 
 
-def config(selector="topk", **schedule):
+def config(selector="topk", mode=None, **schedule):
     schedule = {"name": "constant", "density": 0.3, "min_tokens": 0, **schedule}
-    return SparseConfig.from_dict({"selector": {"name": selector}, "schedule": schedule})
+    method = {"name": selector, **({"mode": mode} if mode else {})}
+    return SparseConfig.from_dict({"selector": method, "schedule": schedule})
 
 
 PLAIN = config()
@@ -71,6 +72,22 @@ def test_a_density_at_the_crossover_is_sparse_and_the_next_one_is_not(device, en
     forced = "cpu" if device.type == "cpu" else "triton"
     assert reason(config(density=above), device=device, impl=forced) is None
     assert reason(config(density=1.0), device=device, impl=forced) == "user"
+
+
+@pytest.mark.parametrize(
+    ("selector", "mode", "spends"),
+    [
+        ("topk", None, True),
+        ("threshold", None, True),
+        ("pyramid", "quota", True),
+        ("pyramid", "mass", False),
+        ("topp", None, False),
+    ],
+)
+def test_a_method_that_spends_its_budget_is_judged_before_it_plans(selector, mode, spends):
+    method = config(selector, mode, density=0.99)
+    assert method.selector.spends_budget == spends
+    assert reason(method) == ("not-faster" if spends else None)
 
 
 @pytest.mark.parametrize("nk", [1, 5, 10])

@@ -38,8 +38,10 @@ def select(name, weights, forced, density, kind="mass", **values):
     blocks = Blocks.cut(TokenGrid(1, 1, 64 * nk), 64)
     value = weights.float() / PARTS
     scores = Scores(value.log() if kind == "logit" else value, kind)
-    levels = method.select(scores, forced, float(density), blocks, method.Params(**values))
+    params = method.Params(**values)
+    levels = method.select(scores, forced, float(density), blocks, params)
     assert levels.dtype == torch.int8 and levels.shape == weights.shape
+    assert {*levels.flatten().tolist()} <= {SKIP, 0, *params.levels}, "executors prepare for these"
     return levels
 
 
