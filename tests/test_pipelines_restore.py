@@ -98,14 +98,23 @@ def test_a_scheduler_that_someone_wrapped_since() -> None:
     pipe, call = tiny.build("wan")
     plain = tiny.run(pipe, call)
     vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
-    tiny.run(pipe, call)
-    ours = pipe.scheduler.step
-    pipe.scheduler.step = lambda *args, **kwargs: ours(*args, **kwargs)
-    tracker = weakref.ref(ours.on_step.__self__)
+    listeners = []
+
+    def wrap(pipe: Any, i: int, t: Any, kwargs: Any) -> Any:
+        if i == 1:
+            ours = pipe.scheduler.step
+            listeners.extend(ours.listeners)
+            pipe.scheduler.step = lambda *args, **kwargs: ours(*args, **kwargs)
+        return kwargs
+
+    expected = tiny.run(pipe, call, callback_on_step_end=wrap)
+    theirs = pipe.scheduler.step
+    assert torch.equal(expected, tiny.run(pipe, call)), "counted through the wrapper"
+    assert pipe.scheduler.step is theirs
     vidsparse.restore_pipeline(pipe)
     gc.collect()
-    assert tracker() is None, "what is left in the chain holds nothing"
-    assert torch.equal(plain, tiny.run(pipe, call))
+    assert [r() for r in listeners] == [None], "what is left in the chain holds nothing"
+    assert torch.equal(plain, tiny.run(pipe, call)) and pipe.scheduler.step is theirs
 
 
 def test_a_scheduler_that_someone_wrapped_before() -> None:
@@ -172,12 +181,33 @@ def test_a_shared_transformer() -> None:
     twin = diffusers.WanPipeline(**pipe.components)
     twin.set_progress_bar_config(disable=True)
     vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
-    with pytest.raises(ValueError, match="through another pipeline"):
-        vidsparse.accelerate_pipeline(twin, tiny.SPARSE)
+    with pytest.raises(ValueError, match=r"through another pipeline .*\(WanPipeline\).*'custom'"):
+        vidsparse.accelerate_pipeline(twin, tiny.DENSE)
+    expected = tiny.run(pipe, call)
+    vidsparse.accelerate_pipeline(twin, tiny.SPARSE)
+    for each in (pipe, twin):
+        assert torch.equal(expected, tiny.run(each, call))
+    vidsparse.restore_pipeline(pipe)
+    assert torch.equal(plain, tiny.run(pipe, call)), "whoever had accelerated it last"
+    assert torch.equal(plain, tiny.run(twin, call)), "it is one transformer"
+    with pytest.raises(ValueError, match="not accelerated"):
+        vidsparse.run_report(twin)
+
+
+def test_acceleration_outlives_the_pipeline_that_asked_for_it() -> None:
+    pipe, call = tiny.build("wan")
+    plain = tiny.run(pipe, call)
+    vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
+    expected = tiny.run(pipe, call)
+    twin = diffusers.WanPipeline(**pipe.components)
+    twin.set_progress_bar_config(disable=True)
     del pipe
     gc.collect()
-    assert torch.equal(plain, tiny.run(twin, call)), "stock again when its owner is gone"
-    vidsparse.accelerate_pipeline(twin, tiny.SPARSE)
+    assert torch.equal(expected, tiny.run(twin, call))
+    vidsparse.accelerate_pipeline(twin, tiny.DENSE, ["layout.name=raster"])
+    assert torch.equal(plain, tiny.run(twin, call))
+    before = hooks(vidsparse.restore_pipeline(twin))
+    assert not any("Sparse" in name or "vidsparse" in name for name in before)
 
 
 def test_unsupported_pipelines_are_named() -> None:

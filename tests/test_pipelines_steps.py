@@ -140,10 +140,15 @@ def test_run_after_an_interrupt() -> None:
 def test_the_wrapped_step_keeps_name_and_signature() -> None:
     pipe, call = accelerated()
     expected = inspect.signature(pipe.scheduler.step)
-    tiny.run(pipe, call)
-    assert "step" in pipe.scheduler.__dict__
-    assert inspect.signature(pipe.scheduler.step) == expected
-    assert pipe.scheduler.step.__name__ == "step"
+
+    def look(pipe: Any, i: int, t: Any, kwargs: Any) -> Any:
+        assert "step" in pipe.scheduler.__dict__
+        assert inspect.signature(pipe.scheduler.step) == expected
+        assert pipe.scheduler.step.__name__ == "step"
+        return kwargs
+
+    tiny.run(pipe, call, callback_on_step_end=look)
+    assert "step" not in pipe.scheduler.__dict__, "between runs the scheduler is untouched"
 
 
 @pytest.mark.parametrize(
@@ -207,13 +212,26 @@ def test_manual_step_arguments() -> None:
         pass
 
 
-def test_an_unknown_cache_context_raises() -> None:
+@pytest.mark.parametrize(
+    ("name", "branch"),
+    [
+        ("left", "cond"),
+        ("pred_cond_skip", "cond"),
+        ("pred_uncond", "uncond"),
+        ("uncond_modality", "uncond"),
+        ("pred_cond_uncond", "both"),
+    ],
+)
+def test_names_of_contexts_that_pipelines_invent(name: str, branch: str) -> None:
     pipe, _ = accelerated()
-    model = pipe.transformer
-    with model.cache_context("left"), pytest.raises(ValueError, match=r"'left'.*vidsparse\.step"):
-        tiny.forward(model)
-    with model.cache_context("left"), vidsparse.step(0, 2):
-        tiny.forward(model)
+    pipe.scheduler.set_timesteps(2)
+    with pipe.transformer.cache_context(name):
+        tiny.forward(pipe.transformer)
+    assert forwards(pipe) == [(0, branch, "transformer")]
+    assert {c.context_name for c in vidsparse.run_report(pipe).calls} == {name}
+    with pipe.transformer.cache_context(name), vidsparse.step(0, 3, "both"):
+        tiny.forward(pipe.transformer)
+    assert forwards(pipe) == [(0, "both", "transformer")]
 
 
 def test_both_branches_in_one_batch() -> None:

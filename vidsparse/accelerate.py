@@ -33,12 +33,15 @@ def accelerate_pipeline(
         one such string. What the device cannot execute is refused at the first forward, which may
         be on another device than now.
 
-    A second call replaces the first. The pipeline is held weakly. To copy a transformer, restore
-    the pipeline first.
+    A second call replaces the first. It is the transformers that are accelerated: other pipelines
+    that hold them (`copy.copy(pipe)`, `X.from_pipe(pipe)`, `X(**pipe.components)`), made before or
+    after, run sparse too, each with steps and a report of its own, in several threads as well. The
+    pipeline is held weakly. To copy a transformer, restore the pipeline first.
 
     Raises TypeError if `pipe` is no diffusers pipeline; ValueError if its class is not supported,
-    if a setting does not exist or does not fit the model, or if its transformer is missing, without
-    weights or wrapped, or its attention customised, parallel or compiled.
+    if a setting does not exist or does not fit the model, if its transformer is missing, without
+    weights or wrapped, or its attention customised, parallel or compiled, or if another pipeline
+    has accelerated a transformer of it with other settings.
     """
     require_pipeline(pipe)
     changes = override_list(overrides)
@@ -48,6 +51,18 @@ def accelerate_pipeline(
 
     for name, transformer in adapter.transformers(pipe).items():
         check_layers(config, name, len(adapter.self_attention(transformer)))
+    for installation in _installations(pipe):
+        owner = installation.owner()
+        if owner is None or owner is pipe:
+            continue
+        if installation.config != config:
+            raise ValueError(
+                f"a transformer of this {type(pipe).__name__} is already accelerated through "
+                f"another pipeline that shares it ({type(owner).__name__}), with the settings "
+                f"{installation.preset!r}: restore_pipeline that one first, or give both the same"
+            )
+        if installation.covers(adapter.transformers(pipe).values()):
+            return pipe
     restore_pipeline(pipe)
     _installed[pipe] = Installation(pipe, adapter, config, label(preset, changes))
     return pipe
@@ -59,12 +74,11 @@ def restore_pipeline(pipe: Pipe) -> Pipe:
     What others changed in the meantime stays: fused or adapted weights, an attention backend, hooks
     and wrappers around `forward` or `scheduler.step`, in whatever order they came. A processor that
     someone put in the place of ours stays too, with a RuntimeWarning. A pipeline that is not
-    accelerated is returned as it is. Raises TypeError if `pipe` is no pipeline.
+    accelerated is returned as it is. A transformer that several pipelines share becomes stock for
+    all of them. Raises TypeError if `pipe` is no pipeline.
     """
     require_pipeline(pipe)
-    installation = _installed.pop(pipe, None)
-    if installation is not None:
-        installation.finalizer.detach()
+    for installation in _installations(pipe):
         replaced = installation.remove()
         if replaced:
             warnings.warn(
@@ -72,20 +86,31 @@ def restore_pipeline(pipe: Pipe) -> Pipe:
                 RuntimeWarning,
                 stacklevel=2,
             )
+    _installed.pop(pipe, None)
     return pipe
 
 
 def run_report(pipe: Any) -> RunReport:
     """What the last run of an accelerated pipeline did, or the running one so far.
 
-    Empty before the first run. It costs nothing: a `callback_on_step_end` may ask for `.last`, the
+    Each pipeline that runs a shared transformer has its own report, empty before its first run. It
+    costs nothing: a `callback_on_step_end` may ask for `.last`, the
     latest call, and `.steps`. Raises ValueError if the pipeline is not accelerated, TypeError if
     it is no diffusers pipeline.
     """
     require_pipeline(pipe)
-    installation = _installed.get(pipe)
-    if installation is None:
+    installations = _installations(pipe)
+    if not installations:
         raise ValueError(
             f"this {type(pipe).__name__} is not accelerated: call accelerate_pipeline first"
         )
-    return installation.report
+    return installations[0].report(pipe)
+
+
+def _installations(pipe: Any) -> list[Installation]:
+    """Through this pipeline, and through others on transformers that it holds."""
+    from vidsparse.pipelines.installation import installation_of
+
+    found = [_installed.get(pipe)]
+    found += [installation_of(module) for module in vars(pipe).values()]
+    return [i for n, i in enumerate(found) if i is not None and i.parts and i not in found[:n]]

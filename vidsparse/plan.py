@@ -348,6 +348,8 @@ class StepContext:
     layer: index of the self-attention layer, 0-based; layers: their number.
     branch: guidance branch; "both" = one batch with both, "single" = the pipeline names none.
     transformer: name of the pipeline's component ("transformer", "transformer_2").
+    context_name: of the `cache_context`, as the pipeline gave it: branches that guidance adds to
+        "cond" and "uncond" differ by it alone. None if there is none.
     """
 
     step: int
@@ -356,3 +358,4 @@ class StepContext:
     layers: int = 1
     branch: Branch = "single"
     transformer: str = "transformer"
+    context_name: str | None = None

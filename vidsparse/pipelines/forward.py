@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import StepContext, TokenGrid
 
 
@@ -35,24 +37,24 @@ class Order:
         return x if self.inverse is None else x.index_select(axis, self.inverse.to(x.device))
 
 
-@dataclass
-class Forward:
-    """grid, order, context: of the running forward; all None outside of one.
+class Forward(threading.local):
+    """grid, order, context, report: of this thread's running forward; all None outside of one.
 
-    missing: submodules that must bring tokens or positions into the order and have not run yet.
-    entered, left: whether one of them, and the exit, has run.
+    report: where its calls are noted. missing: submodules that must bring tokens or positions into
+    the order and have not run yet. entered, left: whether one of them, and the exit, has run.
     """
 
-    grid: TokenGrid | None = None
-    order: Order | None = None
-    context: StepContext | None = None
-    missing: set[str] = field(default_factory=set)
-    entered: bool = False
-    left: bool = False
+    def __init__(self) -> None:
+        self.grid: TokenGrid | None = None
+        self.order: Order | None = None
+        self.context: StepContext | None = None
+        self.report: RunReport | None = None
+        self.missing: set[str] = set()
+        self.entered = self.left = False
 
     def begin(self, order: Order, entries: tuple[str, ...]) -> None:
         """A forward starts, whatever became of the one before."""
-        self.grid, self.order, self.context = order.grid, order, None
+        self.grid, self.order, self.context, self.report = order.grid, order, None, None
         self.missing, self.entered, self.left = set(entries), False, False
 
     def arrived(self, name: str) -> None:
@@ -62,7 +64,7 @@ class Forward:
 
     def leave(self) -> None:
         """Tokens are in raster order again; nothing after this is attention."""
-        self.grid = self.order = self.context = None
+        self.grid = self.order = self.context = self.report = None
         self.left = True
 
     def require_entries(self) -> None:

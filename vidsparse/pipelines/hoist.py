@@ -18,6 +18,7 @@ no hook, raise.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -67,6 +68,7 @@ class Hoist:
             self.hooks.append(PlacedHook(transformer, name, partial(self._embedded, name)))
         self.hooks.append(PlacedHook(transformer, adapter.output, self._leave, first=True))
         self.hooks.append(PlacedHook(transformer, "", self._end, first=True, always=True))
+        self.lock = threading.RLock()
         self.kept: OrderedDict[tuple[TokenGrid, torch.device], Order] = OrderedDict()
 
     def attach(self) -> None:
@@ -102,7 +104,8 @@ class Hoist:
             refuse_gradients(
                 "the transformer or its input", _tensors(arguments), module.parameters()
             )
-        self._place()
+        with self.lock:  # threads may run this transformer at once
+            self._place()
         grid = self.adapter.grid(module, arguments)
         order = self._order(grid, arguments["hidden_states"].device)
         self.forward.begin(order, self.entries)
@@ -157,18 +160,19 @@ class Hoist:
     def _order(self, grid: TokenGrid, device: torch.device) -> Order:
         """The order of a grid on a device; the last few are kept."""
         key = (grid, device)
-        if key not in self.kept:
-            # Kept tensors must serve every grad mode, and be real while a program is exported.
-            with _disable_current_modes(), torch.inference_mode(False):
-                order, inverse = self.order(grid)
-                if torch.equal(order, torch.arange(grid.tokens)):
-                    self.kept[key] = Order(grid, None, None)
-                else:
-                    self.kept[key] = Order(grid, order.to(device), inverse.to(device))
-            if len(self.kept) > KEPT_ORDERS:
-                self.kept.popitem(last=False)
-        self.kept.move_to_end(key)
-        return self.kept[key]
+        with self.lock:
+            if key not in self.kept:
+                # Kept tensors must serve every grad mode, and be real while a program is exported.
+                with _disable_current_modes(), torch.inference_mode(False):
+                    order, inverse = self.order(grid)
+                    if torch.equal(order, torch.arange(grid.tokens)):
+                        self.kept[key] = Order(grid, None, None)
+                    else:
+                        self.kept[key] = Order(grid, order.to(device), inverse.to(device))
+                if len(self.kept) > KEPT_ORDERS:
+                    self.kept.popitem(last=False)
+            self.kept.move_to_end(key)
+            return self.kept[key]
 
     def __reduce__(self) -> NoReturn:
         raise RuntimeError(_COPIED)

@@ -6,11 +6,12 @@ before or after us, stay in any order of adding and removing.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, HookFunctionReference, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, HookFunctionReference, StateManager
 from diffusers.hooks.layer_skip import AttentionProcessorSkipHook
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -84,6 +85,22 @@ class _NoState(BaseState):
         pass
 
 
+class _ThreadManager(StateManager):
+    """Keeps the context of each thread apart: two runs of one transformer have two."""
+
+    def __init__(self, state_class: type[BaseState]) -> None:
+        self.local = threading.local()
+        super().__init__(state_class)
+
+    @property
+    def _context(self) -> CacheContext | None:
+        return getattr(self.local, "context", None)
+
+    @_context.setter
+    def _context(self, context: CacheContext | None) -> None:
+        self.local.context = context
+
+
 class ContextHook(ModelHook):
     """Learns the running `cache_context`; calls `on_reset` when a pipeline call has ended."""
 
@@ -91,7 +108,7 @@ class ContextHook(ModelHook):
 
     def __init__(self, on_reset: Callable[[], None]) -> None:
         super().__init__()
-        self.manager = StateManager(_NoState)  # diffusers writes the context into it
+        self.manager = _ThreadManager(_NoState)  # diffusers writes the context into it
         self.on_reset = on_reset
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -100,12 +117,9 @@ class ContextHook(ModelHook):
         return module
 
     @property
-    def context_name(self) -> str | None:
-        try:
-            name: str | None = self.manager.context.name
-            return name
-        except ValueError:  # no context is set
-            return None
+    def context(self) -> CacheContext | None:
+        """The running one of this thread, or None."""
+        return self.manager._context
 
 
 def place_observer(module: nn.Module, hook: ModelHook, name: str) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from vidsparse.attention import AttentionResult
 from vidsparse.config import SparseConfig
 from vidsparse.geometry import token_order
 from vidsparse.pipelines import Adapter, eager
@@ -20,7 +21,7 @@ from vidsparse.pipelines.hoist import Hoist
 from vidsparse.pipelines.hooks import ContextHook, place_observer, remove_observer
 from vidsparse.pipelines.processor import Link, SparseProcessor
 from vidsparse.pipelines.report import RunReport
-from vidsparse.pipelines.steps import StepTracker
+from vidsparse.pipelines.steps import Runs
 from vidsparse.plan import StepContext
 
 HOOK = "vidsparse_context"
@@ -70,17 +71,16 @@ class Part:
 
 
 class Installation:
-    """Hooks and processors on the transformers of one pipeline, and the report of its last run.
+    """Hooks and processors on the transformers of one pipeline, and the reports of their runs.
 
-    It is made installed; `remove` undoes all of it. The pipeline is held weakly. When it is
-    deleted, its transformers, which another pipeline may share, become stock again.
+    It is made installed; `remove` undoes all of it. It belongs to the transformers: all pipelines
+    that share them run through it. The one that was accelerated is held weakly and may be gone.
     """
 
     def __init__(self, pipe: Any, adapter: Adapter, config: SparseConfig, preset: str) -> None:
-        self.pipe = weakref.ref(pipe)
         self.adapter, self.config, self.preset = adapter, config, preset
-        self.report = RunReport(preset, config)
-        self.tracker = StepTracker(pipe, self._start_run, adapter.branch_order)
+        self.runs = Runs(pipe, self._open_report, adapter.branch_order)
+        self.lock = threading.Lock()
         self.parts: list[Part] = []
         transformers = adapter.transformers(pipe)
         for name, transformer in transformers.items():
@@ -91,8 +91,22 @@ class Installation:
         except BaseException:
             self.remove()
             raise
-        self.finalizer = weakref.finalize(pipe, self.remove)
-        self.finalizer.atexit = False
+        for transformer in transformers.values():
+            _installed[transformer] = weakref.ref(self)
+
+    def owner(self) -> Any | None:
+        """The pipeline that was accelerated, if it still exists."""
+        return self.runs.owner()
+
+    def covers(self, transformers: Iterable[nn.Module]) -> bool:
+        """Whether all of these are accelerated through it, and none of its processors is gone."""
+        ours = {id(part.transformer) for part in self.parts}
+        whole = all(slot.holds(part.transformer) for part in self.parts for slot in part.slots)
+        return whole and all(id(transformer) in ours for transformer in transformers)
+
+    def report(self, pipe: Any) -> RunReport:
+        """Of the last run of a pipeline; an empty one before its first."""
+        return self.runs.report(pipe) or RunReport(self.preset, self.config)
 
     def _install(self, name: str, transformer: nn.Module) -> None:
         """Hooks and processors of one transformer."""
@@ -100,7 +114,8 @@ class Installation:
         order = partial(token_order, layout=self.config.layout)
         position = partial(self._position, len(self.parts))
         hoist = Hoist(transformer, self.adapter, order, forward, position)
-        part = Part(name, transformer, forward, hoist, ContextHook(self.tracker.end_run), [])
+        context = ContextHook(partial(self.runs.end, transformer))
+        part = Part(name, transformer, forward, hoist, context, [])
         self.parts.append(part)
         hoist.attach()
         place_observer(transformer, part.context, HOOK)
@@ -116,7 +131,7 @@ class Installation:
             slot = kept.get(id(module))
             if slot is None or module.processor is not slot.ours:
                 stock = stock_processor(self.adapter, part.name, module)
-                link = Link(part.forward, layer, self.config, self._record, weakref.ref(module))
+                link = Link(part.forward, layer, self.config, weakref.ref(module))
                 ours = self.adapter.sparse.replacing(stock, link)
                 slot = Slot("", layer, module, stock, ours)
                 module.processor = ours
@@ -132,7 +147,9 @@ class Installation:
         for part in self.parts:
             remove_observer(part.transformer, HOOK)
             part.hoist.detach()
-        self.tracker.detach()
+            if _installed.get(part.transformer, _nothing)() is self:
+                del _installed[part.transformer]
+        self.runs.detach()
         self.parts.clear()
         return emptied.count(False)
 
@@ -143,12 +160,14 @@ class Installation:
         """
         part = self.parts[index]
         place_observer(part.transformer, part.context, HOOK)
-        if not all(slot.holds(part.transformer) for slot in part.slots):
-            self._refill(part)
+        with self.lock:  # threads may run this transformer at once
+            if not all(slot.holds(part.transformer) for slot in part.slots):
+                self._refill(part)
         if torch.compiler.is_exporting():
             return None
-        at = self.tracker.before_forward(part.context.context_name)
-        return StepContext(at.step, at.steps, 0, len(part.slots), at.branch, part.name)
+        report, at = self.runs.before_forward(part.transformer, part.context.context)
+        part.forward.report, layers = report, len(part.slots)
+        return StepContext(at.step, at.steps, 0, layers, at.branch, part.name, at.context_name)
 
     def _refill(self, part: Part) -> None:
         """Attention modules were replaced: follow. Raises RuntimeError if processors were."""
@@ -163,9 +182,9 @@ class Installation:
             )
         self._fill(part)
 
-    def _start_run(self) -> None:
-        """A run starts: check that the pipeline still is as we left it, and open a new report."""
-        pipe, known = self.pipe(), [part.transformer for part in self.parts]
+    def _open_report(self, pipe: Any | None) -> RunReport:
+        """A run starts: check that its pipeline is as we left it, and open a report."""
+        known = [part.transformer for part in self.parts]
         components = {} if pipe is None else vars(pipe)  # getattr finds deleted ones in the config
         for name in self.adapter.components:
             held = eager(components.get(name))
@@ -175,7 +194,7 @@ class Installation:
         for part in self.parts:
             if len(self.adapter.self_attention(part.transformer)) != len(part.slots):
                 self._refill(part)
-        self.report = RunReport(self.preset, self.config)
+        return RunReport(self.preset, self.config)
 
     def _refuse(self, what: str) -> NoReturn:
         raise RuntimeError(
@@ -183,8 +202,18 @@ class Installation:
             "accelerate_pipeline again, after the replacement, or restore_pipeline"
         )
 
-    def _record(self, context: StepContext, result: AttentionResult) -> None:
-        self.report.add(context, result.head_density, result.reason, result.seconds)
+
+_installed: WeakKeyDictionary[nn.Module, Callable[[], Installation | None]] = WeakKeyDictionary()
+
+
+def installation_of(module: Any) -> Installation | None:
+    """What accelerates a transformer, or the one inside its compiled wrapper; None for the rest."""
+    module = eager(module) if isinstance(module, nn.Module) else None
+    return None if module is None else _installed.get(module, _nothing)()
+
+
+def _nothing() -> None:
+    return None
 
 
 def check_stock(adapter: Adapter, name: str, transformer: nn.Module) -> None:

@@ -33,7 +33,6 @@ from vidsparse.config import SparseConfig
 from vidsparse.operands import as_autocast
 from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.hooks import skips_scores
-from vidsparse.plan import StepContext
 
 PRIMITIVE = "dispatch_attention_fn"
 
@@ -42,14 +41,13 @@ PRIMITIVE = "dispatch_attention_fn"
 class Link:
     """What ties a processor to an accelerated pipeline.
 
-    forward: of its transformer. layer: index of its module, 0-based. record: takes the context and
-    the result of each call. module: weak reference to the attention module.
+    forward: of its transformer. layer: index of its module, 0-based. module: weak reference to the
+    attention module.
     """
 
     forward: Forward
     layer: int
     config: SparseConfig
-    record: Callable[[StepContext, AttentionResult], None]
     module: weakref.ref[nn.Module]
 
 
@@ -106,8 +104,10 @@ class SparseProcessor:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dense: Any) -> Tensor:
         """q, k, v [B, tokens, H, D], after norm and RoPE -> [B, tokens, H, D]."""
         link = self.link
-        grid, context = (link.forward.grid, link.forward.context) if link else (None, None)
-        if link is None or grid is None or context is None:
+        forward = link.forward if link else None
+        grid, context = (forward.grid, forward.context) if forward else (None, None)
+        report = forward.report if forward else None
+        if link is None or grid is None or context is None or report is None:
             raise RuntimeError(
                 "accelerated attention ran outside a call of its transformer, where vidsparse "
                 "learns grid and step: call transformer(...), not transformer.forward(...) or a "
@@ -136,7 +136,7 @@ class SparseProcessor:
                 hoisted=True,
                 dense_path=dense,
             )
-        link.record(context, result)
+        report.add(context, result)
         return result.out
 
 

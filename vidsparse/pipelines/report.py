@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vidsparse.attention import AttentionResult
 from vidsparse.config import SparseConfig
 from vidsparse.plan import Branch, StepContext
 
@@ -24,7 +25,7 @@ class Call:
 
     head_density: kept fraction of the work per head, in (0, 1], where it was computed: to read it
     is to wait for a GPU. reason: None for a sparse call, else why it was dense: a code of
-    `vidsparse.decision.REASONS`.
+    `vidsparse.decision.REASONS`. context_name: of the `cache_context`, None without one.
     """
 
     step: int
@@ -33,6 +34,7 @@ class Call:
     transformer: str
     head_density: Tensor
     reason: str | None
+    context_name: str | None = None
 
     @cached_property
     def density(self) -> tuple[float, ...]:
@@ -46,7 +48,7 @@ class Call:
 
 @dataclass
 class RunReport:
-    """The last run of an accelerated pipeline; while it runs, what it did so far.
+    """The last run of one pipeline; while it runs, what it did so far.
 
     preset: as the user gave it, overrides behind. config: the method in full. steps: of the run.
     calls: in the order of execution. seconds: wall-clock per stage of attention, "dense" for the
@@ -61,13 +63,7 @@ class RunReport:
     calls: list[Call] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(
-        self,
-        context: StepContext,
-        head_density: Tensor,
-        reason: str | None,
-        seconds: dict[str, float],
-    ) -> None:
+    def add(self, context: StepContext, result: AttentionResult) -> None:
         """Note a call."""
         self.steps = context.steps
         self.calls.append(
@@ -76,11 +72,12 @@ class RunReport:
                 context.layer,
                 context.branch,
                 context.transformer,
-                head_density,
-                reason,
+                result.head_density,
+                result.reason,
+                context.context_name,
             )
         )
-        for stage, spent in seconds.items():
+        for stage, spent in result.seconds.items():
             self.seconds[stage] += spent
 
     @property
@@ -146,6 +143,8 @@ class RunReport:
             f"self-attention calls, {sum(dense.values())} dense",
             f"density {self.density:.3f} in sparse calls, {self.attention_density:.3f} in all",
         ]
+        if not self.calls:
+            lines[0] += ": this pipeline has not run yet"
         if self.steps:
             lines.append(f"schedule: {self.config.dense_note(self.steps)}")
         if self.calls:
