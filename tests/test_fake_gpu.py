@@ -6,6 +6,7 @@ they return.
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,9 @@ from vidsparse.attention import attend, check_config
 from vidsparse.config import SparseConfig, presets
 from vidsparse.estimator import mean
 from vidsparse.kernels import gpu, triton_engine
-from vidsparse.plan import TokenGrid
+from vidsparse.pipelines import guard
+from vidsparse.pipelines.report import RunReport
+from vidsparse.plan import StepContext, TokenGrid
 
 DEVICE = torch.device("cuda:0")
 GRID = TokenGrid(5, 16, 22, text_tokens=77, text_first=True)
@@ -61,9 +64,11 @@ def run(device: torch.device, preset: str, *changes: str, hoisted: bool = True) 
     config = SparseConfig.load(
         preset, ["schedule.min_tokens=0", "schedule.name=constant", *changes]
     )
+    # Watched, so each test shows that nobody waits to see whether the output is finite.
     sizes = 2, GRID.tokens, 3, 128
     q, k, v = (torch.empty(sizes, dtype=torch.bfloat16, device=device) for _ in range(3))
     how: Any = {"grid": GRID, "config": config, "hoisted": hoisted, "return_lse": True}
+    how["watch"] = True
     return attend(q, k, v, **how)
 
 
@@ -75,8 +80,9 @@ def test_presets(preset: str, hoisted: bool, cuda: torch.device) -> None:
     assert result.out.shape == (2, GRID.tokens, 3, 128) and result.out.is_contiguous()
     assert result.out.dtype == torch.bfloat16 and result.lse.dtype == torch.float32
     assert result.lse.shape == (2, 3, GRID.tokens)
-    devices = {x.device for x in (result.out, result.lse, result.plan.levels, result.head_density)}
-    assert devices == {cuda}
+    left = (result.out, result.lse, result.plan.levels, result.head_density, result.finite)
+    assert {x.device for x in left} == {cuda}
+    assert result.finite.shape == (4,) and result.finite.dtype == torch.bool
 
 
 @pytest.mark.parametrize("qk", ["native", "int8"])
@@ -90,6 +96,23 @@ def test_the_density_is_read_on_demand(cuda: torch.device) -> None:
     """What a reader of the report waits for; that it raises here shows that reads are noticed."""
     with pytest.raises(DataDependentOutputException):
         _ = run(cuda, "balanced").density
+
+
+def test_flags_of_a_run_are_copied_and_not_waited_for(
+    cuda: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy is read when it has arrived, and not before: reading it raises here."""
+    arrived = False
+    event = SimpleNamespace(record=lambda: None, query=lambda: arrived, synchronize=lambda: None)
+    monkeypatch.setattr(guard.torch, "Event", lambda device: event)
+    report = RunReport("balanced", SparseConfig.load("balanced"))
+    for step in range(3):
+        report.guard.at(step)
+        for layer in range(2):
+            report.add(StepContext(step, 3, layer, 2), run(cuda, "balanced"))
+    arrived = True
+    with pytest.raises(DataDependentOutputException):
+        report.guard.at(3)
 
 
 def test_dense_calls_and_checks(cuda: torch.device) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import inf, isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,7 +30,8 @@ class AttentionResult:
     """out [B, S, H, D]; lse [B, H, S] or None; plan None if dense.
 
     head_density: [H], float64; of a sparse call it is on the device of q, and to read it is to wait
-    for a GPU.
+    for a GPU. finite: of a watched call, bool [4] on the device of q: whether all numbers of q, k,
+    v and out are finite; None if it was not watched, or if on a CPU all of out is.
     """
 
     out: Tensor
@@ -38,6 +40,7 @@ class AttentionResult:
     head_density: Tensor
     reason: str | None
     seconds: dict[str, float] = field(default_factory=dict)
+    finite: Tensor | None = None
 
     @property
     def density(self) -> tuple[float, ...]:
@@ -76,7 +79,9 @@ def sparse_attention(
 
     Raises ValueError for shapes and dtypes that do not match, for gradients, of dense calls too,
     and for settings that the requested impl cannot execute; TypeError for arguments of another
-    kind.
+    kind; RuntimeError on a CPU if the output of finite
+    q, k and v is not finite; on a GPU to look would be to wait, so ask `out.isfinite().all()`. A
+    pipeline notices it on every device.
     """
     if context is not None and not isinstance(context, StepContext):
         raise TypeError(
@@ -91,8 +96,14 @@ def sparse_attention(
         config=resolve(config),
         context=context,
         impl=impl,
+        watch=q.device.type == "cpu",
         return_lse=return_lse,
     )
+    if result.finite is not None and result.finite[:3].all():
+        raise RuntimeError(
+            f"sparse attention of finite q, k and v is not finite in {q.dtype}: use torch.bfloat16 "
+            "or torch.float32, or scaled_dot_product_attention"
+        )
     if not (return_lse or return_plan):
         return result.out
     extras = [result.lse] * return_lse + [result.plan] * return_plan
@@ -109,12 +120,14 @@ def attend(
     context: StepContext | None = None,
     impl: str = "auto",
     hoisted: bool = False,
+    watch: bool = False,
     dense_path: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     return_lse: bool = False,
 ) -> AttentionResult:
     """As `sparse_attention`, with everything that a report needs.
 
     hoisted: the tokens already stand in layout order, and so will the result.
+    watch: look whether a sparse call gives finite numbers; on a GPU the answer stays there.
     dense_path: (q, k, v) -> out [B, S, H, D], used for dense calls instead of
     scaled_dot_product_attention.
     """
@@ -162,7 +175,18 @@ def _attend(
         with _timed(seconds, "permute"):
             out = out.index_select(1, geometry.inverse)
             lse = lse.index_select(2, geometry.inverse) if lse is not None else None
-    return AttentionResult(out, lse, plan, plan.density.mean(0), None, seconds)
+    finite = _finite(q_in, k_in, v_in, out) if watch else None
+    return AttentionResult(out, lse, plan, plan.density.mean(0), None, seconds, finite)
+
+
+def _finite(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor | None:
+    """`AttentionResult.finite`. A CPU reads the output once, by far the cheapest way to know."""
+    if out.device.type == "cpu":
+        wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+        if isfinite(out.sum(dtype=wide).item()) or bool(out.isfinite().all()):
+            return None
+    largest = [torch.linalg.vector_norm(x, inf) for x in (q, k, v, out)]
+    return torch.stack(largest).isfinite()
 
 
 def _plan(

@@ -166,6 +166,7 @@ class Installation:
         if torch.compiler.is_exporting():
             return None
         report, at = self.runs.before_forward(part.transformer, part.context.context)
+        report.guard.at(at.step)
         part.forward.report, layers = report, len(part.slots)
         return StepContext(at.step, at.steps, 0, layers, at.branch, part.name, at.context_name)
 

@@ -134,6 +134,7 @@ class SparseProcessor:
                 config=link.config,
                 context=context,
                 hoisted=True,
+                watch=True,
                 dense_path=dense,
             )
         report.add(context, result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vidsparse.attention import AttentionResult
 from vidsparse.config import SparseConfig
+from vidsparse.pipelines.guard import Guard, NonFinite
 from vidsparse.plan import Branch, StepContext
 
 PACKAGES = ("vidsparse", "torch", "diffusers", "transformers", "triton")
@@ -50,6 +51,8 @@ class Call:
 class RunReport:
     """The last run of one pipeline; while it runs, what it did so far.
 
+    A run whose attention is not finite ends with a RuntimeError, or warns: see `guard.py`.
+
     preset: as the user gave it, overrides behind. config: the method in full. steps: of the run.
     calls: in the order of execution. seconds: wall-clock per stage of attention, "dense" for the
     attention of dense calls; on a GPU that is launch time.
@@ -62,6 +65,15 @@ class RunReport:
     steps: int = 0
     calls: list[Call] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def __post_init__(self) -> None:
+        self.guard = Guard(self.preset)
+
+    @property
+    def non_finite(self) -> list[NonFinite]:
+        """Sparse calls with numbers that are not finite, the first of each step. To look is to wait
+        for a GPU."""
+        return self.guard.look()
 
     def add(self, context: StepContext, result: AttentionResult) -> None:
         """Note a call."""
@@ -79,6 +91,7 @@ class RunReport:
         )
         for stage, spent in result.seconds.items():
             self.seconds[stage] += spent
+        self.guard.note(context, result.finite)
 
     @property
     def last(self) -> Call | None:
@@ -129,6 +142,7 @@ class RunReport:
                 "dense_steps": list(self.dense_steps),
                 "seconds": dict(self.seconds),
             },
+            "non_finite": [asdict(found) for found in self.non_finite],
             "preset": self.preset,
             "versions": versions(),
         }
@@ -156,6 +170,7 @@ class RunReport:
         if self.seconds:
             spent = ", ".join(f"{stage} {s:.2f}" for stage, s in sorted(self.seconds.items()))
             lines.append(f"seconds: {spent}")
+        lines += [f"not finite: {found}" for found in self.non_finite]
         return "\n".join(lines)
 
 

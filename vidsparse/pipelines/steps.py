@@ -160,7 +160,8 @@ class Loop:
     def end(self) -> None:
         """The pipeline call has ended: the next forward starts a run.
 
-        Warns if the run had more steps than were counted because none ever showed.
+        Warns if the run had more steps than were counted because none ever showed. Tells whether
+        its attention was finite (`Guard.tell`).
         """
         running, self.running = self.running, False
         uncounted = running and not self.told and not self.index and self.forwards
@@ -176,6 +177,9 @@ class Loop:
                 RuntimeWarning,
                 stacklevel=2,
             )
+        if running and self.report is not None:
+            self.report.guard.look()
+            self.report.guard.tell()
 
 
 class Runs:
@@ -269,8 +273,11 @@ class Runs:
         return loop
 
     def _start(self, loop: Loop, pipe: Any | None, steps: int, source: object = None) -> None:
-        if loop.forwards > GUIDED:  # nobody has told the end of the last run
-            loop.end()
+        if loop.running and loop.report is not None:  # nobody has told the end of the last run
+            loop.report.guard.look()
+            loop.report.guard.tell(lost=True)
+            if loop.forwards > GUIDED:
+                loop.end()
         report = self.open_report(pipe)
         loop.start(report, steps, source)
         if pipe is not None:
