@@ -101,18 +101,17 @@ def test_the_density_is_read_on_demand(cuda: torch.device) -> None:
 def test_flags_of_a_run_are_copied_and_not_waited_for(
     cuda: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The copy is read when it has arrived, and not before: reading it raises here."""
-    arrived = False
-    event = SimpleNamespace(record=lambda: None, query=lambda: arrived, synchronize=lambda: None)
+    """The copies of steps wait to arrive; no call and no step reads one before."""
+    event = SimpleNamespace(record=lambda: None, query=lambda: False)
     monkeypatch.setattr(guard.torch, "Event", lambda device: event)
     report = RunReport("balanced", SparseConfig.load("balanced"))
     for step in range(3):
         report.guard.at(step)
         for layer in range(2):
             report.add(StepContext(step, 3, layer, 2), run(cuda, "balanced"))
-    arrived = True
-    with pytest.raises(DataDependentOutputException):
-        report.guard.at(3)
+    assert [(len(calls), copy.shape) for calls, copy, _ in report.guard._copied] == [
+        (2, (2, 4))
+    ] * 2
 
 
 def test_dense_calls_and_checks(cuda: torch.device) -> None:

@@ -34,7 +34,8 @@ def pipeline() -> tuple[Any, dict[str, Any]]:
 
 def test_layout_of_the_report(pipeline: tuple[Any, dict[str, Any]]) -> None:
     report = json.loads(json.dumps(vidsparse.run_report(pipeline[0]).to_dict()))
-    assert list(report) == ["calls", "totals", "preset", "versions"]
+    assert list(report) == ["calls", "totals", "non_finite", "preset", "versions"]
+    assert report["non_finite"] == []
     assert list(report["totals"]) == TOTALS
     assert len(report["calls"]) == 4 * 2 * 2
     for call in report["calls"]:

@@ -96,7 +96,7 @@ def sparse_attention(
         config=resolve(config),
         context=context,
         impl=impl,
-        watch=q.device.type == "cpu",
+        watch=isinstance(q, Tensor) and q.device.type == "cpu",
         return_lse=return_lse,
     )
     if result.finite is not None and result.finite[:3].all():
@@ -133,7 +133,7 @@ def attend(
     """
     q, k, v = operands.checked(q, k, v, grid)
     with operands.no_autocast(q.device.type):
-        return _attend(q, k, v, grid, config, context, impl, hoisted, dense_path, return_lse)
+        return _attend(q, k, v, grid, config, context, impl, hoisted, watch, dense_path, return_lse)
 
 
 def _attend(
@@ -145,6 +145,7 @@ def _attend(
     context: StepContext | None,
     impl: str,
     hoisted: bool,
+    watch: bool,
     dense_path: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
     return_lse: bool,
 ) -> AttentionResult:
