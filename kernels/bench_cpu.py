@@ -3,6 +3,7 @@
     python kernels/bench_cpu.py                  8,192 tokens at density 0.2: about two minutes
     python kernels/bench_cpu.py --full           the whole table
     python kernels/bench_cpu.py --threads 2      wall time on two threads
+    python kernels/bench_cpu.py --crossover      does auto go dense where dense is faster?
 
 They run in turn in one process: dense, sparse, dense, ...; a speed-up is the median over rounds of
 (mean of the dense times before and after) / (sparse time), in CPU time for one thread, in wall time
@@ -18,7 +19,6 @@ import argparse
 import csv
 import datetime
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,6 +32,7 @@ import needs
 
 needs.demand(needs.BENCH)
 
+import cpu_decisions
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -41,7 +42,7 @@ from torch import Tensor
 
 from vidsparse import SparseConfig, TokenGrid, sparse_attention
 from vidsparse.geometry import token_order
-from vidsparse.kernels import cpu, reference
+from vidsparse.kernels import cpu, cpu_machine, reference
 from vidsparse.plan import SKIP, BlockPlan, Blocks
 
 GRIDS = {
@@ -51,6 +52,8 @@ GRIDS = {
     8192: TokenGrid(8, 32, 32),
     16384: TokenGrid(16, 32, 32),
 }
+CROSSOVER_TOKENS = (1024, 2048, 4096, 8192)
+CROSSOVER_DENSITIES = (0.1, 0.2, 0.3, 0.5, 0.7)
 DENSITIES = (0.1, 0.2, 0.3, 0.5)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_ERROR = {"float32": 1e-5, "bfloat16": 3e-3}
@@ -93,11 +96,13 @@ class Result:
     ms_p80: float
     speedup_vs_dense: float
     rel_l2: float
+    capability: str = ""
 
     def key(self) -> tuple[str, ...]:
         """Same key: the newer measurement replaces the older one."""
         names = (
             "cpu",
+            "capability",
             "threads",
             "tokens",
             "heads",
@@ -187,13 +192,14 @@ def machine() -> dict[str, str]:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = (line for line in info.read_text().splitlines() if line.startswith("model name"))
-        name = next(lines, f": {name}").split(":", 1)[1].strip()
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    return {"commit": commit, "date": date, "cpu": name, "torch": torch.__version__}
+    return {
+        "commit": commit,
+        "date": date,
+        "cpu": cpu_machine.name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
 
 
 def save(path: Path, results: list[Result]) -> None:
@@ -266,12 +272,20 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--crossover", action="store_true", help="check what auto decides")
     options = parser.parse_args()
     tokens = options.tokens or (list(GRIDS) if options.full else [TARGET_AT[0]])
     densities = options.density or (list(DENSITIES) if options.full else [TARGET_AT[1]])
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
     facts, console, results = machine(), Console(), []
+    if options.crossover:
+        shapes = list(product(options.tokens or CROSSOVER_TOKENS, options.head_dim, options.dtype))
+        grids = {n: GRIDS[n] for n, _, _ in shapes}
+        densities = options.density or list(CROSSOVER_DENSITIES)
+        return cpu_decisions.check(
+            shapes, grids, densities, options.heads, options.rounds, clock, facts, console
+        )
     cases = [
         Case(n, options.heads, depth, dtype)
         for n, depth, dtype in product(tokens, options.head_dim, options.dtype)
@@ -298,7 +312,7 @@ def main() -> int:
                     Result(
                         facts["commit"], facts["date"], facts["cpu"], options.threads,
                         facts["torch"], shape, *astuple(case), density, impl, stage,
-                        low, mid, high, speedup, float(f"{error:.2e}"),
+                        low, mid, high, speedup, float(f"{error:.2e}"), facts["capability"],
                     )
                 )  # fmt: skip
             save(options.csv, results)

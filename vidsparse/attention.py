@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from math import inf, isfinite
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vidsparse import operands, registry
 from vidsparse.config import Kernel, SparseConfig, resolve
-from vidsparse.decision import decide, requested, too_dense
+from vidsparse.decision import Decision, decide, requested, too_dense
 from vidsparse.geometry import Geometry, plan_geometry
 from vidsparse.kernels import cpu, dense, reference
 from vidsparse.plan import BlockPlan, StepContext, TokenGrid
@@ -150,8 +150,9 @@ def _attend(
     return_lse: bool,
 ) -> AttentionResult:
     """`attend` on checked operands of one dtype, outside autocast."""
-    facts: Any = {"device": q.device, "dtype": q.dtype, "head_dim": q.shape[3]}
-    decision = decide(config, grid, context, impl=impl, **facts)
+    decision = decision_for(
+        q, grid=grid, config=config, context=context, impl=impl, hoisted=hoisted
+    )
     reason, name = "empty" if q.numel() == 0 else decision.reason, decision.executor
     seconds: dict[str, float] = {}
     if reason is not None:
@@ -167,7 +168,7 @@ def _attend(
             order = None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     plan = _plan(q, k, order, geometry, config, decision.density, seconds)
-    if requested(config, impl) == "auto" and too_dense(plan, config):
+    if requested(config, impl) == "auto" and too_dense(plan, config, decision.crossover):
         return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds)
     with _timed(seconds, "kernel"):
         out, lse = _execute(name, q, k, v, order, plan, config.kernel, return_lse)
@@ -188,6 +189,55 @@ def _finite(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor | None:
             return None
     largest = [torch.linalg.vector_norm(x, inf) for x in (q, k, v, out)]
     return torch.stack(largest).isfinite()
+
+
+def decision_for(
+    q: Tensor,
+    *,
+    grid: TokenGrid,
+    config: SparseConfig,
+    context: StepContext | None = None,
+    impl: str = "auto",
+    hoisted: bool = False,
+) -> Decision:
+    """What `attend` decides about a call with this q [B, S, H, D]; only its form matters."""
+    block_q = config.kernel.query_block(grid.tokens)
+    return decide(
+        config,
+        grid,
+        context,
+        device=q.device,
+        impl=impl,
+        dtype=q.dtype,
+        head_dim=q.shape[3],
+        heads=q.shape[0] * q.shape[2],
+        trial=partial(_trial, config, block_q, hoisted),
+        hoisted=hoisted,
+    )
+
+
+def _trial(
+    config: SparseConfig,
+    block_q: int,
+    hoisted: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: TokenGrid,
+    density: float,
+) -> None:
+    """A sparse call of a config on a CPU, for timing it; see `vidsparse.kernels.cpu_crossover`.
+
+    A selector that follows the data more than a budget is replaced by one of which the density is
+    known.
+    """
+    schedule = registry.method("schedule", "constant").Params("constant", density, 0)
+    selector = config.selector
+    if not selector.spends_budget:
+        selector = registry.method("selector", "topk").Params("topk")
+    kernel = replace(config.kernel, impl="cpu", block_q=block_q, qk="native")
+    tried = replace(config, schedule=schedule, selector=selector, kernel=kernel)
+    attend(q, k, v, grid=grid, config=tried, hoisted=hoisted)
 
 
 def _plan(

@@ -176,12 +176,17 @@ def presets(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    as_json: Json = False,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Time this CPU again, in place of what was kept.")
+    ] = False,
+) -> None:
     """Say what this machine can run, and what is missing."""
     with redirect_stdout(sys.stderr):
         from vidsparse.doctor import examine, report
 
-        facts = examine()
+        facts = examine(remeasure)
     print(json.dumps(facts) if as_json else report(facts))
 
 

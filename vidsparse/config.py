@@ -54,6 +54,9 @@ class Kernel:
         compute capability 9 and 10.
     cpu_matmul: "auto" lets the CPU engine use the faster fp32 matmul of oneDNN after a precision
         check, "native" forbids it.
+    crossover: with impl auto, density above which a call goes dense, in (0, 1], where dense is as
+        fast; "auto" measures that once on a CPU and keeps it (`vidsparse doctor` shows it). A
+        number makes the decision the same on every machine.
     """
 
     block_q: int | str = "auto"
@@ -62,6 +65,7 @@ class Kernel:
     impl: str = "auto"
     form: str = "auto"
     cpu_matmul: str = "auto"
+    crossover: int | float | str = "auto"
 
     def __post_init__(self) -> None:
         sizes = [1 << n for n in range(4, 10)]
@@ -74,6 +78,11 @@ class Kernel:
         require(self.impl in IMPLEMENTATIONS, "kernel.impl", self.impl, ", ".join(IMPLEMENTATIONS))
         ok = self.cpu_matmul in ("auto", "native")
         require(ok, "kernel.cpu_matmul", self.cpu_matmul, "auto, native")
+        number = isinstance(self.crossover, float | int) and not isinstance(self.crossover, bool)
+        ok = 0 < self.crossover <= 1 if number else self.crossover == "auto"  # type: ignore[operator]
+        require(ok, "kernel.crossover", self.crossover, "a number in (0, 1], or auto")
+        if number:
+            object.__setattr__(self, "crossover", float(self.crossover))
 
     def query_block(self, tokens: int) -> int:
         """Tokens per query block in a sequence of so many tokens."""

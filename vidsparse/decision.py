@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from vidsparse import registry
 from vidsparse.config import IMPLEMENTATIONS, SparseConfig, require
-from vidsparse.kernels import cpu, gpu
+from vidsparse.kernels import cpu, cpu_crossover, gpu
 from vidsparse.plan import BlockPlan, StepContext, TokenGrid
 
 REASONS = {
@@ -18,7 +20,7 @@ REASONS = {
     "too-short": "fewer tokens than schedule.min_tokens",
     "unsupported-head-dim": "no kernel for this head dimension",
     "no-kernel": "no sparse kernel for this device",
-    "not-faster": "sparse is not faster than dense at this density on this device",
+    "not-faster": "sparse is not faster than dense at this density and length on this device",
     "user": "density 1 asked for",
     "masked": "an attention mask that a block plan cannot express",
     "layer-skip": "guidance that skips the attention scores of this layer",
@@ -31,12 +33,14 @@ REASONS = {
 class Decision:
     """density: what the call may cost, in (0, 1]. reason: code of `REASONS`, None if sparse.
 
-    executor: of a sparse call, reference | cpu | triton.
+    executor: of a sparse call, reference | cpu | triton. crossover: density above which the call is
+    better dense; 1.0 if nobody asked.
     """
 
     density: float
     reason: str | None
     executor: str = ""
+    crossover: float = 1.0
 
 
 def decide(
@@ -48,10 +52,15 @@ def decide(
     impl: str = "auto",
     dtype: torch.dtype | None = None,
     head_dim: int | None = None,
+    heads: int | None = None,
+    trial: cpu_crossover.Trial | None = None,
+    hoisted: bool = False,
 ) -> Decision:
     """Whether a call is sparse, before anything is computed.
 
-    impl as in `vidsparse.sparse_attention`; dtype and head_dim of q, None if not known yet.
+    impl as in `vidsparse.sparse_attention`; dtype, head_dim and heads (times batch) of q, None if
+    not known yet. trial: makes whole sparse calls of this config on a CPU, hoisted or not, for
+    timing them where that has not been done; without it the crossover is a guess.
 
     Raises ValueError for settings that no sparse call of this kind could be executed with, in dense
     steps and layers too: what is refused at all is refused at the first call.
@@ -72,10 +81,16 @@ def decide(
         return Decision(1.0, "too-short")
     if unable:
         return Decision(1.0, unable)
-    asked = requested(config, impl)
-    if asked == "auto" and config.selector.spends_budget and density > _crossover(device):
-        return Decision(1.0, "not-faster")
-    return Decision(density, None, name)
+    if requested(config, impl) != "auto":
+        return Decision(density, None, name)
+    crossover = config.kernel.crossover
+    if not isinstance(crossover, float):
+        crossover = gpu.CROSSOVER_DENSITY
+        if device.type == "cpu":
+            crossover = _on_cpu(config, grid.tokens, dtype, head_dim, heads, trial, hoisted)
+    if crossover <= 0 or (config.selector.spends_budget and density > crossover):
+        return Decision(1.0, "not-faster", crossover=crossover)
+    return Decision(density, None, name, crossover)
 
 
 def executor(config: SparseConfig, device: torch.device, impl: str = "auto") -> str:
@@ -124,14 +139,15 @@ def _check_triton(
     triton_engine.check_settings(device, *known, sizes, config.kernel.form)
 
 
-def too_dense(plan: BlockPlan, config: SparseConfig) -> bool:
+def too_dense(plan: BlockPlan, config: SparseConfig, crossover: float) -> bool:
     """Whether a plan whose density the budget does not fix is too dense to gain; CPU only.
 
     On a GPU the answer would cost a wait.
     """
-    if config.selector.spends_budget or plan.levels.device.type != "cpu":
+    fixed = config.selector.spends_budget and config.force.in_budget
+    if fixed or plan.levels.device.type != "cpu":
         return False
-    return float(plan.density.mean()) > cpu.CROSSOVER_DENSITY
+    return float(plan.density.mean()) > crossover
 
 
 def requested(config: SparseConfig, impl: str) -> str:
@@ -140,6 +156,32 @@ def requested(config: SparseConfig, impl: str) -> str:
     return config.kernel.impl if impl == "auto" else impl
 
 
-def _crossover(device: torch.device) -> float:
-    """The density above which dense attention is as fast."""
-    return cpu.CROSSOVER_DENSITY if device.type == "cpu" else gpu.CROSSOVER_DENSITY
+def _on_cpu(
+    config: SparseConfig,
+    tokens: int,
+    dtype: torch.dtype | None,
+    head_dim: int | None,
+    heads: int | None,
+    trial: cpu_crossover.Trial | None,
+    hoisted: bool,
+) -> float:
+    """The density above which dense attention is as fast on this CPU, measured where it can be.
+
+    Calls that are shorter than any that is timed are sparse only where the user has lowered
+    `schedule.min_tokens` for them, and stay so.
+    """
+    if tokens < cpu_crossover.LENGTHS[0] or not (dtype and head_dim and heads and trial):
+        return cpu.CROSSOVER_DENSITY
+    cost = _cost(config, config.kernel.query_block(tokens), hoisted)
+    kind = cpu_crossover.kind(dtype, head_dim, heads, cost)
+    return cpu_crossover.density(kind, heads, tokens, trial)
+
+
+@lru_cache(maxsize=64)
+def _cost(config: SparseConfig, block_q: int, hoisted: bool) -> str:
+    """What the time of a call on a CPU depends on beside its form, as JSON."""
+    method = config.to_dict()
+    kernel = {key: method["kernel"][key] for key in ("block_k", "cpu_matmul")}
+    del method["about"], method["schedule"]
+    method["kernel"] = {**kernel, "block_q": block_q}
+    return json.dumps({**method, "hoisted": hoisted})

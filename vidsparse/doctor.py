@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from vidsparse.attention import decision_for
 from vidsparse.config import SparseConfig
 from vidsparse.decision import REASONS, decide
-from vidsparse.kernels import cpu
+from vidsparse.kernels import cpu, cpu_crossover, cpu_machine, cpu_matmul, cpu_store
 from vidsparse.plan import TokenGrid
 from vidsparse.shipped import demo_model
 
@@ -40,10 +41,19 @@ BACKENDS = {
 }
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 TYPICAL = TokenGrid(21, 30, 52)  # Wan, 81 frames of 832x480
+HEADS, HEAD_DIMS, TOKENS = 12, (64, 128), (1024, 2048, 8192)
+DTYPES = (torch.float32, torch.bfloat16)
 
 
-def examine() -> dict[str, Any]:
-    """All facts, ready for JSON. "missing": list of {what, costs, cure}."""
+def examine(remeasure: bool = False) -> dict[str, Any]:
+    """All facts, ready for JSON. "missing": list of {what, costs, cure}.
+
+    remeasure: what was timed on this CPU before is deleted and timed again.
+    """
+    if remeasure:
+        cpu_store.forget(disk=True)
+        cpu_matmul.forget()
+        cpu_crossover.forget()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts: dict[str, Any] = {
         "python": platform.python_version(),
@@ -51,7 +61,12 @@ def examine() -> dict[str, Any]:
         "cpu": _cpu(),
         "gpu": _gpu(),
         "dense_backends": {"device": device.type, **_backends(device)},
-        "sparse_engine": {"cpu": cpu.engine_info(), **_gpu_engine()},
+        "sparse_engine": {
+            "cpu": cpu.engine_info(),
+            "crossover": _crossover(),
+            "figures_in": str(cpu_store.folder()),
+            **_gpu_engine(),
+        },
         "ffmpeg": _ffmpeg(),
         "demo_model": _demo_model(),
     }
@@ -72,14 +87,13 @@ def report(facts: dict[str, Any]) -> str:
         "CPU has": ", ".join(processor["flags"]) or "no AVX",
         "GPU": ", ".join(str(value) for value in gpu.values()),
         "dense backends": f"{', '.join(usable)} on {facts['dense_backends']['device']}",
-        "sparse on CPU": f"fp32 through {engine['fp32']} ({engine['onednn_gain']}x, "
-        f"error {engine['onednn_error']:.1e}), bf16 values in {engine['bf16_values']} "
-        f"({engine['bf16_gain']}x)",
+        "sparse on CPU": _routes(engine),
         "sparse on GPU": gpu_engine or "no GPU",
         "ffmpeg": facts["ffmpeg"] or "missing",
         "demo model": facts["demo_model"] or "missing",
     }
     text = [f"{name:15} {value}" for name, value in lines.items()]
+    text += _crossover_lines(facts["sparse_engine"])
     if facts["missing"]:
         text += ["", "missing"]
     for item in facts["missing"]:
@@ -95,26 +109,59 @@ def _version(name: str) -> str | None:
 
 
 def _cpu() -> dict[str, Any]:
-    name, flags = platform.processor() or platform.machine(), set[str]()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() == "flags":
-                flags = set(value.split())
-                break
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    flags = cpu_machine.flags()
     return {
-        "name": name,
-        "cores": allowed,
+        "name": cpu_machine.name(),
+        "cores": cpu_machine.cores(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "flags": [flag for flag in CPU_FLAGS if flag in flags],
         "avx512": "avx512f" in flags,
         "bf16": bool(flags & {"avx512_bf16", "amx_bf16"}),
     }
+
+
+def _routes(engine: dict[str, Any]) -> str:
+    """The routes of matrix products that are taken, with their figures, and why others are not."""
+    if engine["fp32"] == "onednn":
+        fp32 = (
+            f"fp32 through oneDNN, {engine['onednn_gain']}x as fast as torch's own products, "
+            f"error {engine['onednn_error']:.1e}"
+        )
+    else:
+        fp32 = f"fp32 by torch's own products (oneDNN rejected: {engine['refusal']})"
+    gain = f"{engine['bf16_gain']}x as fast"
+    if engine["bf16_values"] == "bfloat16":
+        return f"{fp32}; for bf16 weights times values in bfloat16, {gain} as in float32"
+    return f"{fp32}; for bf16 weights times values in float32 (bfloat16 rejected: {gain})"
+
+
+def _crossover() -> list[dict[str, Any]]:
+    """For typical calls the density above which `impl: auto` goes dense on this CPU; 0: always."""
+    config, found = SparseConfig.load("balanced", ["schedule.name=constant"]), []
+    for dtype, head_dim, tokens in product(DTYPES, HEAD_DIMS, TOKENS):
+        q = torch.empty(1, tokens, HEADS, head_dim, dtype=dtype)
+        decision = decision_for(q, grid=TokenGrid(tokens // 256, 16, 16), config=config)
+        name = str(dtype).removeprefix("torch.")
+        found.append({"dtype": name, "head_dim": head_dim, "tokens": tokens,
+                      "density": round(decision.crossover, 2)})  # fmt: skip
+    return found
+
+
+def _crossover_lines(engine: dict[str, Any]) -> list[str]:
+    rows: dict[tuple[str, int], list[str]] = {}
+    for cell in engine["crossover"]:
+        shown = f"{cell['tokens']:,}: {cell['density'] or 'dense'}"
+        rows.setdefault((cell["dtype"], cell["head_dim"]), []).append(shown)
+    info = engine["cpu"]
+    kept = info["problem"] or f"kept in {engine['figures_in']}"
+    lines = [
+        f"{'auto on CPU':15} sparse up to this density, by tokens ({HEADS} heads, "
+        f"{info['threads']} threads; {kept}; again: vidsparse doctor --remeasure)"
+    ]
+    for (dtype, head_dim), cells in rows.items():
+        lines.append(f"{'':15} {dtype}, head dim {head_dim}: {', '.join(cells)}")
+    return lines
 
 
 def _gpu() -> dict[str, Any] | None:

@@ -22,11 +22,10 @@ from vidsparse.kernels.cpu_rows import Worker
 from vidsparse.plan import BlockPlan
 
 CROSSOVER_DENSITY = 0.6
-"""Above this density dense attention may be faster.
+"""Above this density dense attention may be faster, for calls that `cpu_crossover` does not time.
 
-Whole call, one thread, heads of 64, float32, x dense at density 0.5 / 0.6 / 0.7: 1.9 / 1.6 / 1.5
-with oneDNN and 1.2 / 1.0 / 0.9 without it at 2,048 tokens, 1.2 / 1.1 / 1.0 and 1.0 / 0.9 / 0.8 at
-1,024.
+Whole call, one thread, heads of 64, float32, 2,048 tokens, x dense at density 0.5 / 0.6 / 0.7:
+1.9 / 1.6 / 1.5 on an AMD EPYC with AVX-512, 1.1 / 1.0 / 1.0 on one with AVX2.
 """
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -81,18 +80,22 @@ def execute(
 def engine_info() -> dict[str, Any]:
     """For reports: how matrices are multiplied on this machine, and the figures of the probe.
 
-    fp32: "onednn" | "native"; bf16_values: dtype of weights times values for bf16 input; threads;
-    figures of `cpu_matmul.Probe`.
+    fp32: "onednn" | "native"; refusal: why not onednn, or None; bf16_values: dtype of weights times
+    values for bf16 input; threads; figures of `cpu_matmul.Probe`, those that it has.
     """
     threads = torch.get_num_threads()
     probe = cpu_matmul.probe(threads)
+    tried = probe.onednn_gain > 0
     return {
         "fp32": "onednn" if probe.onednn else "native",
+        "refusal": probe.refusal,
         "bf16_values": "bfloat16" if probe.bf16 else "float32",
         "threads": threads,
-        "onednn_gain": round(probe.onednn_gain, 2),
-        "onednn_error": probe.onednn_error,
+        "onednn_gain": round(probe.onednn_gain, 2) if tried else None,
+        "onednn_error": probe.onednn_error if tried else None,
         "bf16_gain": round(probe.bf16_gain, 2),
+        "measured": probe.measured,
+        "problem": probe.problem,
     }
 
 

@@ -1,25 +1,32 @@
-"""How the CPU engine multiplies matrices: which routes this machine has, measured once per process.
+"""How the CPU engine multiplies matrices: which routes this machine has, from figures kept for it.
 
-fp32: torch's default route, or oneDNN, which is up to twice as fast on AVX-512 CPUs. oneDNN is
-switched on by a flag of torch that permits lower precision, so a probe must find full precision.
+fp32: torch's default route, or oneDNN, which is up to twice as fast on CPUs with AVX-512. oneDNN is
+switched on by a flag of torch that permits lower precision: `cpu_probe` must have found that on
+this machine it gives full precision all the same. With AMX oneDNN computes in bf16; there the flag
+is never touched.
 bf16: attention weights times values in bf16, if the CPU is faster at it than at fp32.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
-from vidsparse.kernels import cpu_threads
+from vidsparse.kernels import cpu_machine, cpu_probe, cpu_store, cpu_threads
 
 MAX_ERROR = 1e-6
 """An fp32 product is exact enough if its error is at most this share of its largest entry."""
+
+MAX_LOSS = 4.0
+"""Other threads' products lose nothing if their error grows at most by this factor; in bf16 it
+grows by a thousand. Another order of the sums alone moves it by two."""
 
 MIN_GAIN = 1.2
 """A route must be this much faster than the default to be taken."""
@@ -27,32 +34,47 @@ MIN_GAIN = 1.2
 MIN_PRODUCT = 2e6
 """FLOP from which oneDNN is faster; a call of it costs some 15 us more than the default route."""
 
-_FLAGS = getattr(getattr(torch.backends, "mkldnn", None), "matmul", None)
+FIGURES = ("onednn_gain", "onednn_error", "bf16_gain", "onednn_loss")
+
+_FLAGS: Any = getattr(getattr(torch.backends, "mkldnn", None), "matmul", None)
 _lock = threading.Lock()
 _users = 0
 _before = "none"
-_probed: Probe | None = None
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Figures of this machine, single-threaded.
+    """Figures as in `cpu_probe.measure`. reason: why oneDNN was not measured, or None.
 
-    onednn_gain, onednn_error: fp32 128 x 64 x 1024 product through oneDNN, time of the default
-        route / its time (0.0 if this torch has no such flag), and largest error against float64
-        relative to the largest entry.
-    bf16_gain: time of 128 x 1024 weights times 1024 x 64 values on the best fp32 route / time in
-        bf16, the rounding of the weights included.
+    measured: when, or None if these are not measured figures. problem: why the figures hold for
+    this process only, or None.
     """
 
     onednn_gain: float
     onednn_error: float
     bf16_gain: float
+    onednn_loss: float = 0.0
+    reason: str | None = None
+    measured: str | None = None
+    problem: str | None = None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why fp32 products do not take oneDNN, or None if they do."""
+        if self.reason:
+            return self.reason
+        if self.onednn_error > MAX_ERROR:
+            return f"error {self.onednn_error:.1e}, allowed {MAX_ERROR:.0e}"
+        if self.onednn_loss > MAX_LOSS:
+            return f"products of other shapes lose a factor of {self.onednn_loss:.0f} in precision"
+        if self.onednn_gain < MIN_GAIN:
+            return f"{self.onednn_gain:.2f}x as fast, needed {MIN_GAIN}x"
+        return None
 
     @property
     def onednn(self) -> bool:
         """True if fp32 products may and should take oneDNN."""
-        return self.onednn_gain >= MIN_GAIN and self.onednn_error <= MAX_ERROR
+        return self.refusal is None
 
     @property
     def bf16(self) -> bool:
@@ -60,12 +82,66 @@ class Probe:
         return self.bf16_gain >= MIN_GAIN
 
 
+_probe_lock = threading.Lock()
+_probed: Probe | None = None
+
+
+def probe(workers: int = 1) -> Probe:
+    """The figures of this machine, the same on every call of a process.
+
+    Measured when first asked for on a machine: 0.1 s, on a CPU that may gain from oneDNN the start
+    of a child process more (1 to 4 s).
+    """
+    global _probed
+    with _probe_lock:
+        if _probed is None:
+            reason = _never()
+            kind = "native" if reason else "onednn"
+            measure = partial(_here if reason else _child, workers)
+            record = cpu_store.recall(kind, {}, measure, FIGURES)
+            gain, error, bf16_gain, loss = (record.figures[name] for name in FIGURES)
+            why = reason or record.reason
+            _probed = Probe(gain, error, bf16_gain, loss, why, record.measured, record.problem)
+        return _probed
+
+
+def forget() -> None:
+    """Look, or measure, again when next asked."""
+    global _probed
+    with _probe_lock:
+        _probed = None
+
+
+def _never() -> str | None:
+    """Why oneDNN is not even tried, or None."""
+    if not hasattr(_FLAGS, "fp32_precision") or not torch.backends.mkldnn.is_available():
+        return "this torch has no switch for it"
+    if any(flag.startswith("amx") for flag in cpu_machine.flags()):
+        return "on a CPU with AMX it computes in bf16"
+    if "avx512f" not in cpu_machine.flags():
+        return "on a CPU without AVX-512 it is no faster"
+    return None
+
+
+def _here(workers: int) -> cpu_store.Figures:
+    """Without the flag, in a thread of this process."""
+    return cpu_threads.alone(cpu_probe.measure, workers)
+
+
+def _child(workers: int) -> cpu_store.Figures:
+    try:
+        return cpu_probe.in_child()
+    except RuntimeError as error:
+        raise cpu_store.Unmeasured(_here(workers), str(error)) from None
+
+
 @contextmanager
 def onednn(enabled: bool) -> Iterator[None]:
     """fp32 matmul through oneDNN inside the block, if enabled.
 
     The flag is global to the process: overlapping blocks are counted, the last one restores what
-    was set before the first. Other fp32 matmuls that run meanwhile take the same route.
+    was set before the first, unless somebody else has set it meanwhile. Other fp32 products that
+    run meanwhile take the same route, which is why it must be exact.
     """
     global _users, _before
     if not enabled or _FLAGS is None:
@@ -73,72 +149,34 @@ def onednn(enabled: bool) -> Iterator[None]:
         return
     with _lock:
         if _users == 0:
-            _before, _FLAGS.fp32_precision = _FLAGS.fp32_precision, "bf16"
+            _before = _own_setting()
+            _FLAGS.fp32_precision = "bf16"
         _users += 1
     try:
         yield
     finally:
         with _lock:
             _users -= 1
-            if _users == 0:
+            if _users == 0 and _FLAGS.fp32_precision == "bf16":
                 _FLAGS.fp32_precision = _before
 
 
-_probe_lock = threading.Lock()
+def _own_setting() -> str:
+    """The flag as it was set, "none" if it only follows the setting of all backends."""
+    shown: str = _FLAGS.fp32_precision
+    _FLAGS.fp32_precision = "none"
+    inherited: bool = _FLAGS.fp32_precision == shown
+    return "none" if inherited else shown
 
 
-def probe(workers: int = 1) -> Probe:
-    """Measure once per process (about 0.05 s); later calls return the same figures."""
-    global _probed
-    with _probe_lock:
-        if _probed is None:
-            results: list[Probe] = []
-            cpu_threads.for_each([None], lambda: lambda _: results.append(_measure()), workers)
-            _probed = results[0]
-        return _probed
+def _forget() -> None:
+    """A forked child has none of its parent's calls, whose flag it inherits."""
+    global _users, _lock, _probe_lock
+    _lock, _probe_lock = threading.Lock(), threading.Lock()
+    if _users:
+        _users = 0
+        _FLAGS.fp32_precision = _before
 
 
-def _measure() -> Probe:
-    generator = torch.Generator("cpu").manual_seed(0)  # the caller's random state stays as it is
-    q, k, v = (
-        torch.randn(n, 64, generator=generator, dtype=torch.float32, device="cpu")
-        for n in (128, 1024, 1024)
-    )
-    exact = q.double() @ k.double().T
-    score, out = torch.empty_like(exact, dtype=torch.float32), torch.empty_like(q)
-
-    def scores(flag: bool) -> None:
-        with onednn(flag):
-            torch.mm(q, k.T, out=score)
-
-    gain, error, route = 0.0, 0.0, False
-    if _FLAGS is not None and hasattr(_FLAGS, "fp32_precision"):
-        gain = _gain(lambda: scores(False), lambda: scores(True))
-        error = float((score.double() - exact).abs().max() / exact.abs().max())
-        route = gain >= MIN_GAIN and error <= MAX_ERROR
-    weights = torch.softmax(score, -1)
-    low, low_v, low_out = weights.bfloat16(), v.bfloat16(), out.bfloat16()
-
-    def in_fp32() -> None:
-        with onednn(route):
-            torch.mm(weights, v, out=out)
-
-    def in_bf16() -> None:
-        low.copy_(weights)
-        torch.mm(low, low_v, out=low_out)
-
-    return Probe(gain, error, _gain(in_fp32, in_bf16))
-
-
-def _gain(first: Callable[[], None], second: Callable[[], None], repeat: int = 60) -> float:
-    """CPU time of the first / of the second, the shortest of `repeat` alternating calls each.
-
-    The shortest time is the one that other work on the machine disturbs least.
-    """
-    best = [math.inf, math.inf]
-    for _ in range(repeat):
-        for side, act in enumerate((first, second)):
-            start = time.thread_time_ns()
-            act()
-            best[side] = min(best[side], time.thread_time_ns() - start)
-    return best[0] / best[1]
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 START_SECONDS = 60.0
 
@@ -63,6 +64,27 @@ def for_each(
     finally:
         queue.clear()
         wait(futures)
+
+
+def alone(act: Callable[[], Result], workers: int) -> Result:
+    """What `act` returns, from a thread with one torch thread and none of the caller's modes.
+
+    workers: size of the pool if one has to be made, as in `for_each`.
+    """
+    if torch.get_num_threads() == 1:
+        return fresh(act)
+    with _lock:
+        future = _pool_of(workers).submit(act)
+    return future.result()
+
+
+def fresh(act: Callable[[], Result]) -> Result:
+    """What `act` returns, from a thread with the caller's torch threads and none of its modes.
+
+    Autocast, tracing, profiling, default devices and grad mode belong to the caller's thread.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(act).result()
 
 
 def _pool_of(workers: int) -> ThreadPoolExecutor:

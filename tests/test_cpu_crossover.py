@@ -1,0 +1,244 @@
+"""When a call on a CPU goes dense: against processors whose times are known by arithmetic."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from vidsparse import SparseConfig, TokenGrid, sparse_attention
+from vidsparse.attention import attend, decision_for
+from vidsparse.kernels import cpu, cpu_crossover, cpu_store
+from vidsparse.kernels.cpu_crossover import DENSITIES, LENGTHS, MARGIN, Times
+
+GRIDS = {n: TokenGrid(n // 256, 16, 16) for n in (1024, 1536, 2048, 3072, 4096, 8192, 16384)}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Seconds of attention: dense a N^2, sparse fixed + heads (b N + c N^2 (d + centroids))."""
+
+    dense_pair: float
+    fixed: float
+    token: float
+    sparse_pair: float
+
+    def dense(self, tokens: int, heads: int) -> float:
+        return heads * self.dense_pair * tokens**2
+
+    def sparse(self, tokens: int, heads: int, density: float) -> float:
+        pairs = tokens**2 * (density + 1 / 64)
+        return self.fixed + heads * (self.token * tokens + self.sparse_pair * pairs)
+
+    def measure(self, kind: cpu_crossover.Kind, length: int, _: object) -> dict[str, float]:
+        low, high = (self.sparse(length, kind.heads, d) for d in DENSITIES)
+        dense = self.dense(length, kind.heads)
+        return {"dense": dense, "sparse_low": low, "sparse_high": high, "fixed": self.fixed}
+
+
+PROCESSORS = {
+    "avx512": Processor(3.1e-9, 1e-3, 4e-7, 2.2e-9),
+    "avx2": Processor(5.5e-9, 1.5e-3, 2e-6, 8e-9),
+    "amx-bf16": Processor(0.8e-9, 1.5e-3, 1.2e-6, 2.4e-9),
+    "sparse-never": Processor(0.3e-9, 2e-3, 3e-6, 6e-9),
+}
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cpu_store, "_records", {})
+    monkeypatch.setattr(cpu_crossover, "_known", {})
+
+
+@cache
+def config(density: float, **kernel: object) -> SparseConfig:
+    schedule = {"name": "constant", "density": density}
+    return SparseConfig.from_dict({"schedule": schedule, "kernel": kernel})
+
+
+def decide(tokens: int, heads: int, density: float, dtype: torch.dtype = torch.float32):
+    q = torch.empty(1, tokens, heads, 64, dtype=dtype)
+    return decision_for(q, grid=GRIDS[tokens], config=config(density))
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_dense_exactly_where_dense_is_faster(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Over lengths, densities and heads: never slower than dense, no real gain left out."""
+    processor = PROCESSORS[name]
+    monkeypatch.setattr(cpu_crossover, "measure", processor.measure)
+    decided = set()
+    for tokens in GRIDS:
+        for heads in (1, 2, 12, 40):
+            for density in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.99):
+                ratio = processor.dense(tokens, heads) / processor.sparse(tokens, heads, density)
+                reason = decide(tokens, heads, density).reason
+                decided.add(reason)
+                assert reason in (None, "not-faster")
+                most = 1.15 if tokens <= 4096 else 1.4  # longer ones follow shorter ones
+                assert ratio >= 1 if reason is None else ratio < most, (tokens, heads, density)
+    assert decided == ({"not-faster"} if name == "sparse-never" else {None, "not-faster"})
+
+
+def test_crossover_by_hand() -> None:
+    times = Times(dense=10.0, sparse=(4.0, 8.0), fixed=0.0)
+    assert times.crossover(1.0) == pytest.approx(0.2 + (10 * (1 - MARGIN) - 4) / 10)
+    fixed = Times(dense=5.0, sparse=(6.0, 8.0), fixed=4.0)  # 10 heads: 4 + 20, 4 + 40 against 50
+    assert fixed.crossover(1.0) == pytest.approx(0.2 + (5 * (1 - MARGIN) - 6) / 5)
+    assert fixed.crossover(10.0) == pytest.approx(0.2 + (50 * (1 - MARGIN) - 24) / 50)
+    assert Times(dense=9.0, sparse=(1.0, 1.0), fixed=0.5).crossover(1.0) == 2.0
+
+
+def test_between_two_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,024 * sqrt(2) tokens lie half way between 1,024 and 2,048. Of these times those of 8,192
+    tokens, 16 times those of 2,048, are the longest that can be afforded."""
+    at = {1024: 0.2, 2048: 0.6, 4096: 0.5, 8192: 0.4, 16384: 0.3}
+
+    def measure(kind: object, length: int, _: object) -> dict[str, float]:
+        goal = 10 * (1 - MARGIN)
+        low, high = goal - (at[length] - 0.2), goal + (0.6 - at[length])
+        return {"dense": 10.0, "sparse_low": low, "sparse_high": high, "fixed": 0.0}
+
+    monkeypatch.setattr(cpu_crossover, "measure", measure)
+    kind = cpu_crossover.kind(torch.float32, 64, 1, "")
+    monkeypatch.setattr(cpu_crossover, "AFFORDABLE", 1000.0)
+    for tokens, want in ((1024, 0.2), (1448, 0.4), (2048, 0.6), (3000, 0.545), (99999, 0.4)):
+        found = cpu_crossover.density(kind, 1, tokens, lambda *_: None)
+        assert found == pytest.approx(want, abs=1e-3), tokens
+
+
+@pytest.mark.parametrize("selector", ["topk", "topp"])
+def test_calls_go_dense_with_the_reason(monkeypatch: pytest.MonkeyPatch, selector: str) -> None:
+    """Bit for bit as dense; what is asked for by name, or pinned by number, stays sparse."""
+    monkeypatch.setattr(cpu_crossover, "measure", PROCESSORS["sparse-never"].measure)
+    q, k, v = (torch.randn(1, 1024, 2, 16) for _ in range(3))
+    method = config(0.2).override(f"selector.name={selector}")
+    grid = GRIDS[1024]
+    found = attend(q, k, v, grid=grid, config=method)
+    inner = (x.transpose(1, 2) for x in (q, k, v))
+    dense = torch.nn.functional.scaled_dot_product_attention(*inner).transpose(1, 2)
+    assert found.reason == "not-faster" and torch.equal(found.out, dense)
+    assert attend(q, k, v, grid=grid, config=method, impl="cpu").reason is None
+    assert attend(q, k, v, grid=grid, config=method.override("kernel.impl=cpu")).reason is None
+    assert attend(q, k, v, grid=grid, config=method.override("kernel.crossover=1")).reason is None
+
+
+@pytest.mark.parametrize(("crossover", "reason"), [(0.3, None), (0.29, "not-faster")])
+def test_a_pinned_crossover(crossover: float, reason: str | None) -> None:
+    """The density itself is still sparse; nothing is measured."""
+    q = torch.empty(1, 2048, 2, 64)
+    found = decision_for(q, grid=GRIDS[2048], config=config(0.3, crossover=crossover))
+    assert found.reason == reason
+    assert not cpu_crossover._known
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "never"])
+def test_refused_crossovers(value: object) -> None:
+    with pytest.raises(ValueError, match=r"kernel.crossover.*\(0, 1\], or auto"):
+        config(0.3, crossover=value)
+
+
+def test_forced_blocks_on_top_of_the_budget_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan of density .2 and the same frame on top is as dense as it is, .2 and .25 at least."""
+    method = config(0.2, crossover=0.25).override("force.same_frame=true", "force.in_budget=false")
+    q = torch.randn(1, 1024, 2, 16)
+    assert attend(q, q, q, grid=GRIDS[1024], config=method).reason == "not-faster"
+    sparse = attend(q, q, q, grid=GRIDS[1024], config=method.override("kernel.crossover=0.9"))
+    assert sparse.reason is None and min(sparse.density) > 0.25
+
+
+def test_short_calls_follow_min_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever lowers it wants them sparse; nothing is measured."""
+    monkeypatch.setattr(cpu_crossover, "measure", PROCESSORS["sparse-never"].measure)
+    grid, q = TokenGrid(4, 16, 15), torch.empty(1, 960, 2, 64)
+    assert decision_for(q, grid=grid, config=config(0.3)).reason == "too-short"
+    short = config(0.3).override("schedule.min_tokens=0")
+    assert decision_for(q, grid=grid, config=short).reason is None
+    dense = short.override(f"schedule.density={cpu.CROSSOVER_DENSITY + 0.01}")
+    assert decision_for(q, grid=grid, config=dense).reason == "not-faster"
+    assert not cpu_crossover._known
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[cpu_crossover.Kind, int]]:
+    """What is measured, on a fast processor."""
+    asked: list[tuple[cpu_crossover.Kind, int]] = []
+
+    def measure(kind: cpu_crossover.Kind, length: int, trial: object) -> dict[str, float]:
+        asked.append((kind, length))
+        return PROCESSORS["avx512"].measure(kind, length, trial)
+
+    monkeypatch.setattr(cpu_crossover, "measure", measure)
+    return asked
+
+
+def test_one_measurement_decides_for_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for the next process, which finds other times."""
+    asked = counted(monkeypatch)
+    assert [decide(8192, 12, 0.3).reason for _ in range(3)] == [None] * 3
+    assert len(asked) == len(set(asked)) and 2 <= len(asked) <= 3
+    cpu_store.forget()
+    monkeypatch.setattr(cpu_crossover, "_known", {})
+    monkeypatch.setattr(cpu_crossover, "measure", PROCESSORS["sparse-never"].measure)
+    assert decide(8192, 12, 0.3).reason is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: decide(2048, 12, 0.3, torch.bfloat16),
+        lambda: decide(1024, 12, 0.3),
+        lambda: torch.set_num_threads(1) or decide(2048, 12, 0.3),
+        lambda: decision_for(torch.empty(1, 2048, 12, 128), grid=GRIDS[2048], config=config(0.3)),
+        lambda: decision_for(
+            torch.empty(1, 2048, 12, 64),
+            grid=GRIDS[2048],
+            config=config(0.3).override("compensation.name=taylor"),
+        ),
+    ],
+    ids=["dtype", "length", "threads", "head dim", "method"],
+)
+def test_calls_of_another_kind_are_measured(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]
+) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        asked = counted(monkeypatch)
+        decide(2048, 12, 0.3)
+        change()
+        assert len(asked) == len(set(asked)) == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_measurement_sees_none_of_the_callers_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast, a default device, grad mode; and the random state stays."""
+    monkeypatch.setattr(cpu_crossover, "LENGTHS", (1024,))
+    seen = []
+
+    def trial(q: torch.Tensor, *_: object) -> None:
+        seen.append((q.dtype, q.device.type, torch.is_autocast_enabled("cpu")))
+        seen.append(threading.current_thread() is threading.main_thread())
+
+    kind = cpu_crossover.kind(torch.float32, 16, 2, "")
+    state = torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        times = cpu_crossover.times(kind, 1024, trial)
+    assert set(seen) == {(torch.float32, "cpu", False), False}
+    assert torch.equal(torch.get_rng_state(), state)
+    assert times.dense > 0 and min(*times.sparse, times.fixed) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("method", ["balanced", "topp", "pyramid", "pisa"])
+def test_every_method_can_be_timed(method: str, dtype: torch.dtype) -> None:
+    """For real, on this machine; then the call itself is right, whatever was decided."""
+    q, k, v = (torch.randn(1, 1024, 2, 16).to(dtype) for _ in range(3))
+    loaded = SparseConfig.load(method, ["schedule.name=constant"])
+    out = sparse_attention(q, k, v, grid=GRIDS[1024], config=loaded)
+    assert out.isfinite().all()
+    ((kind, length),) = cpu_crossover._known
+    assert (kind.head_dim, length) == (16, LENGTHS[0])
