@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vidsparse import doctor, shipped
-from vidsparse.kernels import gpu
+from vidsparse.kernels import cpu_machine, gpu
 
 FLAGS = "fpu sse2 avx2 avx512f avx512_bf16 amx_bf16"
 
@@ -24,8 +24,10 @@ def machine(monkeypatch, tmp_path):
         (root / "proc/cpuinfo").write_text("\n".join([*lines, "model name : second", "flags : no"]))
         if driver:
             (root / "proc/driver/nvidia").mkdir()
+        monkeypatch.setattr(cpu_machine, "INFO", root / "proc/cpuinfo")
         monkeypatch.setattr(doctor, "Path", lambda name: root / name.removeprefix("/"))
         monkeypatch.setattr(doctor.cpu, "engine_info", lambda: info)
+        monkeypatch.setattr(doctor, "_crossover", lambda: [])
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         card = SimpleNamespace(name="A GPU", major=9, minor=0, total_memory=80 * 2**30)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ RESTRICTING = ("ATEN_", "DNNL_", "ONEDNN_", "MKL_", "OMP_", "KMP_", "GOMP_", "OP
 """Environment variables that change what torch's products run on begin with one of these."""
 
 
-@cache
 def described() -> dict[str, str]:
     """The fields of the first processor in /proc/cpuinfo; none on other systems."""
     try:
@@ -37,7 +35,6 @@ def name() -> str:
     return known
 
 
-@cache
 def flags() -> frozenset[str]:
     """What the processor can do, in the words of /proc/cpuinfo; elsewhere as torch knows it."""
     listed = described().get("flags") or described().get("Features")
