@@ -139,7 +139,9 @@ def _check_triton(
     triton_engine.check_settings(device, *known, sizes, config.kernel.form)
 
 
-def too_dense(plan: BlockPlan, config: SparseConfig, crossover: float) -> bool:
+def too_dense(
+    plan: BlockPlan, config: SparseConfig, crossover: float = cpu.CROSSOVER_DENSITY
+) -> bool:
     """Whether a plan whose density the budget does not fix is too dense to gain; CPU only.
 
     On a GPU the answer would cost a wait.
