@@ -227,3 +227,89 @@ def test_one_graph_break_under_torch_compile():
     with torch.no_grad():
         assert torch.equal(torch.compile(attention, backend=backend)(q), attention(q))
     assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_autocast_casts_as_stock_attention_does(dtype, impl):
+    """Norms leave q and k in float32 beside a narrow v; the plan and its error are float64's."""
+    grid = GRIDS["ragged"]
+    q, k, v = qkv(grid)
+    v = v.to(dtype)
+    how = {"grid": (3, 9, 13), "config": config(), "impl": impl, "return_plan": True}
+    with torch.autocast("cpu", dtype):
+        wanted = dense(q, k, v)
+        out, plan = sparse_attention(q, k, v, **how)
+        full = config(schedule={"name": "constant", "density": 1.0})
+        assert torch.equal(sparse_attention(q, k, v, grid=grid, config=full), wanted)
+    assert out.dtype == wanted.dtype == dtype
+    by_hand, _ = sparse_attention(*(x.to(dtype) for x in (q, k, v)), **how)
+    assert torch.equal(out, by_hand)
+    from vidsparse.kernels import reference
+
+    order, inverse = token_order(grid, config().layout)
+    wide = (x.to(dtype).double()[:, order].transpose(1, 2) for x in (q, k, v))
+    exact = reference.execute(*wide, plan)[0].transpose(1, 2)[:, inverse]
+    assert (out - exact).norm() / exact.norm() < (2e-2 if dtype == torch.bfloat16 else 2e-3)
+    with pytest.raises(ValueError, match="one shape, dtype and device"):
+        sparse_attention(q, k, v, **how)
+
+
+def test_views_and_empty_batches_are_taken_as_stock_takes_them():
+    grid = TokenGrid(4, 8, 8)
+    q, k, v = qkv(grid)
+    wanted = sparse_attention(q, k, v, grid=grid, config=config())
+    strided = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    got = sparse_attention(*strided, grid=grid, config=config())
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    one = [x[:1, :, :1].expand(2, -1, 3, -1) for x in (q, k, v)]
+    copies = sparse_attention(*(x.contiguous() for x in one), grid=grid, config=config())
+    got = sparse_attention(*one, grid=grid, config=config())
+    torch.testing.assert_close(got, copies, rtol=1e-5, atol=1e-5)
+    for empty in ([x[:0] for x in (q, k, v)], [x[:, :, :0] for x in (q, k, v)]):
+        out, lse, plan = sparse_attention(
+            *empty, grid=grid, config=config(), return_lse=True, return_plan=True
+        )
+        assert out.shape == dense(*empty).shape and plan is None
+        assert lse.shape == (out.shape[0], out.shape[2], out.shape[1])
+
+
+def test_arguments_of_another_kind():
+    grid = TokenGrid(4, 8, 8)
+    q, k, v = qkv(grid)
+    named = sparse_attention(q, k, v, grid=[4, 8, 8], config=SMALL)
+    assert torch.equal(named, sparse_attention(q, k, v, grid=grid, config=config()))
+    assert sparse_attention(q, k, v, grid=grid, config="balanced").shape == q.shape
+    call = {"grid": grid, "config": config()}
+    for change, said in (
+        ({"grid": (4, 8)}, "grid is .*expected a TokenGrid"),
+        ({"grid": 256}, "grid is 256"),
+        ({"config": 3}, "preset is a int"),
+        ({"context": {"step": 1}}, "context is a dict: expected a StepContext"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            sparse_attention(q, k, v, **(call | change))
+    with pytest.raises(TypeError, match="q is a ndarray"):
+        sparse_attention(q.numpy(), k, v, **call)
+    with pytest.raises(ValueError, match="k has 1 heads, q has 3: grouped queries"):
+        sparse_attention(q, k[:, :, :1], v[:, :, :1], **call)
+    with pytest.raises(ValueError, match=r"q.dtype=torch.float8"):
+        sparse_attention(*(x.to(torch.float8_e4m3fn) for x in (q, k, v)), **call)
+    with pytest.raises(ValueError, match=r"on meta.*one shape, dtype and device"):
+        sparse_attention(q, k.to("meta"), v, **call)
+    with pytest.raises(ValueError, match="requires grad"):
+        sparse_attention(q.requires_grad_(), k, v, **call)
+
+
+def test_sizes_of_a_grid_are_integers_of_any_library():
+    import numpy as np
+
+    grid = TokenGrid(np.int64(4), torch.tensor(8), 8, np.int32(3), np.True_)
+    assert grid == TokenGrid(4, 8, 8, 3, True) and hash(grid) == hash(TokenGrid(4, 8, 8, 3, True))
+    assert type(grid.frames) is type(grid.height) is int and grid.text_first is True
+    for bad in (True, 4.0, np.float64(4), "4", None, 0, -1, np.bool_(True), torch.tensor([4, 4])):
+        with pytest.raises(ValueError, match=r"TokenGrid.frames=.*expected an integer >= 1"):
+            TokenGrid(bad, 8, 8)
+    for bad in (2, "yes", None):
+        with pytest.raises(ValueError, match=r"TokenGrid.text_first=.*expected True or False"):
+            TokenGrid(4, 8, 8, 3, bad)

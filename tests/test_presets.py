@@ -1,0 +1,100 @@
+"""Every preset, and every preset with one key changed: it runs, or is refused at the first call."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import tiny
+import torch
+
+import vidsparse
+from vidsparse import registry
+from vidsparse.config import SparseConfig, presets
+
+# what a field may be changed to; a value that a method refuses at load is skipped
+CHANGES: dict[str, tuple[str, ...]] = {
+    "kernel.qk": ("int8",),
+    "kernel.form": ("pointer", "tma", "ws"),
+    "kernel.impl": ("reference", "cpu", "triton"),
+    "kernel.block_q": ("16", "64", "512"),
+    "kernel.block_k": ("16", "64", "512"),
+    "kernel.cpu_matmul": ("native",),
+    "compensation.scope": ("global", "block"),
+    "selector.levels": ("[0,4]", "[0,9]"),
+    "selector.mode": ("mass",),
+    "selector.p": ("0.01", "1"),
+    "selector.min_blocks": ("1000000000000",),
+    "estimator.sub_blocks": ("8",),
+    "layout.tile": ("[1,1,1]", "[64,64,64]"),
+    "layout.inner": ("raster", "hilbert"),
+    "schedule.density": ("0.001", "0.999", "1"),
+    "schedule.sparsity": ("0.5",),
+    "schedule.dense_layers": ("[-1]", "[7]"),
+}
+
+
+def changes(config: SparseConfig) -> list[str]:
+    """One changed key each, methods and switches included."""
+    found = [f"{key}={value}" for key, values in CHANGES.items() for value in values]
+    for stage in registry.STAGES:
+        found += [f"{stage}.name={name}" for name in registry.methods(stage)]
+    found += [f"force.{f.name}={not getattr(config.force, f.name)}" for f in fields(config.force)]
+    return found
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_one_changed_key_runs_or_is_refused_before_the_sparse_steps(preset: str) -> None:
+    base = SparseConfig.load(preset, ["schedule.min_tokens=0", "schedule.dense_steps=1"])
+    qkv = [torch.randn(1, 72, 2, 16) for _ in range(3)]
+    late, ran = [], 0
+
+    def call(config: SparseConfig, step: int) -> str | None:
+        """What a step of two says against a config; the first one is dense."""
+        at = vidsparse.StepContext(step, 2, layer=1, layers=8)
+        try:
+            out = vidsparse.sparse_attention(*qkv, grid=tiny.GRID, config=config, context=at)
+        except ValueError as error:
+            return str(error)
+        assert bool(out.isfinite().all())
+        return None
+
+    for change in changes(base):
+        try:
+            config = base.override(change)
+        except ValueError:
+            continue
+        refusal = call(config, 1)
+        ran += refusal is None
+        if refusal != call(config, 0):
+            late.append(f"{change}: {refusal}")
+    assert not late and ran > 15
+
+
+REFUSED = {
+    "kernel.qk=int8": "kernel.qk='int8'",
+    "kernel.form=tma": "kernel.form='tma'",
+    "compensation.scope=block": "compensation.scope='block'",
+    "kernel.impl=triton": "impl 'triton' on cpu",
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_a_dense_first_step_hides_no_refusal(change: str) -> None:
+    pipe, _ = tiny.build("wan")
+    vidsparse.accelerate_pipeline(pipe, "balanced", change)
+    with vidsparse.step(0, 4), pytest.raises(ValueError, match=REFUSED[change]):
+        tiny.forward(pipe.transformer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_density_one_under_autocast_is_stock(dtype: torch.dtype) -> None:
+    pipe, _ = tiny.build("wan")
+    with torch.autocast("cpu", dtype), vidsparse.step(3, 4):
+        stock = tiny.forward(pipe.transformer)
+        vidsparse.accelerate_pipeline(pipe, tiny.DENSE, "layout.name=raster")
+        ours = tiny.forward(pipe.transformer)
+        vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
+        sparse = tiny.forward(pipe.transformer)
+    assert torch.equal(stock, ours) and sparse.dtype == stock.dtype
+    assert not torch.equal(sparse, stock)
