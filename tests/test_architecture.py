@@ -19,6 +19,7 @@ ROOMS = [
     "accelerate",
     "pipelines",
     "quality",
+    "jobs",
     "attention",
     "decision",
     "geometry",
@@ -38,6 +39,8 @@ ROOMS = [
     "fields",
     "plain_values",
     "shipped",
+    "interrupts",
+    "terminal",
 ]
 STAGES = ("layout", "estimator", "selector", "compensation", "schedule")
 

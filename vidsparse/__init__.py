@@ -4,9 +4,7 @@ The public names are imported on first use, so that `import vidsparse` costs not
 neither diffusers nor triton.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in typing, whose import takes longer than all of this
 if TYPE_CHECKING:
     from vidsparse.accelerate import accelerate_pipeline as accelerate_pipeline
     from vidsparse.accelerate import restore_pipeline as restore_pipeline
@@ -37,9 +35,11 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'vidsparse' has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(f"vidsparse.{_HOME[name]}"), name)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from contextlib import redirect_stdout
@@ -18,6 +19,8 @@ import typer
 from typer.core import TyperGroup
 
 import vidsparse
+from vidsparse import interrupts
+from vidsparse.terminal import printable
 
 
 class OneLineErrors(TyperGroup):
@@ -25,13 +28,17 @@ class OneLineErrors(TyperGroup):
 
     def main(self, *args: Any, **options: Any) -> Any:
         """As the base class, in its standalone mode: ends the process."""
-        try:
-            code = super().main(*args, **{**options, "standalone_mode": False})
-        except Exception as error:
-            if not hasattr(error, "format_message"):  # no complaint about the usage, but a defect
-                raise
-            fail(error.format_message())
-        sys.exit(code if isinstance(code, int) else 0)
+        with interrupts.listening():
+            try:
+                code = super().main(*args, **{**options, "standalone_mode": False})
+                interrupts.check()
+            except (Exception, KeyboardInterrupt) as error:
+                if interrupts.pending():  # libraries turn it into errors of their own
+                    leave()
+                if not hasattr(error, "format_message"):  # not about the usage, but a defect
+                    raise
+                fail(error.format_message())
+            sys.exit(code if isinstance(code, int) else 0)
 
 
 app = typer.Typer(
@@ -44,14 +51,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """The command, once its modules are there; `vidsparse.__main__` is the entry point."""
     app(prog_name="vidsparse")
 
 
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
-    print(f"vidsparse: {' '.join(message.split())}", file=sys.stderr)
+    print(f"vidsparse: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)
+
+
+def leave(more: str = "") -> NoReturn:
+    """One line about the signal that has come, and the exit code that shells give it."""
+    signum = interrupts.take() or signal.SIGINT
+    what = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
+    print(f"vidsparse: {what}{more}", file=sys.stderr)
+    sys.exit(128 + signum)
 
 
 @app.callback(invoke_without_command=True)
@@ -105,8 +120,12 @@ def generate(
         bool, typer.Option("--compare-dense", help="Run dense attention too; measure against it.")
     ] = False,
     out: Annotated[
-        str | None, typer.Option(help="Folder to write to.", show_default="outputs/PROMPT-SEED")
+        str | None,
+        typer.Option(help="Folder to write to.", show_default="one of its own in outputs/"),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another job's files in --out.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a video from a prompt with sparse attention, and compare it with dense attention.
@@ -125,18 +144,21 @@ def generate(
 def _generate(asked: dict[str, Any]) -> dict[str, Any]:
     """Run the request with a display on stderr; returns the figures. Exits on a mistake."""
     from rich.console import Console
+    from rich.text import Text
 
     from vidsparse.generate.job import Request, prepare
     from vidsparse.generate.model_files import InputError
 
     console = Console(stderr=True)
     quiet_libraries()
+    content = None
     try:
         with console.status("importing torch and diffusers") as status:
-            job = prepare(Request(**asked), lambda text: console.print(text, highlight=False))
+            job = prepare(Request(**asked), lambda text: console.print(Text(printable(text))))
             from vidsparse.generate.display import Display, hide_bars
             from vidsparse.generate.run import execute
 
+            interrupts.check()
             hide_bars()
             display = Display(console, status)
             content = execute(job, display)
@@ -144,9 +166,11 @@ def _generate(asked: dict[str, Any]) -> dict[str, Any]:
         return content
     except InputError as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        console.print("vidsparse: interrupted; nothing was written", highlight=False)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as interrupt:
+        said = getattr(interrupt, "__notes__", None) or ["nothing was written"]
+        if content:
+            said = [f"the files are in {content['out']}"]
+        leave(f"; {printable('; '.join(said))}")
 
 
 def quiet_libraries() -> None:

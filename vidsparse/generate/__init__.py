@@ -8,6 +8,7 @@
     job.py          Request, what a user asks for -> Job, complete and checked
     loading.py      Model -> pipeline, complete and proven to run
     results.py      arms -> videos, measures, contact sheet, metrics.json
+    rescue.py       arms that cannot be written where they should be -> a place with room
     run.py          Job -> pipeline -> arms, timed -> results
 
 Imports point up this list only. `vidsparse generate` is these lines:

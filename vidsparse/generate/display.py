@@ -12,11 +12,14 @@ from rich.table import Table
 
 from vidsparse.decision import REASONS
 from vidsparse.generate.job import Job
-from vidsparse.generate.results import ABOUT
 from vidsparse.generate.run import Listener
+from vidsparse.jobs.layout import ABOUT
+from vidsparse.terminal import printable
 
 BUSY = 0.5
 """Share of its threads' time that a denoising loop on a quiet CPU uses at least."""
+LONGEST_PROMPT = 300
+"""Characters of a prompt that are shown."""
 
 
 class Display(Listener):
@@ -31,11 +34,11 @@ class Display(Listener):
     def say(self, text: str) -> None:
         if self.status is not None:
             self.status.stop()
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def job(self, job: Job) -> None:
         call = job.call
-        self.say(f'{job.model.name}: "{job.prompt}"')
+        self.say(f'{job.model.name}: "{printable(job.prompt, LONGEST_PROMPT)}"')
         self.say(
             f"{call['width']}x{call['height']}, {call['num_frames']} frames, "
             f"{call['num_inference_steps']} steps, {job.tokens:,} tokens, seed {job.seed}, "

@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from vidsparse.generate.memory import check_memory
 from vidsparse.generate.model import Model, check_size, find_model, pipeline_class
 from vidsparse.generate.model_files import InputError
 from vidsparse.generate.weights import count_weights
+from vidsparse.jobs.identity import fingerprint, job_id, snapshot
+from vidsparse.jobs.layout import folder_name
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Our name of a dtype -> torch's."""
@@ -53,7 +55,9 @@ class Request:
     dtype: fp32 | bf16 | fp16; None: fp32 on a CPU, bf16 on a GPU.
     device: cpu | cuda | cuda:N; None: cuda if there is one.
     compare_dense: run the dense pipeline too, and measure against it.
-    out: folder for the files, ~ is the home folder; None: outputs/<prompt>-<seed>.
+    out: folder for the files, ~ is the home folder; None: one of its own in outputs/, see
+        `vidsparse.jobs.layout`.
+    overwrite: replace the files of another job in `out`.
     """
 
     model: str | None = None
@@ -71,16 +75,19 @@ class Request:
     device: str | None = None
     compare_dense: bool = False
     out: Path | str | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
     """A request in which nothing is open.
 
-    call: arguments of the pipeline. tokens: of the video. notes: what the user should know of it.
+    fingerprint: of the model's files. call: arguments of the pipeline. tokens: of the video.
+    notes: what the user should know of it.
     """
 
     model: Model
+    fingerprint: str
     config: SparseConfig
     preset: str
     overrides: tuple[str, ...]
@@ -93,7 +100,17 @@ class Job:
     device: str
     compare_dense: bool
     out: Path
+    overwrite: bool
     notes: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The same exactly for the same job: see `vidsparse.jobs.identity`."""
+        method = self.config.to_dict()
+        del method["about"]
+        facts = ("fingerprint", "call", "seed", "dtype", "compare_dense")
+        found = {name: getattr(self, name) for name in facts}
+        return job_id({**found, "method": method, "device": _device_kind(self.device)})
 
 
 def prepare(request: Request, say: Callable[[str], None] = lambda text: None) -> Job:
@@ -117,35 +134,31 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
     model = find_model(None if request.model is None else str(request.model), say)
     pipeline = pipeline_class(model)
     prompt = _prompt(request, model)
-    call = _arguments(request, model, pipeline)
-    out = request.out or Path("outputs") / f"{slug(prompt)}-{request.seed}"
+    call = {"prompt": prompt, **_arguments(request, model, pipeline)}
+    size = call["height"], call["width"], call["num_frames"]
     job = Job(
         model=model,
+        fingerprint=_fingerprint(model),
         config=config,
         preset=str(request.preset),
         overrides=request.overrides,
         prompt=prompt,
-        call={"prompt": prompt, **call},
+        call=call,
         fps=float(model.defaults.get("fps", FPS)),
-        tokens=check_size(model, call["height"], call["width"], call["num_frames"]),
+        tokens=check_size(model, *size),
         seed=int(request.seed),
         dtype=dtype,
         device=device,
         compare_dense=request.compare_dense,
-        out=Path(os.path.expanduser(out)),
+        out=Path(),
+        overwrite=request.overwrite,
         notes=_notes(request, model, pipeline),
     )
     _check_steps(model, call["num_inference_steps"])
     _check_memory(job)
-    return job
-
-
-def slug(text: str, longest: int = 60) -> str:
-    """A file name from a prompt: its ASCII words in lower case, cut between words."""
-    name = "-".join(re.findall(r"[a-z0-9]+", text.lower()))
-    if len(name) > longest:
-        name = name[: longest + 1].rpartition("-")[0] or name[:longest]
-    return name or "video"
+    name = folder_name(prompt, str(request.preset), size, job.seed, job.id)
+    out = Path("outputs") / name if request.out is None else os.path.expanduser(request.out)
+    return replace(job, out=Path(out))
 
 
 def _check_texts(request: Request) -> None:
@@ -231,6 +244,23 @@ def _device(name: str | None) -> str:
             "--device out, or ask `vidsparse doctor`"
         )
     return name
+
+
+def _device_kind(device: str) -> str:
+    import torch
+
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
+
+
+def _fingerprint(model: Model) -> str:
+    """Which weights and settings these are: of the files, or the hub's commit."""
+    folder = Path(model.source)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        index = try_to_load_from_cache(model.source, "model_index.json")
+        folder = Path(index).parent if isinstance(index, str) else folder
+    return snapshot(folder) or fingerprint(folder, model.index)
 
 
 def _check_method(config: SparseConfig, device: str) -> None:

@@ -1,12 +1,9 @@
-"""Files of a generation: videos, measures, contact sheet, metrics.json; all of them or none."""
+"""Files of a generation: videos, measures, contact sheet, metrics.json."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,25 +13,20 @@ import cv2
 import numpy as np
 import torch
 
-from vidsparse.generate.job import Job
+from vidsparse.generate.job import FPS, Job
 from vidsparse.generate.model_files import InputError
+from vidsparse.jobs.layout import ABOUT, METRICS, SCHEMA
 from vidsparse.pipelines.report import RunReport, versions
-from vidsparse.quality.frames import Frame, enlarge, enlargement, write_clip, write_preview
+from vidsparse.quality.frames import (
+    Frame,
+    atomic_output,
+    enlarge,
+    enlargement,
+    write_clip,
+    write_preview,
+)
 from vidsparse.quality.metrics import ClipMetrics, compare_clips
 from vidsparse.quality.sheet import SheetRow, write_contact_sheet
-
-SCHEMA = "vidsparse.generate/1"
-METRICS = "metrics.json"
-ABOUT = {
-    "sparse.mp4": "the video",
-    "dense.mp4": "the same from the dense pipeline",
-    "side_by_side.mp4": "dense and sparse beside each other",
-    "sheet.png": "frames of both and their difference",
-    "dense.mkv": "lossless frames, to measure on",
-    "sparse.mkv": "lossless frames, to measure on",
-    METRICS: "all figures, and all that it takes to repeat them",
-}
-"""Every file that a generation can write, and what it is."""
 
 PAPER, INK = (250, 250, 248), (26, 28, 32)
 BANNER = 34  # pixels above a labelled video
@@ -74,33 +66,17 @@ class Arm:
         }
 
 
-@contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A new folder inside `out`, whose files move to `out` at the end: all or none.
-
-    Then files are removed that an earlier run listed in its metrics.json and this one has not
-    made. On failure the folder vanishes, and `out` with it if it was made here.
-    Raises InputError if `out` is not writable.
-    """
-    missing = [path for path in (out, *out.parents) if not path.exists()]
+def check_encoder(folder: Path) -> None:
+    """Write a little video both ways and remove it. Raises InputError if that does not work."""
+    frames = np.zeros((1, 16, 16, 3), np.uint8)
     try:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            holder = tempfile.TemporaryDirectory(prefix=".unfinished-", dir=out)
-        except OSError as error:
-            raise InputError(f"--out {out}: cannot write there: {error.strerror}") from error
-        with holder as name:
-            yield Path(name)
-            made = sorted(Path(name).iterdir(), key=lambda path: path.name == METRICS)
-            for old in _listed(out / METRICS) - {path.name for path in made}:
-                (out / old).unlink(missing_ok=True)
-            for path in made:
-                os.replace(path, out / path.name)
-    except BaseException:
-        for path in missing:
-            with suppress(OSError):  # never made, or something else lives there by now
-                path.rmdir()
-        raise
+        write_clip(folder / "try.mkv", frames, FPS).unlink()
+        write_preview(folder / "try.mp4", frames, FPS).unlink()
+    except (OSError, RuntimeError) as error:
+        what = " ".join(str(error).replace(f"{folder}/", "").split())
+        raise InputError(
+            f"no video can be written: {what}; `vidsparse doctor` says which ffmpeg is used"
+        ) from error
 
 
 def write(job: Job, sparse: Arm, dense: Arm | None, folder: Path) -> dict[str, Any]:
@@ -123,7 +99,8 @@ def write(job: Job, sparse: Arm, dense: Arm | None, folder: Path) -> dict[str, A
     content = metrics(job, sparse, dense, quality)
     content["files"] = [name for name in ABOUT if name == METRICS or (folder / name).exists()]
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    (folder / METRICS).write_text(text + "\n", encoding="utf-8")
+    with atomic_output(folder / METRICS) as part:  # the last file: with it the folder is complete
+        part.write_bytes(text.encode(errors="backslashreplace") + b"\n")
     reread: dict[str, Any] = json.loads(text)
     return reread
 
@@ -147,6 +124,7 @@ def metrics(
         }
     return {
         "schema": SCHEMA,
+        "id": job.id,
         **_conditions(job, sparse),
         "arms": {"dense": dense.figures() if dense else None, "sparse": sparse.figures()},
         "speedup": speedup,
@@ -178,12 +156,14 @@ def side_by_side(dense: Frame, sparse: Frame, labels: tuple[str, str]) -> Iterat
 
 
 def _conditions(job: Job, arm: Arm) -> dict[str, Any]:
-    """All that it takes to repeat a run."""
+    """All that it takes to repeat a run, without paths of this machine."""
     frames, height, width, _ = arm.frames.shape
+    local = Path(job.model.source).is_dir()
     return {
         "model": {
             "name": job.model.name,
-            "source": job.model.source,
+            "source": None if local else job.model.source,
+            "fingerprint": job.fingerprint,
             "pipeline": job.model.index["_class_name"],
         },
         "prompt": job.prompt,
@@ -202,7 +182,7 @@ def _conditions(job: Job, arm: Arm) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(job.device) if job.device != "cpu" else None,
         "threads": torch.get_num_threads(),
         "preset": {
-            "name": job.preset,
+            "name": Path(job.preset).name,
             "overrides": list(job.overrides),
             "config": job.config.to_dict(),
         },
@@ -228,12 +208,3 @@ def _write_sheet(job: Job, sparse: Arm, dense: Arm, quality: ClipMetrics, path: 
         f"{job.dtype} on {job.device}",
         fps=job.fps,
     )
-
-
-def _listed(path: Path) -> set[str]:
-    """Files that an earlier run says it wrote; only names that are ours."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return set(content["files"]) & set(ABOUT) if content["schema"] == SCHEMA else set()
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()

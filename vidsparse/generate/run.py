@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean
 from time import perf_counter, process_time
 from typing import Any
@@ -19,7 +18,10 @@ from vidsparse.generate.job import DTYPES, Job, Request, prepare
 from vidsparse.generate.loading import load_pipeline, try_out
 from vidsparse.generate.memory import is_out_of_memory
 from vidsparse.generate.model_files import InputError
-from vidsparse.generate.results import Arm, staging, write
+from vidsparse.generate.rescue import rescue
+from vidsparse.generate.results import Arm, check_encoder, write
+from vidsparse.interrupts import check, held, interruptible
+from vidsparse.jobs.publish import NotPlaced, Refused, Stage, publishing
 from vidsparse.pipelines.recognition import adapter_for
 from vidsparse.quality.frames import quantise
 
@@ -53,19 +55,25 @@ def execute(job: Job, listener: Listener) -> dict[str, Any]:
     """Load the model, run the arms, write the files.
 
     Returns what metrics.json holds, and "out", the folder of the files. Whatever goes wrong, an
-    interrupt too, no partial file stays behind. Raises InputError for what is found out late.
+    interrupt too, no partial folder stays behind and one that was there is as it was; but what was
+    computed is kept elsewhere when it cannot be written. Raises InputError for what is found out
+    late.
     """
     try:
-        with staging(job.out) as folder:
-            listener.job(job)
-            content = render(load(job, listener), job, folder, listener)
+        with publishing(job.out, job.id, overwrite=job.overwrite) as stage:
+            check_encoder(stage.folder)
+            with interruptible():
+                listener.job(job)
+                if stage.note:
+                    listener.say(f"note: {job.out}: {stage.note}")
+                pipe = load(job, listener)
+            content = render(pipe, job, stage, listener)
+    except (Refused, NotPlaced) as error:
+        raise InputError(f"--out {error}") from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(
-            f"{job.device} has too little memory for this model at this size: take fewer --frames, "
-            "a smaller --height and --width, or --dtype bf16"
-        ) from error
+        raise InputError(_no_memory(job)) from error
     return {**content, "out": str(job.out.resolve())}
 
 
@@ -80,31 +88,57 @@ def load(job: Job, listener: Listener) -> Any:
     return pipe
 
 
-def render(pipe: Any, job: Job, folder: Path, listener: Listener) -> dict[str, Any]:
-    """Run the arms of a job on a loaded pipeline, write all into `folder`, return the metrics.
+def render(pipe: Any, job: Job, stage: Stage, listener: Listener) -> dict[str, Any]:
+    """Run the arms of a job on a loaded pipeline, write all into the stage's folder.
 
-    The dense arm is the pipeline as it was given. It is that again afterwards, an interrupt
-    included. Raises InputError for what cannot be accelerated.
+    Returns the metrics. Raises InputError for what cannot be accelerated or written; what was
+    computed before that is kept elsewhere.
+    """
+    arms: dict[str, Arm] = {}
+    try:
+        with interruptible():
+            run_arms(pipe, job, listener, arms)
+            listener.say("measuring and writing" if "dense" in arms else "writing")
+        return write(job, arms["sparse"], arms.get("dense"), stage.folder)
+    except Exception as error:
+        check()  # an interrupt makes libraries fail in ways of their own
+        if not arms:
+            raise
+        kept = rescue(job, arms, stage)
+        if is_out_of_memory(error):
+            raise InputError(f"{_no_memory(job)}; {kept}") from error
+        if isinstance(error, InputError):
+            raise InputError(f"{error}; {kept}") from error
+        if isinstance(error, OSError) and "sparse" in arms:
+            why = str(error).replace(f"{stage.folder}/", "")
+            raise InputError(f"--out {job.out}: cannot be written: {why}; {kept}") from error
+        error.add_note(kept)
+        raise
+
+
+def run_arms(pipe: Any, job: Job, listener: Listener, arms: dict[str, Arm]) -> None:
+    """Run "dense", if it is asked for, and "sparse", each into `arms` when it is complete.
+
+    The pipeline is afterwards what it was before, an interrupt included. Raises InputError.
     """
     unknown = _unknown_words(pipe, job.prompt)
     if unknown:
         listener.say(f"note: {job.model.name} never learnt the words: {', '.join(unknown)}")
-    dense = None
-    try:
-        _accelerate(pipe, job.config)  # refuse before minutes are spent
-        if job.compare_dense:
-            listener.say("warming up: one step of each arm, not measured")
-            _accelerate(pipe, job.config.override("schedule.name=constant"))
-            _call(pipe, job, num_inference_steps=1, output_type="latent")
+    with held():
+        try:
+            with interruptible():
+                _accelerate(pipe, job.config)  # refuse before minutes are spent
+                if job.compare_dense:
+                    listener.say("warming up: one step of each arm, not measured")
+                    _accelerate(pipe, job.config.override("schedule.name=constant"))
+                    _call(pipe, job, num_inference_steps=1, output_type="latent")
+                    restore_pipeline(pipe)
+                    _call(pipe, job, num_inference_steps=1, output_type="latent")
+                    arms["dense"] = run_arm(pipe, job, "dense", listener)
+                    _accelerate(pipe, job.config)
+                arms["sparse"] = run_arm(pipe, job, "sparse", listener)
+        finally:
             restore_pipeline(pipe)
-            _call(pipe, job, num_inference_steps=1, output_type="latent")
-            dense = run_arm(pipe, job, "dense", listener)
-            _accelerate(pipe, job.config)
-        sparse = run_arm(pipe, job, "sparse", listener)
-    finally:
-        restore_pipeline(pipe)
-    listener.say("measuring and writing" if dense else "writing")
-    return write(job, sparse, dense, folder)
 
 
 def run_arm(pipe: Any, job: Job, name: str, listener: Listener) -> Arm:
@@ -173,6 +207,7 @@ class StepClock:
             fresh, self.seen = calls[self.seen :], len(calls)
             density = fmean(1.0 if c.reason else c.mean_density for c in fresh) if fresh else 1.0
         self.density.append(density)
+        check()  # an interrupt that a library has swallowed
         self.listener.step(step + 1, density)
         return tensors
 
@@ -191,6 +226,13 @@ def _call(pipe: Any, job: Job, **more: Any) -> Any:
     """First output of the pipeline. The noise comes from the CPU: the same on every device."""
     generator = torch.Generator("cpu").manual_seed(job.seed)
     return pipe(**{**job.call, **more}, generator=generator)[0]
+
+
+def _no_memory(job: Job) -> str:
+    return (
+        f"{job.device} has too little memory for this model at this size: take fewer --frames, "
+        "a smaller --height and --width, or --dtype bf16"
+    )
 
 
 def _accelerate(pipe: Any, config: SparseConfig) -> None:

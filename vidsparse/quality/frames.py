@@ -8,8 +8,8 @@ and renamed once it is complete.
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -21,6 +21,9 @@ import imageio.v2 as iio
 import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
+
+from vidsparse.interrupts import check, held
+from vidsparse.quality.encoder import encode
 
 Frame = npt.NDArray[np.uint8]
 PathLike = str | os.PathLike[str]
@@ -39,14 +42,15 @@ def atomic_output(path: PathLike) -> Iterator[Path]:
         raise IsADirectoryError(f"cannot write {target}: it is a folder, expected a file name")
     part = target.with_name(f".{secrets.token_hex(6)}.part{target.suffix}")
     try:
-        part.touch(exist_ok=False)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write: {error.strerror}", str(target)) from error
-    try:
+        try:
+            part.touch(exist_ok=False)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write: {error.strerror}", str(target)) from error
         yield part
         os.replace(part, target)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder is gone, or never was one: say the first error
+            part.unlink(missing_ok=True)
         raise
 
 
@@ -89,6 +93,7 @@ def iter_frames(source: Any, name: str = "clip") -> Iterator[Frame]:
         source = open_clip(source)
     size: tuple[int, ...] | None = None
     for t, item in enumerate(source):
+        check()
         frame = quantise(item)
         if frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
             raise ValueError(
@@ -164,7 +169,7 @@ def write_clip(path: PathLike, frames: Any, fps: float) -> Path:
     fps, no frames or sizes that differ, OSError when the file could not be written in full.
     """
     path = _suffixed(path, ".mkv")
-    _encode(path, iter_frames(frames), fps, codec="ffv1", quality=None, pixelformat="bgr0")
+    _encode(path, iter_frames(frames), fps, ["-vcodec", "ffv1", "-pix_fmt", "bgr0"])
     return path
 
 
@@ -183,8 +188,9 @@ def write_preview(
     if not 1 <= quality <= 10:
         raise ValueError(f"quality must be in [1, 10], got {quality!r}")
     shown = (_pad_to_even(enlarge(frame, scale)) for frame in iter_frames(frames))
-    options = {"pixelformat": "yuv420p", "output_params": ["-movflags", "+faststart"]}
-    _encode(path, shown, fps, codec="libx264", quality=quality, **options)
+    crf = str(int((1 - quality / 10) * 51))  # 51 is the worst
+    options = ["-vcodec", "libx264", "-crf", crf, "-pix_fmt", "yuv420p"]
+    _encode(path, shown, fps, [*options, "-movflags", "+faststart"])
     return path
 
 
@@ -227,33 +233,27 @@ def _pad_to_even(frame: Frame) -> Frame:
     return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-def _encode(path: Path, frames: Iterable[Frame], fps: float, **options: Any) -> None:
+def _encode(path: Path, frames: Iterator[Frame], fps: float, options: list[str]) -> None:
     if not (isfinite(fps) and fps > 0):
         raise ValueError(f"fps must be a positive number, got {fps!r}")
-    options |= {"fps": fps, "macro_block_size": 1, "ffmpeg_log_level": "error"}
-    with atomic_output(path) as part:
-        written = 0
-        writer: Any = iio.get_writer(str(part), format="FFMPEG", **options)
-        with closing(writer):  # its own `with` leaves the encoder running after an exception
-            for frame in frames:
-                writer.append_data(frame)
-                written += 1
+    with held(), atomic_output(path) as part:
+        written, complaint = encode(part, frames, fps, options)
         if not written:
             raise ValueError(f"no frames to write to {path}")
-        # imageio hides the encoder's exit status: a disk that filled up shows only in the file.
-        try:
+        try:  # a disk that filled up, or an encoder that failed, may show only in the file
             found = imageio_ffmpeg.count_frames_and_secs(str(part))[0]
         except RuntimeError:
             found = 0
-        if found != written:
-            raise OSError(
-                f"{path}: {found} of {written} frames arrived; encoder failed or disk full"
-            )
+        check()  # a Ctrl-C at a terminal ends the counting too
+        if found != written or complaint:
+            why = f"encoder failed or disk full{complaint and f': {complaint}'}"
+            raise OSError(f"{path}: {found} of {written} frames arrived; {why}")
 
 
 def _reader(path: Path) -> Any:
     try:
-        return iio.get_reader(str(path), format="FFMPEG")
+        with held():  # it runs Python in the forked child, where an interrupt would be lost
+            return iio.get_reader(str(path), format="FFMPEG")
     except (OSError, RuntimeError, IndexError) as error:
         raise ValueError(
             f"{path} is no video that ffmpeg can read, no .npz and no folder of PNGs"
