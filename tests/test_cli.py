@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from vidsparse import cli
 from vidsparse.generate import run as runs
-from vidsparse.generate.results import ABOUT, METRICS
+from vidsparse.jobs.layout import ABOUT, METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"height": 64, "width": 48, "frames": 5, "steps": 3}
@@ -100,9 +100,40 @@ def test_defects_keep_their_traceback(model, tmp_path, monkeypatch):
         raise ValueError("a defect of ours")
 
     monkeypatch.setattr(runs, "write", broken)
+    (tmp_path / "room").mkdir()
+    monkeypatch.setattr("vidsparse.generate.rescue.places", lambda: [tmp_path / "room"])
     result = generate(model, tmp_path / "out", steps=1)
     assert isinstance(result.exception, ValueError) and result.exit_code == 1
-    assert names(tmp_path) == set()
+    assert names(tmp_path) == {"room"}, "and the video is kept"
+
+
+def test_what_others_wrote_reaches_the_terminal_as_text(model, tmp_path):
+    prompt = "a \x1b[31mred\x07 circle\r\n\u202emoves \x9b2J" + "left " * 20_000
+    result = generate(model, tmp_path / "out", "--json", prompt=prompt, steps=1)
+    assert result.exit_code == 0, result.stderr
+    assert set(result.stderr) & set("\x1b\x07\r\x9b\u202e") == set()
+    assert r"a \x1b[31mred\x07 circle\r\n" in result.stderr
+    assert len(result.stderr) < 5000 and " characters ... " in result.stderr, "what is left out"
+    assert json.loads(result.stdout)["prompt"] == prompt
+    assert json.loads((tmp_path / "out" / METRICS).read_text())["prompt"] == prompt
+    refused = generate(model, tmp_path / "out2", "--preset", "\x1b[2J" + "x" * 100_000)
+    assert refused.exit_code == 2 and "\x1b" not in refused.stderr
+    assert len(refused.stderr) < 2000 and len(refused.stderr.splitlines()) == 1
+
+
+def test_a_folder_of_another_job_is_not_overwritten(model, tmp_path):
+    out = tmp_path / "out"
+    assert generate(model, out, steps=1).exit_code == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    result = generate(model, out, steps=2)
+    assert result.exit_code == 2 and "--overwrite" in result.stderr
+    assert len(result.stderr.splitlines()) == 1, "before anything is loaded"
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    again = generate(model, out, steps=1)
+    assert again.exit_code == 0 and "holds this job already" in again.stderr
+    assert generate(model, out, "--overwrite", steps=2).exit_code == 0
+    assert json.loads((out / METRICS).read_text())["steps"] == 2
+    assert names(tmp_path) == {"out"}
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,31 @@
 """From a request to files: what is written, measured and left behind; what a request becomes."""
 
+import contextlib
+import errno
 import json
 import math
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from disks import small_disk
 
 from vidsparse import run_report, shipped
 from vidsparse.generate import run as runs
-from vidsparse.generate.job import Request, prepare, slug
-from vidsparse.generate.results import ABOUT, METRICS, staging
+from vidsparse.generate.job import Request, prepare
+from vidsparse.generate.model_files import InputError
+from vidsparse.generate.results import Arm, write
+from vidsparse.interrupts import Interrupted
+from vidsparse.jobs.layout import ABOUT, METRICS
+from vidsparse.jobs.publish import publishing
 from vidsparse.quality.frames import read_clip
 from vidsparse.quality.metrics import compare_clips, psnr
 
@@ -52,6 +65,11 @@ def request(model, out, **options):
 
 def names(folder):
     return {path.name for path in folder.iterdir()}
+
+
+def contents(folder):
+    """Every file below a folder, and its bytes."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +132,11 @@ def test_rerun_replaces_its_own_files_only(model, tmp_path):
     out = tmp_path / "out"
     runs.generate(request(model, out, compare_dense=True, steps=1))
     (out / "notes.txt").write_text("mine")
-    runs.generate(request(model, out, steps=2, seed=5))
+    before = contents(out)
+    with pytest.raises(InputError, match=r'another job, "a monkey dances".*--overwrite'):
+        runs.generate(request(model, out, steps=2, seed=5))
+    assert contents(out) == before and names(tmp_path) == {"out"}
+    runs.generate(request(model, out, steps=2, seed=5, overwrite=True))
     assert names(out) == {"sparse.mp4", METRICS, "notes.txt"}
     metrics = json.loads((out / METRICS).read_text())
     assert metrics["seed"] == 5 and metrics["files"] == ["sparse.mp4", METRICS]
@@ -148,38 +170,164 @@ def test_interrupt_leaves_nothing_and_the_pipeline_works(model, compared, tmp_pa
     job = prepare(request(model, out, compare_dense=True, seed=3))
     pipe = runs.load(job, runs.Listener())
     for arm in ("dense", "sparse"):
-        with pytest.raises(KeyboardInterrupt), staging(out) as folder:
-            runs.render(pipe, job, folder, Interrupt(arm))
+        with pytest.raises(KeyboardInterrupt), publishing(out, job.id) as stage:
+            runs.render(pipe, job, stage, Interrupt(arm))
         assert names(tmp_path) == set()
         with pytest.raises(ValueError, match="not accelerated"):
             run_report(pipe)
         assert not any(m._forward_pre_hooks or m._forward_hooks for m in pipe.transformer.modules())
-    with staging(out) as folder:
-        after = runs.render(pipe, job, folder, runs.Listener())
+    with publishing(out, job.id) as stage:
+        after = runs.render(pipe, job, stage, runs.Listener())
     assert names(out) == set(ABOUT)
     assert after["quality"] == compared[1]["quality"]
 
 
-def test_failed_run_keeps_the_files_of_the_last_one(tmp_path):
-    (tmp_path / "sparse.mp4").write_text("old")
-    with pytest.raises(KeyboardInterrupt), staging(tmp_path) as folder:
-        (folder / "sparse.mp4").write_text("new")
-        raise KeyboardInterrupt
-    assert names(tmp_path) == {"sparse.mp4"} and (tmp_path / "sparse.mp4").read_text() == "old"
+class Signal(runs.Listener):
+    """A signal at the end of the first step, which a library then swallows."""
+
+    def __init__(self, signum):
+        self.signum, self.steps = signum, 0
+
+    def step(self, done, density):
+        self.steps += 1
+        with contextlib.suppress(Interrupted):
+            os.kill(os.getpid(), self.signum)
+            time.sleep(0.1)
 
 
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("A large, red circle!", "a-large-red-circle"),
-        ("../../etc/passwd", "etc-passwd"),
-        ("Привет", "video"),
-        ("x" * 80, "x" * 60),
-        ("word " * 30, "-".join(["word"] * 12)),
-    ],
-)
-def test_slug(text, name):
-    assert slug(text) == name
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_swallows_still_ends_the_run(model, tmp_path, signum):
+    listener = Signal(signum)
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(signal.SIGTERM))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runs.generate(request(model, tmp_path / "out"), listener)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert listener.steps == 1 and names(tmp_path) == set()
+    assert seen == [signal.SIGTERM] * (signum == signal.SIGTERM), "the handler that was there"
+
+
+class Full(OSError):
+    """No room."""
+
+
+def no_room(*args, **options):
+    raise Full(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    """The only folder in which a rescue finds room."""
+    folder = tmp_path / "room"
+    folder.mkdir()
+    monkeypatch.setattr("vidsparse.generate.rescue.places", lambda: [folder])
+    return folder
+
+
+def test_videos_that_cannot_be_written_are_kept(model, compared, tmp_path, monkeypatch, room):
+    monkeypatch.setattr(runs, "write", no_room)
+    asked = request(model, tmp_path / "out", compare_dense=True, seed=3)
+    with pytest.raises(InputError, match="No space left on device") as failure:
+        runs.generate(asked)
+    (kept,) = room.iterdir()
+    assert str(kept) in str(failure.value) and names(tmp_path) == {"room"}
+    for name in ("dense.mkv", "sparse.mkv"):
+        assert np.array_equal(read_clip(kept / name), read_clip(compared[0] / name))
+    assert json.loads((kept / METRICS).read_text())["id"] == compared[1]["id"]
+
+
+def test_a_full_disk_costs_no_video(model, tmp_path, room):
+    size = {"height": 256, "width": 256, "frames": 9, "steps": 1}
+    with small_disk(tmp_path / "small") as disk:
+        asked = request(model, disk / "out", compare_dense=True, **size)
+        with pytest.raises(InputError, match="No space left on device") as failure:
+            runs.generate(asked)
+        assert names(disk) == set()
+    (kept,) = room.iterdir()
+    assert str(kept) in str(failure.value) and names(kept) == set(ABOUT)
+    assert read_clip(kept / "sparse.mkv").shape == (9, 256, 256, 3)
+
+
+def test_a_defect_in_drawing_costs_no_frames(model, compared, tmp_path, monkeypatch, room):
+    def broken(*args, **options):
+        raise ZeroDivisionError("a defect of ours")
+
+    monkeypatch.setattr("vidsparse.generate.results.compare_clips", broken)
+    with pytest.raises(ZeroDivisionError) as failure:
+        runs.generate(request(model, tmp_path / "out", compare_dense=True, seed=3))
+    (kept,) = room.iterdir()
+    assert any(str(kept) in note for note in failure.value.__notes__)
+    for name in ("dense", "sparse"):
+        theirs = read_clip(compared[0] / f"{name}.mkv")
+        assert np.array_equal(read_clip(kept / f"{name}.npz"), theirs)
+
+
+def test_a_failure_of_the_second_arm_keeps_the_first(model, compared, tmp_path, monkeypatch, room):
+    def second(pipe, job, name, listener):
+        if name == "sparse":
+            raise torch.OutOfMemoryError("as on a GPU")
+        return first(pipe, job, name, listener)
+
+    first = runs.run_arm
+    monkeypatch.setattr(runs, "run_arm", second)
+    with pytest.raises(InputError, match=r"too little memory.*what was computed is in"):
+        runs.generate(request(model, tmp_path / "out", compare_dense=True, seed=3))
+    (kept,) = room.iterdir()
+    assert np.array_equal(read_clip(kept / "dense.mkv"), read_clip(compared[0] / "dense.mkv"))
+
+
+def test_without_room_anywhere_what_is_complete_stays(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("vidsparse.generate.rescue.places", list)
+    monkeypatch.setattr("vidsparse.generate.results.write_clip", no_room)
+    monkeypatch.setattr(runs, "check_encoder", lambda folder: None)
+    with pytest.raises(InputError, match=r"dense.mp4, sparse.mp4 is in .*out-part1"):
+        runs.generate(request(model, tmp_path / "out", compare_dense=True, steps=1))
+    assert names(tmp_path) == {"out-part1"}
+    assert names(tmp_path / "out-part1") == {"dense.mp4", "sparse.mp4"}
+    assert read_clip(tmp_path / "out-part1" / "sparse.mp4").shape == (5, 320, 240, 3)
+
+
+def test_no_encoder_is_found_out_before_anything_is_computed(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("vidsparse.generate.results.write_preview", no_room)
+    monkeypatch.setattr(runs, "load", no_room)
+    with pytest.raises(InputError, match=r"no video can be written.*doctor"):
+        runs.generate(request(model, tmp_path / "out"))
+    assert names(tmp_path) == set()
+
+
+def strings(value):
+    """All strings in a JSON value, keys too."""
+    if isinstance(value, dict):
+        return [s for item in value.items() for s in strings(list(item))]
+    if isinstance(value, list):
+        return [s for item in value for s in strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_files_carry_no_path_of_the_machine(model, tmp_path):
+    preset = tmp_path / "presets" / "mine.yaml"
+    preset.parent.mkdir()
+    shutil.copy(ROOT / "configs/methods/balanced.yaml", preset)
+    out = tmp_path / "out"
+    runs.generate(request(model, out, compare_dense=True, preset=str(preset), steps=1))
+    metrics = json.loads((out / METRICS).read_text())
+    assert [s for s in strings(metrics) if Path(s).is_absolute()] == []
+    assert metrics["preset"]["name"] == "mine.yaml"
+    here = [model.parent, tmp_path, Path.home(), Path.cwd(), Path(sys.prefix)]
+    for path, content in contents(out).items():
+        found = [str(folder) for folder in here if os.fsencode(folder) + b"/" in content]
+        assert not found, path
+
+
+def test_a_prompt_that_is_no_text_is_written_as_it_came(model, tmp_path):
+    job = prepare(request(model, tmp_path / "out", prompt="a monkey dances"))
+    arm = Arm(np.zeros((5, 64, 48, 3), np.uint8), 1.0, 1.0, 1.0, (1.0,), (1.0,))
+    prompt = "a \x1b[31mmonkey\udcff\n" + "x" * 100_000
+    tmp_path.joinpath("out").mkdir()
+    write(replace(job, prompt=prompt), arm, None, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / METRICS).read_text())["prompt"] == prompt
 
 
 def test_shipped_folders(tmp_path, monkeypatch):

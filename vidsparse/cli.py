@@ -165,7 +165,9 @@ def _generate(asked: dict[str, Any]) -> dict[str, Any]:
         display.finish(content)
         return content
     except InputError as error:
-        fail(str(error))
+        if not interrupts.pending():
+            fail(str(error))
+        leave("; nothing was written")  # a library has made an error of its own of it
     except KeyboardInterrupt as interrupt:
         said = getattr(interrupt, "__notes__", None) or ["nothing was written"]
         if content:
