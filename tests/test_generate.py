@@ -23,7 +23,8 @@ from vidsparse.generate import run as runs
 from vidsparse.generate.job import Request, prepare
 from vidsparse.generate.model_files import InputError
 from vidsparse.generate.results import Arm, write
-from vidsparse.interrupts import Interrupted
+from vidsparse.interrupts import Interrupted, listening, take
+from vidsparse.jobs import publish
 from vidsparse.jobs.layout import ABOUT, METRICS
 from vidsparse.jobs.publish import publishing
 from vidsparse.quality.frames import read_clip
@@ -207,6 +208,22 @@ def test_a_signal_that_a_library_swallows_still_ends_the_run(model, tmp_path, si
         signal.signal(signal.SIGTERM, before)
     assert listener.steps == 1 and names(tmp_path) == set()
     assert seen == [signal.SIGTERM] * (signum == signal.SIGTERM), "the handler that was there"
+
+
+def test_an_interrupt_after_the_end_says_where_the_files_are(model, tmp_path, monkeypatch):
+    def late(place, id, overwrite):
+        first(place, id, overwrite)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    first = publish._publish
+    monkeypatch.setattr(publish, "_publish", late)
+    out = tmp_path / "out"
+    with listening():
+        with pytest.raises(KeyboardInterrupt) as raised:
+            runs.generate(request(model, out, steps=1))
+        take()
+    assert raised.value.__notes__ == [f"the files are in {out}"]
+    assert names(out) == {"sparse.mp4", METRICS}
 
 
 class Full(OSError):

@@ -57,8 +57,9 @@ def execute(job: Job, listener: Listener) -> dict[str, Any]:
     Returns what metrics.json holds, and "out", the folder of the files. Whatever goes wrong, an
     interrupt too, no partial folder stays behind and one that was there is as it was; but what was
     computed is kept elsewhere when it cannot be written. Raises InputError for what is found out
-    late.
+    late. An interrupt that comes when the folder is in its place says so in a note.
     """
+    stage = None
     try:
         with publishing(job.out, job.id, overwrite=job.overwrite) as stage:
             check_encoder(stage.folder)
@@ -74,6 +75,10 @@ def execute(job: Job, listener: Listener) -> dict[str, Any]:
         if not is_out_of_memory(error):
             raise
         raise InputError(_no_memory(job)) from error
+    except KeyboardInterrupt as interrupt:
+        if stage is not None and stage.published:
+            interrupt.add_note(f"the files are in {job.out}")
+        raise
     return {**content, "out": str(job.out.resolve())}
 
 
