@@ -87,6 +87,7 @@ def test_a_density_at_the_crossover_is_sparse_and_the_next_one_is_not(device, en
 def test_a_method_that_spends_its_budget_is_judged_before_it_plans(selector, mode, spends):
     method = config(selector, mode, density=0.99)
     assert method.selector.spends_budget == spends
+    assert method.selector.levels == ((0, 3) if selector == "pyramid" else (0,))
     assert reason(method) == ("not-faster" if spends else None)
 
 

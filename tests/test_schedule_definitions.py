@@ -99,3 +99,34 @@ def test_a_constant_knows_no_steps():
     for step, layer in ((0, 0), (3, 1), (9, 5)):
         assert density_at("constant", step, 10, layer, 6, density=0.3) == (0.3, None)
         assert density_at("constant", step, 10, layer, 6, density=1.0) == (1.0, "user")
+
+
+@pytest.mark.parametrize("name", registry.methods("schedule"))
+@given(
+    steps=st.integers(1, 20),
+    first=st.integers(0, 5),
+    density=st.sampled_from([0.25, 1.0]),
+    start=st.sampled_from([0.5, 1.0]),
+    by_layer=st.sampled_from([(), (0.5, 1.0), (1.0, 1.0)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_steps_that_are_told_are_those_in_which_every_layer_is_dense(
+    name, steps, first, density, start, by_layer
+):
+    method = registry.method("schedule", name)
+    values = {"density": density}
+    if name != "constant":
+        values |= {"dense_steps": first, "dense_layers": ()}
+    if name == "ramp":
+        values |= {"start": start, "layer_density": by_layer}
+    params = method.Params(**values)
+    layers = len(by_layer) or 2
+    wanted = [
+        step
+        for step in range(steps)
+        if all(
+            method.density_at(StepContext(step, steps, layer, layers), params)[1]
+            for layer in range(layers)
+        )
+    ]
+    assert params.dense_in(steps) == wanted
