@@ -15,6 +15,7 @@ ROOMS = [
     "__main__",
     "cli",
     "generate",
+    "compare",
     "doctor",
     "accelerate",
     "pipelines",

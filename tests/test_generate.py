@@ -25,7 +25,7 @@ from vidsparse.generate.model_files import InputError
 from vidsparse.generate.results import Arm, write
 from vidsparse.interrupts import Interrupted, listening, take
 from vidsparse.jobs import publish
-from vidsparse.jobs.layout import ABOUT, METRICS
+from vidsparse.jobs.layout import ABOUT, METRICS, REPORT
 from vidsparse.jobs.publish import publishing
 from vidsparse.quality.frames import read_clip
 from vidsparse.quality.metrics import compare_clips, psnr
@@ -40,6 +40,9 @@ SPARSE = (
     "kernel.block_k=16",
 )
 """Few tokens, and a method that is sparse on them and differs from dense."""
+
+ALONE = {"sparse.mp4", "sparse.mkv", REPORT, METRICS}
+"""Files of a job that was not compared."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,9 +141,9 @@ def test_rerun_replaces_its_own_files_only(model, tmp_path):
         runs.generate(request(model, out, steps=2, seed=5))
     assert contents(out) == before and names(tmp_path) == {"out"}
     runs.generate(request(model, out, steps=2, seed=5, overwrite=True))
-    assert names(out) == {"sparse.mp4", METRICS, "notes.txt"}
+    assert names(out) == {*ALONE, "notes.txt"}
     metrics = json.loads((out / METRICS).read_text())
-    assert metrics["seed"] == 5 and metrics["files"] == ["sparse.mp4", METRICS]
+    assert metrics["seed"] == 5 and set(metrics["files"]) == ALONE
     assert metrics["quality"] is metrics["speedup"] is metrics["arms"]["dense"] is None
 
 
@@ -223,7 +226,7 @@ def test_an_interrupt_after_the_end_says_where_the_files_are(model, tmp_path, mo
             runs.generate(request(model, out, steps=1))
         take()
     assert raised.value.__notes__ == [f"the files are in {out}"]
-    assert names(out) == {"sparse.mp4", METRICS}
+    assert names(out) == ALONE
 
 
 class Full(OSError):
@@ -271,7 +274,7 @@ def test_a_defect_in_drawing_costs_no_frames(model, compared, tmp_path, monkeypa
     def broken(*args, **options):
         raise ZeroDivisionError("a defect of ours")
 
-    monkeypatch.setattr("vidsparse.generate.results.compare_clips", broken)
+    monkeypatch.setattr("vidsparse.generate.results.measure", broken)
     with pytest.raises(ZeroDivisionError) as failure:
         runs.generate(request(model, tmp_path / "out", compare_dense=True, seed=3))
     (kept,) = room.iterdir()

@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
+from golden import pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -31,14 +32,7 @@ def noise(seed, shape):
 
 @pytest.fixture(scope="module")
 def golden():
-    g = np.random.default_rng(0)
-    frames, height, width = 8, 120, 208
-    t, y, x, c = np.ogrid[:frames, :height, :width, :3]
-    base = 127 + 80 * np.sin((x + 3 * t) / 17 + c) * np.cos((y - 2 * t) / 23 + c)
-    base = base + 25 * np.sin(x * y / 900 + t / 3)
-    dense = np.clip(base + g.normal(0, 6, (frames, height, width, 1)), 0, 255).astype(np.uint8)
-    test = np.clip(dense + g.normal(0, 6, dense.shape), 0, 255).astype(np.uint8)
-    return dense, test
+    return pair()
 
 
 def test_golden_pair(golden):
@@ -51,6 +45,12 @@ def test_golden_pair(golden):
     assert m.tf_test == pytest.approx(0.9513131973, abs=5e-11)
     assert m.tf_diff == pytest.approx(m.tf_test - m.tf_ref, abs=1e-12)
     assert (m.n_frames, m.height, m.width, m.n_identical, m.n_capped) == (8, 120, 208, 0, 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_workers_change_nothing(golden, workers):
+    reference, test = golden
+    assert compare_clips(reference, test, workers=workers) == compare_clips(reference, test)
 
 
 @pytest.mark.parametrize("step", [1, 16, 100])
@@ -247,17 +247,19 @@ def test_files_bring_their_fps_and_must_agree_on_it(tmp_path):
     assert compare_clips(a, c, fps=2).fps == 2
 
 
-def test_only_two_frames_of_an_arm_are_alive():
+@pytest.mark.parametrize("workers", [1, 3])
+def test_only_two_frames_of_an_arm_are_alive(workers):
     alive = set()
 
     def stream(seed):
         g = np.random.default_rng(seed)
-        for t in range(12):
+        for t in range(24):
             frame = g.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             alive.add((seed, t))
             weakref.finalize(frame, alive.discard, (seed, t))
-            assert sum(arm == seed for arm, _ in alive) <= 3  # a pair in use, one being made
+            # a pair in use, one more for every thread beside the first, one being made
+            assert sum(arm == seed for arm, _ in list(alive)) <= 2 + workers
             yield frame
             del frame
 
-    assert compare_clips(stream(1), stream(2)).n_frames == 12
+    assert compare_clips(stream(1), stream(2), workers=workers).n_frames == 24

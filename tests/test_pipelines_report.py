@@ -10,8 +10,18 @@ import pytest
 import tiny
 
 import vidsparse
+from vidsparse.pipelines.report import RunReport
 
-CALL_KEYS = ["step", "layer", "branch", "transformer", "density", "reason"]
+CALL_KEYS = [
+    "step",
+    "layer",
+    "branch",
+    "transformer",
+    "density",
+    "reason",
+    "context_name",
+    "seconds",
+]
 TOTALS = [
     "density",
     "attention_density",
@@ -34,7 +44,15 @@ def pipeline() -> tuple[Any, dict[str, Any]]:
 
 def test_layout_of_the_report(pipeline: tuple[Any, dict[str, Any]]) -> None:
     report = json.loads(json.dumps(vidsparse.run_report(pipeline[0]).to_dict()))
-    assert list(report) == ["calls", "totals", "non_finite", "preset", "versions"]
+    assert list(report) == [
+        "calls",
+        "totals",
+        "non_finite",
+        "preset",
+        "config",
+        "steps",
+        "versions",
+    ]
     assert report["non_finite"] == []
     assert list(report["totals"]) == TOTALS
     assert len(report["calls"]) == 4 * 2 * 2
@@ -111,3 +129,30 @@ def test_too_short_for_the_shipped_preset() -> None:
     vidsparse.accelerate_pipeline(pipe, "balanced", ["schedule.dense_layers=[]"])
     tiny.run(pipe, call)
     assert "too-short" in vidsparse.run_report(pipe).dense_reasons
+
+
+def test_saved_and_loaded(pipeline, tmp_path) -> None:
+    report = vidsparse.run_report(pipeline[0])
+    path = report.save(tmp_path / "report.json")
+    loaded = RunReport.load(path)
+    assert loaded.to_dict() == report.to_dict() and str(loaded) == str(report)
+    assert loaded.config == report.config
+    assert [call.density for call in loaded.calls] == [call.density for call in report.calls]
+    assert loaded.seconds == pytest.approx(report.seconds)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_seconds_are_those_of_the_calls(pipeline) -> None:
+    report = vidsparse.run_report(pipeline[0])
+    assert set(report.seconds) >= {"dense", "kernel"}
+    for stage, seconds in report.seconds.items():
+        assert seconds == pytest.approx(sum(c.seconds.get(stage, 0.0) for c in report.calls))
+    for call in report.calls:
+        assert ("dense" in call.seconds) == (call.reason is not None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "vidsparse.report/0"}', "\x00"])
+def test_other_files_are_no_report(tmp_path, text) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(ValueError, match="is no run report"):
+        RunReport.load(tmp_path / "report.json")

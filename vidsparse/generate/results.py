@@ -13,19 +13,27 @@ import cv2
 import numpy as np
 import torch
 
+from vidsparse.compare.arms import Arm as CompareArm
+from vidsparse.compare.arms import ClipFile
+from vidsparse.compare.comparison import Comparison, Row
+from vidsparse.compare.files import metrics as figures
+from vidsparse.compare.measure import Settings, measure
+from vidsparse.compare.page import write_page
+from vidsparse.compare.run import REPORT_MB, cores
 from vidsparse.generate.job import FPS, Job
 from vidsparse.generate.model_files import InputError
-from vidsparse.jobs.layout import ABOUT, METRICS, SCHEMA
+from vidsparse.jobs.layout import ABOUT, METRICS, REPORT, SCHEMA
 from vidsparse.pipelines.report import RunReport, versions
 from vidsparse.quality.frames import (
     Frame,
     atomic_output,
     enlarge,
     enlargement,
+    open_clip,
     write_clip,
     write_preview,
 )
-from vidsparse.quality.metrics import ClipMetrics, compare_clips
+from vidsparse.quality.metrics import ClipMetrics
 from vidsparse.quality.sheet import SheetRow, write_contact_sheet
 
 PAPER, INK = (250, 250, 248), (26, 28, 32)
@@ -82,13 +90,19 @@ def check_encoder(folder: Path) -> None:
 def write(job: Job, sparse: Arm, dense: Arm | None, folder: Path) -> dict[str, Any]:
     """Write the files of a job into `folder`; returns the content of metrics.json."""
     scale = enlargement(*sparse.frames.shape[1:3])
-    write_preview(folder / "sparse.mp4", sparse.frames, job.fps, scale=scale)
-    quality = None
+    arms = {"sparse": sparse} if dense is None else {"sparse": sparse, "dense": dense}
+    for name, arm in arms.items():
+        write_preview(folder / f"{name}.mp4", arm.frames, job.fps, scale=scale)
+    for name, arm in arms.items():
+        write_clip(folder / f"{name}.mkv", arm.frames, job.fps)
+    if sparse.report is not None:
+        sparse.report.save(folder / REPORT)
+    content = metrics(job, sparse, dense)
     if dense is not None:
-        write_preview(folder / "dense.mp4", dense.frames, job.fps, scale=scale)
-        write_clip(folder / "dense.mkv", dense.frames, job.fps)
-        write_clip(folder / "sparse.mkv", sparse.frames, job.fps)
-        quality = compare_clips(folder / "dense.mkv", folder / "sparse.mkv", fps=job.fps)
+        comparison = compare_arms(folder, content, Path(job.preset).stem)
+        quality = comparison.rows[0].measured.metrics
+        content["quality"] = quality.to_dict()
+        write_page(folder / "report.html", comparison, figures(comparison), REPORT_MB)
         labels = (
             f"dense  {dense.denoise_seconds:.1f} s",
             f"vidsparse {Path(job.preset).stem}  {sparse.denoise_seconds:.1f} s",
@@ -96,7 +110,6 @@ def write(job: Job, sparse: Arm, dense: Arm | None, folder: Path) -> dict[str, A
         both = side_by_side(dense.frames, sparse.frames, labels)
         write_preview(folder / "side_by_side.mp4", both, job.fps)
         _write_sheet(job, sparse, dense, quality, folder / "sheet.png")
-    content = metrics(job, sparse, dense, quality)
     content["files"] = [name for name in ABOUT if name == METRICS or (folder / name).exists()]
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     with atomic_output(folder / METRICS) as part:  # the last file: with it the folder is complete
@@ -105,10 +118,21 @@ def write(job: Job, sparse: Arm, dense: Arm | None, folder: Path) -> dict[str, A
     return reread
 
 
-def metrics(
-    job: Job, sparse: Arm, dense: Arm | None, quality: ClipMetrics | None
-) -> dict[str, Any]:
-    """All figures of a job, ready for JSON. Seconds, dB, densities in (0, 1]; None: not measured.
+def compare_arms(folder: Path, content: dict[str, Any], preset: str) -> Comparison:
+    """The sparse video in a job's folder against the dense one. content: of its sidecar."""
+    settings = Settings(workers=cores())
+    dense, sparse = (
+        ClipFile(arm, open_clip(folder / f"{arm}.mkv"), content, arm) for arm in ("dense", "sparse")
+    )
+    row = Row(preset, dense, sparse, measure(dense, sparse, settings))
+    arms = CompareArm("dense", {"dense": dense}), CompareArm(preset, {"sparse": sparse})
+    return Comparison(arms[0], arms[1:], [row], settings)
+
+
+def metrics(job: Job, sparse: Arm, dense: Arm | None) -> dict[str, Any]:
+    """All figures of a job but "quality", ready for JSON.
+
+    Seconds, dB, densities in (0, 1]; None: not measured.
 
     speedup: seconds of the dense arm / of the sparse arm, for the denoising loop, for its median
     step, for its CPU time and for the whole pipeline call.
@@ -134,7 +158,7 @@ def metrics(
         "dense_calls": totals.get("dense_calls"),
         "dense_reasons": totals.get("dense_reasons"),
         "attention_seconds": totals.get("seconds"),
-        "quality": quality.to_dict() if quality else None,
+        "quality": None,
         "versions": versions(),
     }
 

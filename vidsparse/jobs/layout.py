@@ -11,13 +11,16 @@ from typing import Any
 
 SCHEMA = "vidsparse.generate/1"
 METRICS = "metrics.json"
+REPORT = "report.json"
 ABOUT = {
     "sparse.mp4": "the video",
     "dense.mp4": "the same from the dense pipeline",
     "side_by_side.mp4": "dense and sparse beside each other",
+    "report.html": "both videos, where they differ and what attention did",
     "sheet.png": "frames of both and their difference",
     "dense.mkv": "lossless frames, to measure on",
     "sparse.mkv": "lossless frames, to measure on",
+    REPORT: "every attention call: its density per head, or why it was dense",
     METRICS: "all figures, and all that it takes to repeat them",
 }
 """Every file that a job can write, and what it is."""
@@ -73,6 +76,15 @@ def read_sidecar(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return content if known else None
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The run report of a job's folder, as `RunReport.to_dict` gives it; None if there is none."""
+    try:
+        content: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("calls"), list) else None
 
 
 def files_of(folder: Path) -> set[str]:

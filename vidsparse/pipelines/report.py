@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vidsparse.attention import AttentionResult
@@ -17,6 +22,7 @@ from vidsparse.config import SparseConfig
 from vidsparse.pipelines.guard import Guard, NonFinite
 from vidsparse.plan import Branch, StepContext
 
+SCHEMA = "vidsparse.report/1"
 PACKAGES = ("vidsparse", "torch", "diffusers", "transformers", "triton")
 
 
@@ -26,7 +32,8 @@ class Call:
 
     head_density: kept fraction of the work per head, in (0, 1], where it was computed: to read it
     is to wait for a GPU. reason: None for a sparse call, else why it was dense: a code of
-    `vidsparse.decision.REASONS`. context_name: of the `cache_context`, None without one.
+    `vidsparse.decision.REASONS`. context_name: of the `cache_context`, None without one. seconds:
+    wall-clock per stage of attention, "dense" for a dense call; on a GPU that is launch time.
     """
 
     step: int
@@ -36,6 +43,7 @@ class Call:
     head_density: Tensor
     reason: str | None
     context_name: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def density(self) -> tuple[float, ...]:
@@ -54,8 +62,7 @@ class RunReport:
     A run whose attention is not finite ends with a RuntimeError, or warns: see `guard.py`.
 
     preset: as the user gave it, overrides behind. config: the method in full. steps: of the run.
-    calls: in the order of execution. seconds: wall-clock per stage of attention, "dense" for the
-    attention of dense calls; on a GPU that is launch time.
+    calls: in the order of execution. versions: of the packages, where the run was.
 
     Empty (no calls, 0 steps) until the first run. A new run makes a new report, this one stays.
     """
@@ -64,7 +71,7 @@ class RunReport:
     config: SparseConfig
     steps: int = 0
     calls: list[Call] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def __post_init__(self) -> None:
         self.guard = Guard(self.preset)
@@ -87,16 +94,24 @@ class RunReport:
                 result.head_density,
                 result.reason,
                 context.context_name,
+                result.seconds,
             )
         )
-        for stage, spent in result.seconds.items():
-            self.seconds[stage] += spent
         self.guard.note(context, result.finite)
 
     @property
     def last(self) -> Call | None:
         """The latest call, for progress displays."""
         return self.calls[-1] if self.calls else None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of all calls together, per stage."""
+        found: dict[str, float] = defaultdict(float)
+        for call in self.calls:
+            for stage, spent in call.seconds.items():
+                found[stage] += spent
+        return dict(found)
 
     @property
     def density(self) -> float:
@@ -130,6 +145,8 @@ class RunReport:
                     "transformer": call.transformer,
                     "density": list(call.density),
                     "reason": call.reason,
+                    "context_name": call.context_name,
+                    "seconds": dict(call.seconds),
                 }
                 for call in self.calls
             ],
@@ -140,12 +157,45 @@ class RunReport:
                 "dense_calls": sum(dense.values()),
                 "dense_reasons": dense,
                 "dense_steps": list(self.dense_steps),
-                "seconds": dict(self.seconds),
+                "seconds": self.seconds,
             },
             "non_finite": [asdict(found) for found in self.non_finite],
             "preset": self.preset,
-            "versions": versions(),
+            "config": self.config.to_dict(),
+            "steps": self.steps,
+            "versions": self.versions,
         }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write all of it as JSON, to be read by `load`, here or on another machine."""
+        from vidsparse.quality.frames import atomic_output  # and with it OpenCV and imageio
+
+        text = json.dumps({"schema": SCHEMA, **self.to_dict()}, allow_nan=False)
+        with atomic_output(path) as part:
+            part.write_text(text + "\n", encoding="utf-8")
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RunReport:
+        """The report in a file of `save`. Raises OSError, ValueError for another file."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["schema"] != SCHEMA:
+                raise KeyError(content["schema"])
+            report = cls(
+                content["preset"],
+                SparseConfig.from_dict(content["config"]),
+                content["steps"],
+                [_call(**call) for call in content["calls"]],
+                content["versions"],
+            )
+            found = [
+                NonFinite(**{**n, "inputs": tuple(n["inputs"])}) for n in content["non_finite"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no run report of {SCHEMA!r}") from error
+        report.guard.found, report.guard.told = found, True
+        return report
 
     def __str__(self) -> str:
         dense = self.dense_reasons
@@ -172,6 +222,11 @@ class RunReport:
             lines.append(f"seconds: {spent}")
         lines += [f"not finite: {found}" for found in self.non_finite]
         return "\n".join(lines)
+
+
+def _call(density: list[float], **fields: Any) -> Call:
+    """A call of a saved report."""
+    return Call(head_density=torch.tensor(density, dtype=torch.float64), **fields)
 
 
 def versions() -> dict[str, str]:

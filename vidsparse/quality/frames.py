@@ -194,6 +194,18 @@ def write_preview(
     return path
 
 
+def write_seekable(path: PathLike, frames: Any, fps: float) -> Path:
+    """Write an H.264 `.mp4` in which a player finds every frame at once: lossy, for eyes.
+
+    No frame needs a later one, every twelfth stands alone, and frame t is shown from t / fps on.
+    Sides must be even. Other arguments, result and errors as in `write_clip`.
+    """
+    path = _suffixed(path, ".mp4")
+    options = ["-vcodec", "libx264", "-crf", "20", "-pix_fmt", "yuv420p", "-bf", "0", "-g", "12"]
+    _encode(path, iter_frames(frames), fps, [*options, "-movflags", "+faststart"])
+    return path
+
+
 def write_png(path: PathLike, image: Any) -> Path:
     """Write one RGB frame `(H, W, 3)` as a `.png`. Result and errors as in `write_clip`."""
     path = _suffixed(path, ".png")

@@ -5,9 +5,11 @@ states the conventions, without which the numbers compare with nothing: publishe
 video models follow several others.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from math import inf, isfinite, log10
 from typing import Any
 
@@ -20,10 +22,10 @@ from vidsparse.quality.frames import Clip, Frame, iter_frames, open_clip
 PSNR_CAP = 100.0
 SSIM_SIDE = 11
 _LUMA = (0.299, 0.587, 0.114)
-_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _RADIUS = SSIM_SIDE // 2
-_TAPS = np.exp(-(np.arange(-_RADIUS, _RADIUS + 1) ** 2) / (2 * 1.5**2))
-_TAPS /= _TAPS.sum()
+TAPS = np.exp(-(np.arange(-_RADIUS, _RADIUS + 1) ** 2) / (2 * 1.5**2))
+TAPS /= TAPS.sum()
 
 PROTOCOL = {
     "peak": 255,
@@ -105,34 +107,68 @@ class ClipMetrics:
         return {**_without_infinity(fields), "protocol": dict(PROTOCOL)}
 
 
-def compare_clips(reference: Any, test: Any, *, fps: float | None = None) -> ClipMetrics:
+def compare_clips(
+    reference: Any, test: Any, *, fps: float | None = None, workers: int = 1
+) -> ClipMetrics:
     """Measure `test` against `reference`; both are whatever `frames.iter_frames` takes.
 
-    Streams: two frames per arm in memory. `fps` > 0 serves slope and worst second; by default it is
-    what the files say. Raises ValueError when frame counts, sizes or the files' fps differ, when
-    there is no frame, or when a side is below 11 pixels.
+    `fps` > 0 serves slope and worst second; by default it is what the files say. Raises ValueError
+    when the files' fps differ, when there is no frame, and as `frame_pairs` does.
     """
+    reference, test, fps = opened(reference, test, fps)
+    rows = list(frame_pairs(reference, test, also=size_of, workers=workers))
+    return summarise(tuple(frame for frame, _ in rows), rows[0][1] if rows else (0, 0), fps)
+
+
+def size_of(x: Frame, y: Frame) -> tuple[int, int]:
+    """(height, width) of a pair of frames; for the `also` of `frame_pairs`."""
+    return x.shape[0], x.shape[1]
+
+
+def opened(reference: Any, test: Any, fps: float | None) -> tuple[Any, Any, float | None]:
+    """Paths opened as clips, and the frame rate of both: `fps`, or what the files say."""
     reference, fps_ref = _opened(reference)
     test, fps_test = _opened(test)
     if fps is None:
         if fps_ref and fps_test and fps_ref != fps_test:
             raise ValueError(f"the reference has {fps_ref} fps, the test {fps_test}; pass fps=")
-        fps = fps_ref or fps_test
-    elif not (isfinite(fps) and fps > 0):
+        return reference, test, fps_ref or fps_test or None
+    if not (isfinite(fps) and fps > 0):
         raise ValueError(f"fps must be a positive number, got {fps!r}")
-    rows: list[dict[str, Any]] = []
-    before: tuple[Frame, Frame] | None = None
-    for x, y in _pairs(iter_frames(reference, "reference"), iter_frames(test, "test")):
-        if before is not None:
-            rows[-1]["flick_ref"] = float(np.mean(cv2.absdiff(x, before[0]), dtype=np.float64))
-            rows[-1]["flick_test"] = float(np.mean(cv2.absdiff(y, before[1]), dtype=np.float64))
-        rows.append({"t": len(rows), "flick_ref": None, "flick_test": None, **_measure(x, y)})
-        before = x, y
-    if before is None:
-        raise ValueError("expected clips with at least one frame, got two without any")
-    height, width, _ = before[0].shape
-    frames = tuple(FrameMetrics(**row) for row in rows)
-    return _summarise(frames, height, width, float(fps) if fps else None)
+    return reference, test, float(fps)
+
+
+def frame_pairs(
+    reference: Any,
+    test: Any,
+    *,
+    also: Callable[[Frame, Frame], Any] | None = None,
+    workers: int = 1,
+    trim: bool = False,
+) -> Iterator[tuple[FrameMetrics, Any]]:
+    """Measure frame by frame, in order. Yields the measures and what `also` says of the pair.
+
+    Streams: two frames per arm in memory, and with `workers` threads one more each. trim: stop at
+    the end of the shorter clip. Raises ValueError when frame counts or sizes differ, or when a side
+    is below 11 pixels.
+    """
+    pairs = _pairs(iter_frames(reference, "reference"), iter_frames(test, "test"), trim)
+    ahead = chain(pairs, [None])
+    current = next(ahead)
+    waiting: deque[Future[tuple[FrameMetrics, Any]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for t, after in enumerate(ahead):
+                assert current is not None  # only the last one is
+                waiting.append(pool.submit(_frame, t, current, after, also))
+                current = after
+                if len(waiting) >= workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def psnr(mse: float) -> float:
@@ -156,15 +192,15 @@ def _ssim(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float
     mu_xy, mu_squares = mu_x * mu_y, mu_x * mu_x + mu_y * mu_y
     covariance = _window_mean(x * y) - mu_xy
     variances = _window_mean(x * x + y * y) - mu_squares  # v_x + v_y, never needed apart
-    similarity = (2 * mu_xy + _C1) * (2 * covariance + _C2)
-    similarity /= (mu_squares + _C1) * (variances + _C2)
+    similarity = (2 * mu_xy + C1) * (2 * covariance + C2)
+    similarity /= (mu_squares + C1) * (variances + C2)
     means = similarity.mean(axis=(0, 1))
     return float(means[:3].mean()), float(means[3])
 
 
 def _window_mean(planes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """(H, W, C) -> (H-10, W-10, C): Gaussian mean at the positions where the window fits."""
-    filtered = cv2.sepFilter2D(planes, cv2.CV_64F, _TAPS, _TAPS)
+    filtered = cv2.sepFilter2D(planes, cv2.CV_64F, TAPS, TAPS)
     return np.asarray(filtered[_RADIUS:-_RADIUS, _RADIUS:-_RADIUS])
 
 
@@ -174,6 +210,23 @@ def _planes(frame: Frame) -> npt.NDArray[np.float64]:
     # Written out: a matrix product may round differently for equal pixels.
     luma = _LUMA[0] * rgb[..., 0] + _LUMA[1] * rgb[..., 1] + _LUMA[2] * rgb[..., 2]
     return np.dstack([rgb, luma])
+
+
+def _frame(
+    t: int,
+    pair: tuple[Frame, Frame],
+    after: tuple[Frame, Frame] | None,
+    also: Callable[[Frame, Frame], Any] | None,
+) -> tuple[FrameMetrics, Any]:
+    """Measures of one pair of frames; after: the next pair, None at the end."""
+    x, y = pair
+    flicks = [
+        float(np.mean(cv2.absdiff(b, a), dtype=np.float64))
+        for a, b in zip(pair, after or (), strict=False)
+    ]
+    flick_ref, flick_test = flicks or (None, None)
+    measures = FrameMetrics(t=t, flick_ref=flick_ref, flick_test=flick_test, **_measure(x, y))
+    return measures, also(x, y) if also else None
 
 
 def _measure(x: Frame, y: Frame) -> dict[str, Any]:
@@ -200,8 +253,12 @@ def _opened(source: Any) -> tuple[Any, float | None]:
     return source, source.fps if isinstance(source, Clip) else None
 
 
-def _pairs(reference: Iterator[Frame], test: Iterator[Frame]) -> Iterator[tuple[Frame, Frame]]:
+def _pairs(
+    reference: Iterator[Frame], test: Iterator[Frame], trim: bool = False
+) -> Iterator[tuple[Frame, Frame]]:
     for t, (x, y) in enumerate(zip_longest(reference, test)):
+        if trim and (x is None or y is None):
+            return
         if x is None or y is None:
             longer = t + 1 + sum(1 for _ in (test if x is None else reference))
             n_ref, n_test = (t, longer) if x is None else (longer, t)
@@ -220,9 +277,15 @@ def _check_pair(x: Frame, y: Frame) -> None:
         raise ValueError(f"SSIM needs frames of at least {SSIM_SIDE}x{SSIM_SIDE}, got {size_x}")
 
 
-def _summarise(
-    frames: tuple[FrameMetrics, ...], height: int, width: int, fps: float | None
+def summarise(
+    frames: tuple[FrameMetrics, ...], size: tuple[int, int], fps: float | None
 ) -> ClipMetrics:
+    """The clip's figures from those of all its frames, in order; size: (height, width).
+
+    Raises ValueError without a frame.
+    """
+    if not frames:
+        raise ValueError("expected clips with at least one frame, got two without any")
     mse = np.array([frame.mse for frame in frames])
     capped = np.array([min(frame.psnr, PSNR_CAP) for frame in frames])
     ssim_rgb = [frame.ssim for frame in frames]
@@ -234,8 +297,8 @@ def _summarise(
     second = _worst_second(mse, fps) if fps else None
     return ClipMetrics(
         n_frames=len(frames),
-        height=height,
-        width=width,
+        height=size[0],
+        width=size[1],
         fps=fps,
         mse=mean_mse,
         psnr_pool=psnr(mean_mse),

@@ -1,0 +1,322 @@
+"""vidsparse compare from the outside: files, exit codes, what is kept, what is refused."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden import pair
+from job_folders import frames, write_job
+from typer.testing import CliRunner
+
+from vidsparse.cli import app
+from vidsparse.compare import filters, floor, measure
+from vidsparse.compare.files import FILES
+from vidsparse.compare.measure import KEPT, Settings
+from vidsparse.compare.run import InputError, Listener, Request, compare
+from vidsparse.quality.frames import open_clip, write_clip, write_png, write_preview
+from vidsparse.quality.metrics import compare_clips
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def golden(tmp_path):
+    """The golden pair on disk."""
+    for name, clip in zip(("ref", "test"), pair(), strict=True):
+        write_clip(tmp_path / f"{name}.mkv", clip, 8)
+    return tmp_path / "ref.mkv", tmp_path / "test.mkv"
+
+
+@pytest.fixture
+def presets(tmp_path):
+    """Two prompts, two arms."""
+    for n, prompt in enumerate(("a red circle", "a blue ring")):
+        write_job(tmp_path / "balanced" / f"j{n}", prompt, n)
+        write_job(tmp_path / "fast" / f"j{n}", prompt, n, "fast", noise=9.0, density=0.1)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_golden_pair(golden, tmp_path):
+    reference, test = golden
+    done = run("--ref", reference, "--test", test, "-o", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    content = json.loads(done.stdout)
+    (clip,) = content["clips"]
+    assert clip["psnr_pool"] == pytest.approx(32.526258, abs=5e-7)
+    assert clip["ssim"] == pytest.approx(0.8403302985, abs=5e-11)
+    assert clip["ssim_y"] == pytest.approx(0.9155365858, abs=5e-11)
+    assert clip["psnr_y"] == pytest.approx(35.988420, abs=5e-7)
+    assert clip["tf_ref"] == pytest.approx(0.9590557890, abs=5e-11)
+    assert (clip["lossy"], clip["speedup"], clip["n_frames"]) == (False, None, 8)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == content
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*FILES, KEPT}
+    frames_csv = rows(tmp_path / "out" / "frames.csv")
+    assert [int(row["t"]) for row in frames_csv] == list(range(8))
+    mse = [float(row["mse"]) for row in frames_csv]
+    assert 10 * math.log10(255**2 / np.mean(mse)) == pytest.approx(clip["psnr_pool"], abs=1e-12)
+
+
+def test_many_clips_and_arms(presets):
+    out = presets / "out"
+    done = run("--ref", presets / "balanced", "--test", presets / "balanced",
+               "--test", f"nine={presets / 'fast'}", "-o", out)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    arms = {row["arm"]: row for row in rows(out / "pareto.csv")}
+    assert list(arms) == ["balanced", "nine"]
+    for name, noise, density in (("balanced", 4.0, 0.215), ("nine", 9.0, 0.1)):
+        direct = [
+            compare_clips(frames(seed), frames(seed, noise=noise)).psnr_pool for seed in (0, 1)
+        ]
+        assert float(arms[name]["psnr_pool"]) == pytest.approx(np.mean(direct), abs=1e-9)
+        assert float(arms[name]["psnr_pool_worst"]) == pytest.approx(min(direct), abs=1e-9)
+        assert float(arms[name]["speedup"]) == pytest.approx(1.5)
+        assert float(arms[name]["density"]) == pytest.approx(density)
+    assert (arms["balanced"]["on_front"], arms["nine"]["on_front"]) == ("True", "False")
+    content = json.loads((out / "metrics.json").read_text())
+    assert [(p["a"], p["b"], p["wins"], p["low"]) for p in content["pairs"]] == [
+        ("balanced", "nine", 2, None)
+    ] * 2
+    summary = (out / "summary.md").read_text()
+    assert "| nine | 2 | 1.50x |" in summary
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [("psnr=30,ssim=.8", 0), ("psnr=32.53", 1), ("psnr.worst=32.52", 0), ("ssim=.85", 1),
+     ("tf_drop=.001", 1), ("tf_drop=.01", 0)],
+)  # fmt: skip
+def test_thresholds_decide_the_exit_code(golden, tmp_path, limits, code):
+    reference, test = golden
+    done = run("--ref", reference, "--test", test, "-o", tmp_path / "out", "--fail-under", limits)
+    assert done.exit_code == code, done.output
+    missed = json.loads((tmp_path / "out" / "metrics.json").read_text())["missed"]
+    assert bool(missed) == bool(code)
+
+
+def test_lossy_files_are_stamped_and_not_judged(golden, tmp_path):
+    reference, _ = golden
+    write_preview(tmp_path / "lossy.mp4", pair()[1], 8)
+    arguments = ["--ref", reference, "--test", tmp_path / "lossy.mp4", "-o", tmp_path / "out"]
+    done = run(*arguments, "--fail-under", "psnr=20")
+    assert (
+        done.exit_code == 2
+        and "lossy.mp4 is lossy" in done.output
+        and "--allow-lossy" in done.output
+    )
+    done = run(*arguments, "--fail-under", "psnr=20", "--allow-lossy")
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    (clip,) = content["clips"]
+    assert clip["lossy"] and content["protocol"]["lossy_input"]
+    assert clip["codec_floor"] == "guessed, optimistic" and 25 < clip["codec_floor_db"] < 60
+    assert "its codec alone costs" in content["warnings"][0]
+    assert not content["arms"][0]["on_front"] and content["pairs"] == []
+
+
+def test_codec_floor_is_exact_where_the_original_is_at_hand(tmp_path):
+    job = write_job(tmp_path / "job", preview=True, size=(6, 64, 80))
+    clip, preview = open_clip(job / "sparse.mkv"), job / "sparse.mp4"
+    found = floor.of_preview(clip, preview)
+    assert found.exact
+    assert found.psnr == pytest.approx(compare_clips(clip, open_clip(preview)).psnr_pool, abs=1e-9)
+    write_preview(tmp_path / "enlarged.mp4", clip, 8, scale=2)
+    assert floor.of_preview(clip, tmp_path / "enlarged.mp4") is None
+
+
+def test_one_interrupted_clip_costs_one_clip(presets):
+    """A second run measures what the first has not, and no more."""
+
+    class Interrupted(Listener):
+        seen = 0
+
+        def pair(self, arm, clip):
+            self.seen += 1
+            if self.seen == 3:
+                raise KeyboardInterrupt
+
+    class Counting(Listener):
+        measured = 0
+
+        def frame(self, done):
+            self.measured += 1
+
+    tests = [(None, presets / "balanced"), (None, presets / "fast")]
+    request = Request(presets / "balanced", tests, presets / "out")
+    with pytest.raises(KeyboardInterrupt):
+        compare(request, Interrupted())
+    assert [p.name for p in (presets / "out").iterdir()] == [KEPT]
+    second, third = Counting(), Counting()
+    first = compare(request, second)
+    assert second.measured == 2 * 12
+    again = compare(request, third)
+    assert third.measured == 0
+    assert [row.measured.values() for row in again.rows] == [
+        row.measured.values() for row in first.rows
+    ]
+
+
+def test_what_was_measured_of_other_clips_or_otherwise_is_not_taken(golden, tmp_path):
+    reference, test = golden
+    out = tmp_path / "out"
+
+    def psnr(**settings):
+        request = Request(reference, [("t", test)], out, settings=Settings(**settings))
+        return compare(request).rows[0].measured
+
+    before = psnr().metrics.psnr_pool
+    write_clip(test, pair()[0], 8)
+    assert psnr().metrics.psnr_pool == math.inf != before
+    assert set(psnr(compat=("svg",)).compat) == {"svg"}
+    for file in (out / KEPT).iterdir():
+        file.write_text("{")
+    assert psnr().metrics.psnr_pool == math.inf
+
+
+def test_vmaf_and_xpsnr(golden, tmp_path):
+    for name in ("vmaf", "xpsnr"):
+        if why := filters.lacking(name):
+            pytest.skip(why)
+    reference, test = golden
+    np.savez(tmp_path / "same.npz", frames=pair()[0], fps=8.0)
+    (tmp_path / "pngs").mkdir()
+    for n, frame in enumerate(pair()[1]):
+        write_png(tmp_path / "pngs" / f"{n}.png", frame)
+    tests = [f"--test={path}" for path in (test, tmp_path / "same.npz", tmp_path / "pngs")]
+    measures = ["--metrics", "psnr,vmaf,xpsnr"]
+    done = run("--ref", reference, *tests, *measures, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    noisy, same, pngs = json.loads((tmp_path / "out" / "metrics.json").read_text())["clips"]
+    assert same["vmaf"] > 99 and same["xpsnr"] == 100 and same["psnr_pool"] is None
+    assert 80 < noisy["vmaf"] < 99 and 30 < noisy["xpsnr"] < 40
+    assert pngs["vmaf"] == noisy["vmaf"] and pngs["psnr_pool"] == noisy["psnr_pool"]
+    columns = rows(tmp_path / "out" / "frames.csv")[0]
+    assert {"vmaf", "xpsnr"} <= set(columns)
+
+
+def test_what_is_missing_is_a_column_with_the_reason(golden, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "_lacking", lambda name: f"no {name} today")
+    reference, test = golden
+    done = run("--ref", reference, "--test", test, "--metrics", "lpips", "-o", tmp_path / "out")
+    assert done.exit_code == 0 and "lpips was not measured: no lpips today" in done.output
+    (clip,) = rows(tmp_path / "out" / "clips.csv")
+    assert clip["lpips"] == "" and clip["not_measured"] == "lpips: no lpips today"
+    limited = run("--ref", reference, "--test", test, "--metrics", "lpips", "-o", tmp_path / "out",
+                  "--fail-under", "lpips=.1")  # fmt: skip
+    assert limited.exit_code == 1 and "lpips <= 0.1: not measured" in limited.output
+
+
+def test_trim(tmp_path):
+    write_clip(tmp_path / "long.mkv", frames(count=9), 8)
+    write_clip(tmp_path / "short.mkv", frames(count=6, noise=3), 8)
+    arguments = [
+        "--ref",
+        tmp_path / "long.mkv",
+        "--test",
+        tmp_path / "short.mkv",
+        "-o",
+        tmp_path / "o",
+    ]
+    done = run(*arguments)
+    assert done.exit_code == 2 and "the reference has 9 frames, the test has 6" in done.output
+    assert run(*arguments, "--trim").exit_code == 0
+    content = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    direct = compare_clips(frames(count=9)[:6], frames(count=6, noise=3))
+    assert content["clips"][0]["psnr_pool"] == pytest.approx(direct.psnr_pool, abs=1e-12)
+    assert content["protocol"]["frames"] == "all of the shorter clip"
+
+
+def test_bad_input_is_one_line_and_code_2(golden, tmp_path):
+    reference, test = golden
+    other = write_clip(tmp_path / "other.mkv", frames(), 8)
+    tiny = write_clip(tmp_path / "tiny.mkv", frames(height=10), 8)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(test.read_bytes()[:200])
+    (tmp_path / "empty").mkdir()
+    base = ["--ref", reference, "-o", tmp_path / "out"]
+    for arguments, said in [
+        ([*base, "--test", tmp_path / "nowhere"], "nowhere does not exist"),
+        ([*base, "--test", other], "the reference is 120x208, the test 48x64"),
+        (["--ref", tiny, "--test", tiny, "-o", tmp_path / "out"], "at least 11x11"),
+        ([*base, "--test", cut], "no video that ffmpeg can read"),
+        ([*base, "--test", tmp_path / "empty"], "holds no clip"),
+        ([*base, "--test", test, "--metrics", "fvd"], "--metrics fvd"),
+        ([*base, "--test", test, "--compat", "vbench"], "--compat vbench"),
+        ([*base, "--test", test, "--workers", 0], "--workers 0"),
+        ([*base, "--test", test, "--fail-under", "psnr"], "--fail-under 'psnr'"),
+        ([*base, "--test", test, "--fail-under", "vmaf=9"], "--metrics vmaf"),
+        ([*base, "--test", test, "--allow-mismatch", "colour"], "--allow-mismatch colour"),
+        ([*base, "--test", test, "--report-mb", 0], "--report-mb 0"),
+        ([*base, "--test", f"a={test}", "--test", f"a={other}"], "two arms named 'a'"),
+        (["--ref", reference, "--test", test, "-o", reference], "is a file, expected a folder"),
+    ]:
+        done = run(*arguments)
+        assert done.exit_code == 2, (arguments, done.output)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("vidsparse: ")]
+        assert len(lines) == 1 and said in lines[0], (said, done.output)
+
+
+def test_a_mismatch_of_sidecars_names_the_field(presets):
+    write_job(presets / "other" / "j", "a red circle", 0, steps=99)
+    done = run("--ref", presets / "balanced", "--test", presets / "other", "-o", presets / "out")
+    assert done.exit_code == 2 and "steps is 99, the reference has 6" in done.output
+    done = run("--ref", presets / "balanced", "--test", presets / "other", "-o", presets / "out",
+               "--allow-mismatch", "steps")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    content = json.loads((presets / "out" / "metrics.json").read_text())
+    assert content["protocol"]["mismatch_allowed"] == ["steps"]
+    assert content["unmatched"] == ["reference: a-blue-ring-seed1"]
+    assert any("a-blue-ring-seed1" in warning for warning in content["warnings"])
+
+
+def test_names_of_paths_with_an_equals_sign(tmp_path):
+    path = tmp_path / "guidance=4"
+    write_job(path)
+    done = run("--ref", path, "--test", path, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_leaves_nothing_half_written(golden, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small])
+    if mounted.returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        reference, test = golden
+        with pytest.raises(InputError, match="No space left"):
+            compare(Request(reference, [("t", test)], small / "out"))
+        left = {p.name for p in (small / "out").rglob("*") if p.is_file()}
+        assert not [name for name in left if ".part" in name]
+        assert "metrics.json" not in left
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_module_command(golden, tmp_path):
+    reference, test = golden
+    command = [sys.executable, "-m", "vidsparse", "compare", "--ref", reference, "--test", test]
+    done = subprocess.run(
+        [*map(str, command), "-o", str(tmp_path / "out"), "--compat", "svg,skimage"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for figure in ("0.9133", "0.8610"):
+        assert figure in done.stderr
