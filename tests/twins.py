@@ -74,8 +74,8 @@ def traces(pipe: Any) -> list[str]:
     """What of ours is on the transformer of a pipeline."""
     found = []
     for name, module in pipe.transformer.named_modules():
-        ours = [h for h in module._forward_hooks.values() if isinstance(h, PlacedHook)]
-        ours += [h for h in module._forward_pre_hooks.values() if "Hoist" in repr(h)]
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        ours: list[Any] = [h for h in hooks if isinstance(h, PlacedHook) or "Hoist" in repr(h)]
         registry = module.__dict__.get("_diffusers_hook")
         ours += [h for h in registry.hooks if "vidsparse" in h] if registry else []
         sparse = "Sparse" in type(getattr(module, "processor", None)).__name__

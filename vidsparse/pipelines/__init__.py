@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class PerToken:
+    """An argument of forward that may be [B, tokens], such as a timestep for each token.
+
+    module: submodule that embeds it. outputs: which of its outputs, a tuple, come from it; they
+    are [B, tokens, C] if it is [B, tokens].
+    """
+
+    argument: str
+    module: str
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Adapter:
     """All facts about one model family.
 
@@ -34,7 +47,7 @@ class Adapter:
     embeddings: submodules whose output [B, C, frames, height, width] becomes the video tokens.
     rope, rope_axis: submodule that returns the rotary tables (a tuple), and their token axis.
     output: submodule that sees the tokens last, [B, tokens, C].
-    per_token: arguments of forward that may be [B, tokens].
+    per_token: the arguments of forward that may be one for each token.
     branch_order: pipeline class name -> order of the guidance branches inside a step, for
         pipelines that never enter `cache_context`.
     """
@@ -50,7 +63,7 @@ class Adapter:
     rope: str
     rope_axis: int
     output: str
-    per_token: tuple[str, ...] = ()
+    per_token: tuple[PerToken, ...] = ()
     branch_order: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)
 
     def transformers(self, pipe: Any) -> dict[str, nn.Module]:

@@ -1,8 +1,14 @@
 """Hoisted token order: permute once at the entry of a transformer, undo it once at the exit.
 
 Everything in a DiT block except attention and RoPE works token by token. So if the tokens, the
-rotary tables and every per-token argument are permuted on entry, all layers see blocks that are
-compact in space and time, and one inverse permutation before unpatchifying gives the video back.
+rotary tables and what is embedded per token are permuted on entry, all layers see blocks that are
+compact in space and time, and one inverse permutation before the last projection gives the video
+back.
+
+Others hook and wrap the same modules, and what they do may depend on the position of a token. So
+our hooks stand next to the blocks: last after the modules of the entry, first before that of the
+exit. Whatever is further out sees raster order.
+
 The order depends on the grid alone: it is the same in every step, dense steps included, because
 caches (FirstBlockCache and its kin) keep residuals in this order.
 
@@ -30,7 +36,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from vidsparse.kernels.call_check import refuse_gradients
-from vidsparse.pipelines import Adapter
+from vidsparse.pipelines import Adapter, PerToken
 from vidsparse.pipelines.forward import Forward, Order
 from vidsparse.pipelines.hooks import PlacedHook, is_context_parallel
 from vidsparse.plan import StepContext, TokenGrid
@@ -66,7 +72,10 @@ class Hoist:
         self.hooks = [PlacedHook(transformer, adapter.rope, self._rotary)]
         for name in adapter.embeddings:
             self.hooks.append(PlacedHook(transformer, name, partial(self._embedded, name)))
-        self.hooks.append(PlacedHook(transformer, adapter.output, self._leave, first=True))
+        for fact in adapter.per_token:
+            self.hooks.append(PlacedHook(transformer, fact.module, partial(self._per_token, fact)))
+        exit = PlacedHook(transformer, adapter.output, self._leave, before=True, first=True)
+        self.hooks.append(exit)
         self.hooks.append(PlacedHook(transformer, "", self._end, first=True, always=True))
         self.lock = threading.RLock()
         self.kept: OrderedDict[tuple[TokenGrid, torch.device], Order] = OrderedDict()
@@ -94,13 +103,12 @@ class Hoist:
             hook.place()
 
     @torch.compiler.disable
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Before the transformer: fix the order of this forward, permute per-token arguments."""
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the transformer: fix the order of this forward."""
         if module is not self.transformer:
             raise RuntimeError(_COPIED)
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        exporting = torch.compiler.is_exporting()
-        if not exporting:
+        if not torch.compiler.is_exporting():
             refuse_gradients(
                 "the transformer or its input", _tensors(arguments), module.parameters()
             )
@@ -108,17 +116,11 @@ class Hoist:
             self._place()
         grid = self.adapter.grid(module, arguments)
         order = self._order(grid, arguments["hidden_states"].device)
-        self.forward.begin(order, self.entries)
+        per_token = [
+            fact.module for fact in self.adapter.per_token if _many(arguments.get(fact.argument))
+        ]
+        self.forward.begin(order, (*self.entries, *per_token))
         self.forward.context = self.position()
-        if exporting:  # the program becomes `module.forward`, and this hook runs before it
-            return None
-        for name in self.adapter.per_token:
-            value = arguments.get(name)
-            if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[1] == 1:
-                continue
-            order.check(f"{name} of shape {tuple(value.shape)}", value.shape[1])
-            arguments[name] = order.permute(value, 1)
-        return (), arguments
 
     def _embedded(self, name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """After a patch embedding: its last three axes are the tokens in raster order."""
@@ -140,14 +142,29 @@ class Hoist:
         self.forward.arrived(self.adapter.rope)
         return tuple(order.permute(table, axis) for table in output)
 
-    def _leave(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        """After the last token-wise module: back to raster order."""
+    def _per_token(
+        self, fact: PerToken, module: nn.Module, args: Any, output: tuple[Any, ...]
+    ) -> Any:
+        """After a module that embeds an argument: what it gives for each token."""
         order = self.forward.order
         if order is None:
             return None
+        moved = list(output)
+        for index in fact.outputs:
+            if _many(moved[index], 3):
+                order.check(f"{fact.argument}, embedded", moved[index].shape[1])
+                moved[index] = order.permute(moved[index], 1)
+                self.forward.arrived(fact.module)
+        return tuple(moved)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Before the last token-wise module: back to raster order."""
+        order = self.forward.order
+        if order is None or not args:
+            return None
         self.forward.require_entries()
         self.forward.leave()
-        return order.undo(output, 1)
+        return order.undo(args[0], 1), *args[1:]
 
     @torch.compiler.disable
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -182,6 +199,11 @@ _COPIED = (
     "an accelerated transformer cannot be copied or pickled, its hooks would stay with the "
     "original: restore_pipeline, copy, then accelerate_pipeline"
 )
+
+
+def _many(value: object, axes: int = 2) -> bool:
+    """Whether a value [B, n, ...] has one entry for each of several tokens."""
+    return isinstance(value, Tensor) and value.ndim >= axes and value.shape[1] != 1
 
 
 def _tensors(arguments: dict[str, Any]) -> Iterator[Tensor]:

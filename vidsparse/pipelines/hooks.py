@@ -18,10 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 
 class PlacedHook:
-    """A forward hook of ours on the submodule that bears a name, whichever module that now is.
+    """A hook of ours on the submodule that bears a name, whichever module that now is.
 
     name: "" is the model itself. call: (module, args, output) -> new output, or None.
-    first: before the hooks of others, else after them: they see tokens in raster order.
+    before: run before the module, as (module, args) -> new args, or None.
+    first: before the hooks of others, else after them.
     always: run, with None for the output, when the forward raises, too.
 
     A copy of the submodule gets a hook that does nothing.
@@ -33,24 +34,33 @@ class PlacedHook:
         name: str,
         call: Callable[..., Any],
         *,
+        before: bool = False,
         first: bool = False,
         always: bool = False,
     ) -> None:
         self.model, self.name, self.call = model, name, call
-        self.first, self.always = first, always
+        self.before, self.first, self.always = before, first, always
         self.module: nn.Module | None = None
         self.handle: RemovableHandle | None = None
 
     def place(self) -> None:
         """Move to the module that bears the name now, and to our end of its hooks."""
         module = self.model.get_submodule(self.name)
-        if module is self.module and self._in_place(module):
+        hooks: Any = module._forward_pre_hooks if self.before else module._forward_hooks
+        handle = self.handle
+        if module is self.module and handle is not None and handle.id in hooks:
+            end = next(iter(hooks) if self.first else reversed(hooks))
+            if end != handle.id:  # in one step: other threads may run the module meanwhile
+                hooks.move_to_end(handle.id, last=not self.first)
             return
         self.remove()
         self.module = module
-        self.handle = module.register_forward_hook(
-            self, prepend=self.first, always_call=self.always
-        )
+        if self.before:
+            self.handle = module.register_forward_pre_hook(self, prepend=self.first)
+        else:
+            self.handle = module.register_forward_hook(
+                self, prepend=self.first, always_call=self.always
+            )
 
     def remove(self) -> None:
         """Take the hook off; without effect where others have taken it off."""
@@ -58,15 +68,8 @@ class PlacedHook:
             self.handle.remove()
         self.module = self.handle = None
 
-    def _in_place(self, module: nn.Module) -> bool:
-        hooks, handle = module._forward_hooks, self.handle
-        if handle is None or handle.id not in hooks:
-            return False
-        end: int = next(iter(hooks) if self.first else reversed(hooks))
-        return handle.id == end
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return self.call(module, args, output)
+    def __call__(self, module: nn.Module, *call: Any) -> Any:
+        return self.call(module, *call)
 
     def __reduce__(self) -> Any:
         return _inert, ()
@@ -76,7 +79,7 @@ def _inert() -> Callable[..., None]:
     return passage
 
 
-def passage(module: nn.Module, args: Any, output: Any) -> None:
+def passage(module: nn.Module, *call: Any) -> None:
     """The hook of a copied module: changes nothing."""
 
 

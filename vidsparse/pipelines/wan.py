@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from torch import Tensor, nn
 
-from vidsparse.pipelines import Adapter
+from vidsparse.pipelines import Adapter, PerToken
 from vidsparse.pipelines.processor import SparseProcessor
 from vidsparse.plan import TokenGrid
 
@@ -86,6 +86,6 @@ ADAPTER = Adapter(
     rope="rope",
     rope_axis=1,
     output="proj_out",
-    per_token=("timestep",),
+    per_token=(PerToken("timestep", "condition_embedder", outputs=(0, 1)),),
     branch_order={"WanVideoToVideoPipeline": ("cond", "uncond")},
 )
