@@ -38,13 +38,24 @@ CACHES: tuple[Any, ...] = (
 
 
 class FakeGPU(FakeTensorMode):
-    """Real work on the CPU where no tensor of the GPU takes part."""
+    """Real work on the CPU where no tensor of the GPU takes part.
+
+    within: an operator on fake tensors, whose parts make fake tensors: a copy to the host starts as
+    an empty tensor there.
+    """
+
+    within = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [*tree_leaves((args, kwargs))]
-        if any(isinstance(x, FakeTensor) for x in given) or DEVICE in given:
+        fake = any(isinstance(x, FakeTensor) for x in given) or DEVICE in given
+        if not (fake or self.within):
+            return func(*args, **kwargs or {})
+        outer, self.within = self.within, True
+        try:
             return super().__torch_dispatch__(func, types, args, kwargs)
-        return func(*args, **kwargs or {})
+        finally:
+            self.within = outer
 
 
 @pytest.fixture
@@ -101,7 +112,10 @@ def test_the_density_is_read_on_demand(cuda: torch.device) -> None:
 def test_flags_of_a_run_are_copied_and_not_waited_for(
     cuda: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The copies of steps wait to arrive; no call and no step reads one before."""
+    """The copies of steps wait to arrive; no call and no step reads one before.
+
+    That the first one to arrive is read, and that this raises, shows that reads are noticed.
+    """
     event = SimpleNamespace(record=lambda: None, query=lambda: False)
     monkeypatch.setattr(guard.torch, "Event", lambda device: event)
     report = RunReport("balanced", SparseConfig.load("balanced"))
@@ -112,6 +126,9 @@ def test_flags_of_a_run_are_copied_and_not_waited_for(
     assert [(len(calls), copy.shape) for calls, copy, _ in report.guard._copied] == [
         (2, (2, 4))
     ] * 2
+    event.query = lambda: True
+    with pytest.raises(DataDependentOutputException):
+        report.guard.at(3)
 
 
 def test_dense_calls_and_checks(cuda: torch.device) -> None:

@@ -7,18 +7,22 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from torch.export import Dim
 
 import vidsparse
 from vidsparse import SparseConfig, TokenGrid
+from vidsparse.pipelines.installation import installation_of
 
 GRADIENTS = r"requires grad: sparse attention is inference only; call it under torch.no_grad\(\)"
 TOKEN_TIMES = 10 * torch.arange(72)[None]
 
 
-@pytest.mark.parametrize("grad", [True, False])
-@pytest.mark.parametrize("timestep", [torch.tensor([500]), TOKEN_TIMES], ids=["one", "tokens"])
+@pytest.mark.parametrize(
+    ("timestep", "grad"),
+    [(torch.tensor([500]), True), (TOKEN_TIMES, False)],
+    ids=["one timestep, with grad", "one for each token, without"],
+)
 def test_an_exported_forward(timestep: torch.Tensor, grad: bool) -> None:
-    """Per-token arguments are permuted once, by the hook before the program or inside it."""
     pipe, _ = tiny.build("wan")
     model, arguments = pipe.transformer, {**tiny.forward_arguments(), "timestep": timestep}
     stock = tiny.forward(model, timestep=timestep)
@@ -45,13 +49,38 @@ def test_an_exported_forward(timestep: torch.Tensor, grad: bool) -> None:
 
 
 def test_exporting_is_no_step_of_a_run() -> None:
-    pipe, call = tiny.build("wan")
+    pipe, call = tiny.build("wan", num_layers=1)
     vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
     tiny.run(pipe, call)
     report = vidsparse.run_report(pipe)
-    for _ in range(9):
-        torch.export.export(pipe.transformer, args=(), kwargs=tiny.forward_arguments())
-    assert vidsparse.run_report(pipe) is report and len(report.calls) == 16
+    torch.export.export(pipe.transformer, args=(), kwargs=tiny.forward_arguments())
+    assert vidsparse.run_report(pipe) is report and len(report.calls) == 8
+    assert not any(loop.running for loop in installation_of(pipe.transformer).runs.loops.values())
+
+
+def test_dynamic_sizes_of_an_exported_program() -> None:
+    """Batch and text may be dynamic; the video may not, which is said before a program is made."""
+    pipe, _ = tiny.build("wan", num_layers=1)
+    model, single = pipe.transformer, tiny.forward_arguments()
+    tensors = [name for name, value in single.items() if isinstance(value, torch.Tensor)]
+    double = {**single, **{name: torch.cat([single[name]] * 2) for name in tensors}}
+    stock = [tiny.forward(model, **arguments) for arguments in (single, double)]
+    vidsparse.accelerate_pipeline(pipe, tiny.DENSE)
+
+    def export(**dynamic: Any) -> Any:
+        shapes = {name: dynamic.get(name) for name in double}
+        with torch.no_grad():
+            return torch.export.export(model, args=(), kwargs=double, dynamic_shapes=shapes)
+
+    for axis, size in ((2, Dim("f", max=9)), (3, 2 * Dim("h", max=16)), (4, Dim.AUTO)):
+        with pytest.raises(ValueError, match=r"hidden_states of shape .* only the batch may be dy"):
+            export(hidden_states={axis: size})
+    batch = {0: Dim("batch", max=4)}
+    program = export(**dict.fromkeys(tensors, batch)).module()
+    model.forward = lambda **arguments: program(**arguments)
+    for arguments, right in zip((single, double), stock, strict=True):
+        with vidsparse.step(1, 2):
+            assert float((right - tiny.forward(model, **arguments)).abs().max()) <= 2e-5
 
 
 def test_a_forward_that_asks_for_gradients() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from itertools import permutations
 from math import inf, nan
 from typing import Any
 
@@ -78,10 +79,19 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_is_finite(dtype: torch.dtype) -> None:
-    """Against isfinite, also where the sum of finite numbers is not."""
+    """Against isfinite, also where the sum of finite numbers is not, in any order of memory."""
     x = torch.randn(1, 40, 2, 16).to(dtype)
     large = torch.full_like(x, torch.finfo(dtype).max)
     assert _finite(x, x, x, x) is None and _finite(x, x, x, large) is None
+    for axes in permutations(range(4)):
+        out = x.permute(axes).contiguous().permute([axes.index(axis) for axis in range(4)])
+        assert torch.equal(out, x) and _finite(x, x, x, out) is None
+        for value, place in ((inf, 0), (-inf, 637), (nan, 1279), (nan, 128)):
+            bad = out.clone()
+            assert bad.stride() == out.stride()
+            bad[(*map(int, torch.unravel_index(torch.tensor(place), x.shape)),)] = value
+            finite = _finite(x, x, x, bad)
+            assert finite is not None and finite.tolist() == [True, True, True, False]
     for value in (inf, -inf, nan):
         for place in range(4):
             tensors = [x.clone() for _ in range(4)]
@@ -99,7 +109,7 @@ def test_what_is_finite(dtype: torch.dtype) -> None:
 
 
 def test_a_call_without_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SparseConfig.load("balanced", ["schedule.min_tokens=0"])
+    config = SparseConfig.load("balanced", ["schedule.min_tokens=0", "kernel.impl=cpu"])
     q = torch.randn(1, 1024, 1, 16)
     how: Any = {"grid": TokenGrid(4, 16, 16), "config": config}
     bad = q.clone()

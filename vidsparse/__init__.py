@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vidsparse.attention import sparse_attention as sparse_attention
     from vidsparse.config import SparseConfig as SparseConfig
     from vidsparse.config import presets as presets
-    from vidsparse.pipelines.steps import step as step
+    from vidsparse.pipelines.position import step as step
     from vidsparse.plan import BlockPlan as BlockPlan
     from vidsparse.plan import StepContext as StepContext
     from vidsparse.plan import TokenGrid as TokenGrid
@@ -29,7 +29,7 @@ _HOME = {
     "restore_pipeline": "accelerate",
     "run_report": "accelerate",
     "sparse_attention": "attention",
-    "step": "pipelines.steps",
+    "step": "pipelines.position",
 }
 
 __all__ = sorted(_HOME)

@@ -182,10 +182,14 @@ def _attend(
 
 
 def _finite(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor | None:
-    """`AttentionResult.finite`. A CPU reads the output once, by far the cheapest way to know."""
+    """`AttentionResult.finite`. On a CPU one pass over the output tells if there is more to ask.
+
+    In the order of memory, and by extremes, which a NaN becomes too: in another order, or as a sum
+    in float32, 16-bit numbers take 13 times as long.
+    """
     if out.device.type == "cpu":
-        wide = torch.float64 if out.dtype == torch.float64 else torch.float32
-        if isfinite(out.sum(dtype=wide).item()) or bool(out.isfinite().all()):
+        in_memory = out.permute(sorted(range(out.ndim), key=out.stride, reverse=True))
+        if all(isfinite(extreme.item()) for extreme in torch.aminmax(in_memory)):
             return None
     largest = [torch.linalg.vector_norm(x, inf) for x in (q, k, v, out)]
     return torch.stack(largest).isfinite()

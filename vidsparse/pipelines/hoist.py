@@ -114,8 +114,10 @@ class Hoist:
             )
         with self.lock:  # threads may run this transformer at once
             self._place()
+        latents = arguments["hidden_states"]
+        _refuse_symbols(latents)
         grid = self.adapter.grid(module, arguments)
-        order = self._order(grid, arguments["hidden_states"].device)
+        order = self._order(grid, latents.device)
         per_token = [
             fact.module for fact in self.adapter.per_token if _many(arguments.get(fact.argument))
         ]
@@ -199,6 +201,16 @@ _COPIED = (
     "an accelerated transformer cannot be copied or pickled, its hooks would stay with the "
     "original: restore_pipeline, copy, then accelerate_pipeline"
 )
+
+
+def _refuse_symbols(latents: Tensor) -> None:
+    """Raise ValueError if an exported program shall serve several sizes of video."""
+    if any(isinstance(size, torch.SymInt) for size in latents.shape[1:]):
+        raise ValueError(
+            f"hidden_states of shape {tuple(latents.shape)}: only the batch may be dynamic, as "
+            "the token order is a constant of an exported program; take the other sizes out of "
+            "dynamic_shapes and export one program for each size of video"
+        )
 
 
 def _many(value: object, axes: int = 2) -> bool:

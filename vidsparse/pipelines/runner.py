@@ -11,6 +11,7 @@ longer than the call that it was found in.
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -35,12 +36,31 @@ def running_pipeline(transformer: nn.Module) -> Any | None:
         code = frame.f_code
         names = NAMES.intersection(code.co_varnames[: min(code.co_argcount, 2)])
         if names and frame.f_globals.get("__name__", "").partition(".")[0] not in PASSED:
-            values = frame.f_locals
-            for name in code.co_varnames[:2]:
-                if name in names and holds(values.get(name), transformer):
-                    return values[name]
+            for value in _first(frame, names):
+                if holds(value, transformer):
+                    return value
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def _first(frame: FrameType, names: frozenset[str]) -> list[Any]:
+    """The values of those of the first two arguments of a function that bear these names.
+
+    Before Python 3.13, `f_locals` is a dictionary that the frame keeps. What it holds would live as
+    long as the pipeline's call (the last latents while the VAE decodes), so it is emptied, unless
+    someone else, who has called `locals()`, holds it too.
+    """
+    held, values = frame.f_locals, []
+    for name in frame.f_code.co_varnames[:2]:
+        if name in names and name in held:
+            values.append(held[name])
+    if type(held) is dict and sys.getrefcount(held) <= OURS:
+        held.clear()
+    return values
+
+
+OURS = 3
+"""References to the locals of a frame that we look at: its own, ours, and that of the question."""
 
 
 def holds(thing: object, transformer: nn.Module) -> bool:
