@@ -201,6 +201,35 @@ def test_replaced_attention() -> None:
     assert traces(twins.ours) == []
 
 
+def test_a_replaced_transformer() -> None:
+    """Nothing of ours is in the new one, so its runs are stock, which the report says."""
+    twins = Twins()
+    twins.accelerate(exact=False)
+    old = twins.ours.transformer
+    tiny.run(twins.ours, twins.call)
+
+    def new(pipe: Any) -> None:
+        pipe.transformer = tiny.transformer(seed=4)
+
+    twins.both(new)
+
+    def same() -> None:
+        right, out = (tiny.run(pipe, twins.call) for pipe in (twins.stock, twins.ours))
+        assert float((right - out).abs().max()) <= (0 if twins.exact else 2e-5)
+
+    twins.exact = True
+    same()
+    with pytest.raises(ValueError, match="transformer of this WanPipeline was replaced since"):
+        vidsparse.run_report(twins.ours)
+    twins.accelerate(exact=False)
+    same()
+    assert len(vidsparse.run_report(twins.ours).calls) == 16
+    twins.restore()
+    same()
+    twins.ours.transformer = old
+    assert traces(twins.ours) == []
+
+
 def test_processors_replaced_in_the_middle_of_a_run() -> None:
     pipe, call = tiny.build("wan")
     vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)

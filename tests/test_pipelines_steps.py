@@ -177,6 +177,23 @@ def test_two_scheduler_steps_per_evaluation_count_once() -> None:
     assert [step for step, _, _ in forwards(pipe)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("bound", ["each time", "once"])
+@pytest.mark.parametrize("scheduler", [tiny.euler, tiny.unipc])
+def test_a_step_that_was_looked_up_before_the_forward(scheduler: Any, bound: str) -> None:
+    """As in `scheduler.step(model(x), t, x)`: the forward wraps `step` too late for that call."""
+    pipe, _ = accelerated(scheduler=scheduler())
+    x = torch.zeros(1, 16, 3, 8, 12)
+    for _ in range(2):
+        pipe.scheduler.set_timesteps(4)
+        step = pipe.scheduler.step
+        for t in pipe.scheduler.timesteps:
+            if bound == "each time":
+                pipe.scheduler.step(tiny.forward(pipe.transformer), t, x)
+            else:
+                step(tiny.forward(pipe.transformer), t, x)
+        assert [step for step, *_ in forwards(pipe)] == [0, 1, 2, 3]
+
+
 def test_a_loop_that_is_never_counted_raises() -> None:
     pipe, _ = accelerated()
     pipe.scheduler.set_timesteps(20)

@@ -18,8 +18,10 @@ from accelerate.hooks import (
     add_hook_to_module,
     remove_hook_from_module,
 )
-from torch import nn
-from twins import HOOKED, Scaled, Twins, lora, traces
+from torch import Tensor, nn
+from twins import HOOKED, ROUNDING, Scaled, Twins, lora, traces
+
+import vidsparse
 
 CPU = torch.device("cpu")
 
@@ -81,6 +83,52 @@ def test_wrappers_stay(wrapper: str, first: bool) -> None:
         for pipe in (twins.stock, twins.ours)
     ]
     assert wrapped[0] == wrapped[1]
+
+
+def halves(model: nn.Module) -> None:
+    """A forward in two halves of the batch, to save memory."""
+    inner = model.forward
+
+    def forward(hidden_states: Any, timestep: Any, encoder_hidden_states: Any, **more: Any) -> Any:
+        rows = zip(hidden_states, timestep, encoder_hidden_states, strict=True)
+        outs = [inner(*(x[None] for x in row), **more) for row in rows]
+        return tuple(torch.cat(parts) for parts in zip(*outs, strict=True))
+
+    model.forward = forward  # type: ignore[method-assign]
+
+
+def second_try(model: nn.Module) -> None:
+    """A forward that is run again after an error in its middle."""
+    inner, model.tries = model.forward, 0
+    block = model.blocks[1]
+
+    def fail_once(*args: Any) -> None:
+        model.tries += 1
+        if model.tries % 2:
+            raise MemoryError
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return inner(*args, **kwargs)
+        except MemoryError:
+            return inner(*args, **kwargs)
+
+    block.register_forward_pre_hook(fail_once)
+    model.forward = forward  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["raster", "tile"])
+@pytest.mark.parametrize("wrap", [halves, second_try])
+def test_a_wrapper_that_runs_the_forward_twice(wrap: Callable[[Any], None], exact: bool) -> None:
+    twins = Twins()
+    twins.accelerate(exact)
+    twins.both(lambda pipe: wrap(pipe.transformer))
+    single = tiny.forward_arguments()
+    batch = {n: torch.cat([x, x.flip(-1)]) for n, x in single.items() if isinstance(x, Tensor)}
+    right = tiny.forward(twins.stock.transformer, **batch)
+    with vidsparse.step(1, 2):
+        out = tiny.forward(twins.ours.transformer, **batch)
+    assert float((right - out).abs().max()) <= (0 if exact else ROUNDING)
 
 
 ACTS = ["accelerate", "accelerate", "restore", "add", "toggle", "fuse", "unload", "wrap"]

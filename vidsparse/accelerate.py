@@ -94,15 +94,21 @@ def run_report(pipe: Any) -> RunReport:
     """What the last run of an accelerated pipeline did, or the running one so far.
 
     Each pipeline that runs a shared transformer has its own report, empty before its first run. It
-    costs nothing: a `callback_on_step_end` may ask for `.last`, the
-    latest call, and `.steps`. Raises ValueError if the pipeline is not accelerated, TypeError if
-    it is no diffusers pipeline.
+    costs nothing: a `callback_on_step_end` may ask for `.last`, the latest call, and `.steps`.
+    Raises ValueError if the pipeline is not accelerated, or has got another transformer since;
+    TypeError if it is no diffusers pipeline.
     """
     require_pipeline(pipe)
     installations = _installations(pipe)
     if not installations:
         raise ValueError(
             f"this {type(pipe).__name__} is not accelerated: call accelerate_pipeline first"
+        )
+    replaced = installations[0].replaced(pipe)
+    if replaced:
+        raise ValueError(
+            f"{' and '.join(replaced)} of this {type(pipe).__name__} was replaced since "
+            "accelerate_pipeline, so its attention is dense: call accelerate_pipeline again"
         )
     return installations[0].report(pipe)
 

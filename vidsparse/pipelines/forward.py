@@ -40,8 +40,12 @@ class Order:
 class Forward(threading.local):
     """grid, order, context, report: of this thread's running forward; all None outside of one.
 
-    report: where its calls are noted. missing: submodules that must bring tokens or positions into
-    the order and have not run yet. entered, left: whether one of them, and the exit, has run.
+    report: where its calls are noted. entries: submodules that must bring tokens or positions into
+    the order; missing: those that have not run since the exit. entered, left: whether one of them
+    has run at all, and the exit since.
+
+    What wraps `module.forward` may run it several times: on halves of a batch, or again after an
+    error.
     """
 
     def __init__(self) -> None:
@@ -49,28 +53,33 @@ class Forward(threading.local):
         self.order: Order | None = None
         self.context: StepContext | None = None
         self.report: RunReport | None = None
+        self.entries: tuple[str, ...] = ()
         self.missing: set[str] = set()
         self.entered = self.left = False
 
     def begin(self, order: Order, entries: tuple[str, ...]) -> None:
         """A forward starts, whatever became of the one before."""
         self.grid, self.order, self.context, self.report = order.grid, order, None, None
-        self.missing, self.entered, self.left = set(entries), False, False
+        self.entries, self.missing = entries, set(entries)
+        self.entered = self.left = False
 
     def arrived(self, name: str) -> None:
         """The output of an entry is in the order."""
         self.missing.discard(name)
-        self.entered = True
+        self.entered, self.left = True, False
 
     def leave(self) -> None:
-        """Tokens are in raster order again; nothing after this is attention."""
-        self.grid = self.order = self.context = self.report = None
-        self.left = True
+        """Tokens are in raster order again."""
+        self.missing, self.left = set(self.entries), True
 
     def require_entries(self) -> None:
         """Raise RuntimeError if tokens and positions are not all in the order, where they must."""
         if self.order is not None and self.missing:
             raise RuntimeError(_around(self.missing, "so tokens and positions do not match"))
+
+    def clear(self) -> None:
+        """No forward is running."""
+        self.grid = self.order = self.context = self.report = None
 
     def end(self, exit: str) -> None:
         """The forward has come to its end. Raise RuntimeError if it left the exit out.
@@ -78,9 +87,8 @@ class Forward(threading.local):
         A forward in which no hooked module ran is whole: a program that was exported with the
         hooks in it, or an output that someone kept.
         """
-        entered, left = self.entered, self.left
-        self.leave()
-        if entered and not left:
+        self.clear()
+        if self.entered and not self.left:
             raise RuntimeError(_around({exit}, "so its output is not in raster order"))
 
 

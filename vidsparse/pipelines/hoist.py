@@ -172,7 +172,7 @@ class Hoist:
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the transformer, also when it raised: no forward is running."""
         if output is None:
-            self.forward.leave()
+            self.forward.clear()
         else:
             self.forward.end(self.adapter.output)
 

@@ -104,6 +104,18 @@ class Installation:
         whole = all(slot.holds(part.transformer) for part in self.parts for slot in part.slots)
         return whole and all(id(transformer) in ours for transformer in transformers)
 
+    def replaced(self, pipe: Any | None) -> list[str]:
+        """Names under which a pipeline holds something that is not accelerated through this."""
+        known = {id(part.transformer) for part in self.parts}
+        components = {} if pipe is None else vars(pipe)  # getattr finds deleted ones in the config
+        found = []
+        for name in self.adapter.components:
+            held = eager(components.get(name))
+            modules = held.modules() if isinstance(held, nn.Module) else [held]
+            if held is not None and not any(id(module) in known for module in modules):
+                found.append(name)
+        return found
+
     def report(self, pipe: Any) -> RunReport:
         """Of the last run of a pipeline; an empty one before its first."""
         return self.runs.report(pipe) or RunReport(self.preset, self.config)
@@ -159,8 +171,8 @@ class Installation:
         None while it is exported, which is no step of a run.
         """
         part = self.parts[index]
-        place_observer(part.transformer, part.context, HOOK)
         with self.lock:  # threads may run this transformer at once
+            place_observer(part.transformer, part.context, HOOK)
             if not all(slot.holds(part.transformer) for slot in part.slots):
                 self._refill(part)
         if torch.compiler.is_exporting():
@@ -185,16 +197,12 @@ class Installation:
 
     def _open_report(self, pipe: Any | None) -> RunReport:
         """A run starts: check that its pipeline is as we left it, and open a report."""
-        known = [part.transformer for part in self.parts]
-        components = {} if pipe is None else vars(pipe)  # getattr finds deleted ones in the config
-        for name in self.adapter.components:
-            held = eager(components.get(name))
-            modules = list(held.modules()) if isinstance(held, nn.Module) else [held]
-            if held is not None and not any(m is ours for m in modules for ours in known):
-                self._refuse(f"{name} was")
-        for part in self.parts:
-            if len(self.adapter.self_attention(part.transformer)) != len(part.slots):
-                self._refill(part)
+        for name in self.replaced(pipe):
+            self._refuse(f"{name} was")
+        with self.lock:
+            for part in self.parts:
+                if len(self.adapter.self_attention(part.transformer)) != len(part.slots):
+                    self._refill(part)
         return RunReport(self.preset, self.config)
 
     def _refuse(self, what: str) -> NoReturn:

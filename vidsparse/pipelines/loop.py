@@ -26,6 +26,7 @@ class Loop:
         self.source: object = None  # the timesteps object that the run walks through
         self.named: object = None  # the one that its scheduler has now
         self.moment: object = None  # `_current_timestep` of the pipeline at the last forward
+        self.walked = 0  # `step_index` of its scheduler at the last forward
         self.told = False
         self.steps = self.index = self.forwards = 0
         self.counted: CountedStep | None = None
@@ -70,12 +71,15 @@ class Loop:
         if counted is not None:
             counted.drop(self.count)
 
-    def at(self, moment: object) -> None:
-        """The pipeline is at this `_current_timestep`; another one after a forward is a step."""
-        if moment is not self.moment:
-            if self.moment is not None:
-                self.count()
-            self.moment = moment
+    def at(self, moment: object, walked: int) -> None:
+        """A forward, at this `_current_timestep` and `step_index`; others than before are a step.
+
+        moment: None if it is not known.
+        """
+        moved = self.moment is not None and moment is not self.moment
+        if moved or walked != self.walked:
+            self.count()
+        self.moment, self.walked = moment, walked
 
     def count(self) -> None:
         """A step was made; only the first time after a forward matters."""

@@ -5,7 +5,8 @@ A run belongs to the pipeline that runs (`runner.py`); a `Loop` says where it st
 told     `step(index, total, branch)`; or the `step_index` and `num_inference_steps` that a
          `cache_context` carries.
 counted  calls of `scheduler.step`, of the scheduler that the running pipeline has now, that follow
-         a forward; or a new `_current_timestep` of the pipeline after a forward, whichever shows
+         a forward; or a new `_current_timestep` of the pipeline, or `step_index` of the scheduler
+         (its `step` may have been taken before it was wrapped), after a forward, whichever shows
          first. Forwards alone are skipped by caches and doubled by guidance and by Heun; timesteps
          repeat or are rescaled, and reading them would synchronise with the GPU. Two transformers
          share one count.
@@ -93,7 +94,7 @@ class Runs:
         if running is not None:
             ended = [self._loop(running)]
         else:
-            ended = [loop for loop in list(self.loops.values()) if loop.pipe() is self.owner()]
+            ended = [loop for loop in self._all() if loop.pipe() is self.owner()]
         by_hand: Loop | None = getattr(self.local, "loop", None)
         if by_hand is not None and (running is None or by_hand.pipe() is running):
             ended.append(by_hand)
@@ -109,13 +110,17 @@ class Runs:
 
     def detach(self) -> None:
         """Give every scheduler its own `step` back."""
-        for loop in list(self.loops.values()):
+        for loop in self._all():
             loop.leave()
         self.loops.clear()
 
     def _loop(self, pipe: Any) -> Loop:
         with self.lock:
             return self.loops.setdefault(pipe, Loop(pipe))
+
+    def _all(self) -> list[Loop]:
+        with self.lock:  # another thread may start one
+            return list(self.loops.values())
 
     def _by_hand(self, pipe: Any | None, index: int, steps: int) -> Loop:
         """The loop of this thread that is told its steps."""
@@ -152,7 +157,7 @@ class Runs:
             steps = told[1] if told is not None else _steps(pipe, scheduler, running)
             self._start(loop, pipe, steps, source)
         loop.follow(scheduler)
-        loop.at(moment)
+        loop.at(moment, _walked(scheduler))
         if told is not None:
             loop.tell(told[0])
         elif loop.index >= loop.steps or (moment is None and loop.forwards >= MAX_FORWARDS):
@@ -173,6 +178,15 @@ class Runs:
         if order and running and getattr(pipe, "do_classifier_free_guidance", False):
             return order[loop.forwards % len(order)]
         return "single"
+
+
+def _walked(scheduler: Any) -> int:
+    """The `step_index` of a scheduler: the one to begin at before its first step, 0 if unknown."""
+    for name in ("step_index", "begin_index"):
+        index = getattr(scheduler, name, None)
+        if isinstance(index, int):
+            return index
+    return 0
 
 
 def _steps(pipe: Any, scheduler: Any, running: bool) -> int:
