@@ -244,3 +244,10 @@ def test_missing_cards_say_the_cure(monkeypatch):
     monkeypatch.setattr(catalogue, "folder", missing)
     with pytest.raises(InputError, match="reinstall"):
         find_model(str(demo_model()))
+
+
+def test_a_card_is_read_as_settings_are(tmp_path):
+    card = tmp_path / "card.yaml"
+    card.write_text('about: "${oc.env:HOME}"\nfacts: {}\ngenerate: {}\n')
+    with pytest.raises(ValueError, match=r"card.yaml': about=.* asks for interpolation"):
+        catalogue.read_card(card, tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from vidsparse.config import SparseConfig
-from vidsparse.plain_values import MAX_BYTES, read, scalar, short
+from vidsparse.plain_values import MAX_BYTES, read, short
 
 SECRET = "a-secret-of-the-environment"
 REACHES = [
@@ -96,14 +96,24 @@ FILES = {
     "anchor": ("schedule: &s {density: 0.2}", "line 1: anchors"),
     "alias": ("layout: &l {name: tile}\nforce: *l", "line 1: anchors"),
     "unknown alias": ("layout: *l", "anchors"),
-    "merge": ("schedule: {<<: {density: 0.2}}", "schedule key='<<'"),
+    "merge": ("schedule: {<<: {density: 0.2}}", "line 1: a merge key"),
     "laughs": (LAUGHS, "line 2: anchors"),
-    "twice": ("schedule: {density: 0.2, density: 0.3}", "line 1: schedule.density stands twice"),
-    "section twice": ("force: {text: true}\nforce: {text: no}", "line 2: force stands twice"),
+    "twice": (
+        "schedule: {density: 0.2, density: 0.3}",
+        "line 1 is not valid YAML: found duplicate key density",
+    ),
+    "section twice": (
+        "force: {text: true}\nforce: {text: no}",
+        "line 2 is not valid YAML: found duplicate key force",
+    ),
     "documents": ("about: a\n---\nabout: b", "line 2: a second document"),
     "tab": ("schedule:\n\tdensity: 0.2", "line 2 is not valid YAML"),
     "open": ("schedule: {density: 0.2", "not valid YAML"),
     "list key": ("? [a]\n: 1", "a list or mapping as key"),
+    "null key": ("{~: 1}", "a key without a name"),
+    "number key": ("schedule: {3: 1}", "key 3 in schedule: expected a name"),
+    "truth as key": ("schedule: {yes: 1}", "key True in schedule: expected a name"),
+    "many": ("layout: {tile: [" + "1," * 5000 + "]}", "more than 4,096 values"),
     "deep": ("a: " + "[" * 500 + "]" * 500, "nested deeper than 8"),
     "deep mappings": ("".join("\n" + " " * n + "a:" for n in range(200)), "nested deeper than 8"),
     "control": ("about: \x07", "not valid YAML"),
@@ -116,8 +126,8 @@ FILES = {
     "number": ("3", "expected sections, .* found a int"),
     "json lines": ('{"about": "a"}\n{"about": "b"}', "not valid YAML"),
     "date": ("schedule: {density: 2024-99-99}", "schedule.density='2024-99-99': allowed is a num"),
-    "sexagesimal": ("schedule: {min_tokens: 1:30}", "schedule.min_tokens='1:30': allowed is an i"),
-    "digits": ("schedule: {min_tokens: " + "9" * 5000 + "}", "schedule.min_tokens="),
+    "sexagesimal": ("schedule: {min_tokens: 1:30}", "line 1: '1:30' is no plain number"),
+    "digits": ("schedule: {min_tokens: " + "9" * 5000 + "}", "line 1: '9999.*' is no plain number"),
     "infinite": ("schedule: {density: .inf}", "schedule.density=inf: allowed is a number"),
 }
 
@@ -159,16 +169,23 @@ def test_bytes_that_are_no_settings(tmp_path):
 
 
 WORDS = {
-    "0.2": 0.2, "1e-3": 1e-3, "-.5": -0.5, "3.": 3.0, "3": 3, "-07": -7, "1_024": 1024,
-    "yes": True, "off": False, "True": True, "null": None, "~": None, "": None,
-    "1.2.3": "1.2.3", "e3": "e3", "0x10": "0x10", "1:30": "1:30", "2024-01-01": "2024-01-01",
+    "0.2": 0.2, "1e-3": 1e-3, "3.": 3.0, "3": 3, "1_024": 1024, ".inf": math.inf,
+    "yes": True, "off": False, "True": True, "null": None, "~": None, "": None, "[1, x]": [1, "x"],
+    "1.2.3": "1.2.3", "e3": "e3", "2024-01-01": "2024-01-01", "'0x10'": "0x10", "'1:30'": "1:30",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("word", WORDS)
 def test_words_of_yaml(word):
-    assert scalar(word) == WORDS[word] and type(scalar(word)) is type(WORDS[word])
-    assert scalar(".inf") == math.inf and math.isnan(scalar(".NaN"))
+    assert read(word, "text") == WORDS[word] and type(read(word, "text")) is type(WORDS[word])
+
+
+@pytest.mark.parametrize(
+    "word", ["0x10", "-07", "010", "0b11", "1:30", "1:30:00.5", "[1, 0o7, 010]"]
+)
+def test_numbers_that_yaml_reads_in_another_base_are_refused(word):
+    with pytest.raises(ValueError, match=r"text, line 1: '.*' is no plain number"):
+        read(word, "text")
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=20))
@@ -208,6 +225,24 @@ def test_arrays_and_truths_of_other_libraries():
     assert type(config.kernel.qk) is str
     with pytest.raises(ValueError, match=r"layout.tile=array.*allowed is a list of integers"):
         SparseConfig.from_dict({"layout": {"tile": np.ones((2, 2))}})
+    with pytest.raises(ValueError, match=r"schedule.dense_layers has 10,000 entries"):
+        SparseConfig.from_dict({"schedule": {"dense_layers": np.arange(10_000)}})
+    with pytest.raises(ValueError, match=r"schedule.density=tensor.*meta.*allowed is a number"):
+        SparseConfig.from_dict({"schedule": {"density": torch.ones(1, device="meta")}})
+    with pytest.raises(ValueError, match=r"selector.shares\[0\]=nan: allowed is a number"):
+        idle = {"name": "pyramid", "mode": "mass", "shares": [math.nan, 1]}
+        SparseConfig.from_dict({"selector": idle})
+
+
+def test_text_in_quotes_is_what_a_field_wants():
+    sections = {"schedule": {"dense_steps": "0.3"}, "kernel": {"block_q": "128", "impl": "cpu"}}
+    sections |= {"force": {"text": "no"}, "layout": {"tile": "[2, 4, '4']"}}
+    found = SparseConfig.from_dict(sections)
+    assert (found.schedule.dense_steps, found.kernel.block_q, found.force.text) == (0.3, 128, False)
+    assert found.layout.tile == (2, 4, 4)
+    for section, key, value in (("force", "text", "3"), ("schedule", "dense_steps", "[0")):
+        with pytest.raises(ValueError, match=rf"{section}.{key}=.*: allowed is"):
+            SparseConfig.from_dict({section: {key: value}})
 
 
 TEXTS = ["", "auto", "${x}", "1e400", "nan", "[", "???", "0.5", "warmup", "\0"]

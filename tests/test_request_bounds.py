@@ -1,7 +1,9 @@
 """The edges of what a request may say, and what fills the gaps that it leaves."""
 
+import json
 import math
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,3 +143,31 @@ def test_what_was_asked_for_reaches_the_job(job):
     assert made.config.schedule.density == 0.5 and made.out == Path("here")
     assert made.compare_dense is True and job().compare_dense is False
     assert made.call["negative_prompt"] == "blurred" and job().seed == 0
+
+
+def test_one_string_is_one_override_and_what_is_no_text_is_refused(job):
+    one = "schedule.density=0.5"
+    for given in (one, [one], iter([one])):
+        made = job(overrides=given)
+        assert made.overrides == (one,) and made.config.schedule.density == 0.5
+    assert job(overrides=None).overrides == ()
+    for bad in (3, [3], {"schedule.density": 0.5}, b"x"):
+        with pytest.raises(InputError, match=r"^overrides? .*expected"):
+            job(overrides=bad)
+
+
+def test_the_method_is_checked_for_the_dtype_and_the_heads_of_the_model(
+    job, gpus, model, tmp_path, monkeypatch
+):
+    gpus(1)
+    monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
+    ws = ["kernel.form=ws", "kernel.block_q=128"]
+    assert job(device="cuda", dtype="bf16", overrides=ws).config.kernel.form == "ws"
+    with pytest.raises(InputError, match=r"form 'ws'.*float32|float32.*form 'ws'"):
+        job(device="cuda", dtype="fp32", overrides=ws)
+    wide = tmp_path / "wide"
+    shutil.copytree(model, wide)
+    file = wide / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attention_head_dim": 1024}))
+    with pytest.raises(InputError, match="head dim 1024: the Triton engine executes 1"):
+        prepare(Request(str(wide), prompt="x", device="cuda", overrides="kernel.impl=triton"))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from vidsparse.config import SparseConfig, override_list, resolve
+from vidsparse.config import SparseConfig, resolve
 from vidsparse.pipelines.recognition import adapter_for, require_pipeline
 from vidsparse.pipelines.report import RunReport
+from vidsparse.plain_values import override_list
 
 if TYPE_CHECKING:  # importing diffusers takes seconds: only when there is a pipeline to accelerate
     from vidsparse.pipelines.installation import Installation

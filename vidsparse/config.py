@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse import registry
-from vidsparse.fields import build, in_own_words
+from vidsparse.fields import build, keys
 from vidsparse.fields import require as require
-from vidsparse.plain_values import plain, read, read_file, short, write
+from vidsparse.plain_values import an, override_list, plain, read_file, read_overrides, short, write
 from vidsparse.shipped import folder
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
@@ -135,7 +135,7 @@ class SparseConfig:
         Raises ValueError that names the key, the value and what is allowed.
         """
         if not isinstance(name_or_path, str | Path):
-            raise TypeError(f"preset is {_a(name_or_path)}: expected a preset name or a path")
+            raise TypeError(f"preset is {an(name_or_path)}: expected a preset name or a path")
         return cls._build(_read(name_or_path), override_list(overrides))
 
     @classmethod
@@ -148,7 +148,7 @@ class SparseConfig:
         """
         if not isinstance(values, Mapping):
             raise TypeError(
-                f"settings are {_a(values)}: expected a dict such as "
+                f"settings are {an(values)}: expected a dict such as "
                 '{"schedule": {"density": 0.2}}'
             )
         return cls._build(plain(values, "settings"), override_list(overrides))
@@ -157,7 +157,7 @@ class SparseConfig:
     def _build(cls, values: dict[str, Any], overrides: list[str]) -> SparseConfig:
         """values: plain, fresh."""
         names = [f.name for f in dataclasses.fields(cls)]
-        changes = _changes(overrides)
+        changes = read_overrides(overrides)
         for key in (*values, *changes):
             require(key in names, "section", key, ", ".join(names))
         about = values.get("about")
@@ -169,15 +169,13 @@ class SparseConfig:
             base, change = _section(values, stage), _section(changes, stage)
             former = base.get("name", default)
             name = change.get("name", former)
-            kind, before = _params(stage, name), _params(stage, former)
-            base, change = in_own_words(before, base, stage), in_own_words(kind, change, stage)
+            kind = _params(stage, name)
             if name != former:  # a method keeps of another's settings what it knows
-                build(before, base, stage)
-                known = {f.name for f in dataclasses.fields(kind)}
-                base = {k: v for k, v in base.items() if k in known and k != "name"}
-            built[stage] = build(kind, base | change, stage)
+                build(_params(stage, former), stage, base)
+                base = {k: v for k, v in base.items() if k in keys(kind) and k != "name"}
+            built[stage] = build(kind, stage, base, change)
         for stage, kind in (("force", Force), ("kernel", Kernel)):
-            built[stage] = build(kind, _section(values, stage) | _section(changes, stage), stage)
+            built[stage] = build(kind, stage, _section(values, stage), _section(changes, stage))
         return cls(**built)
 
     def override(self, *overrides: str) -> SparseConfig:
@@ -226,28 +224,8 @@ def resolve(
     if isinstance(preset, str | Path):
         return SparseConfig.load(preset, changes) if changes else _kept(preset, _stamp(preset))
     raise TypeError(
-        f"preset is {_a(preset)}: expected a preset name, a path, a dict or a SparseConfig"
+        f"preset is {an(preset)}: expected a preset name, a path, a dict or a SparseConfig"
     )
-
-
-def override_list(overrides: str | Iterable[str] | None) -> list[str]:
-    """Overrides as a list. Raises TypeError for what is not text or a series of texts."""
-    if overrides is None:
-        return []
-    if isinstance(overrides, str):
-        return [overrides]
-    if isinstance(overrides, bytes | Mapping) or not isinstance(overrides, Iterable):
-        raise TypeError(
-            f"overrides are {_a(overrides)}: expected strings such as 'schedule.density=0.2'"
-        )
-    found = list(overrides)
-    for item in found:
-        if not isinstance(item, str):
-            raise TypeError(
-                f"override {short(item)} is {_a(item)}: expected a string such as "
-                "'schedule.density=0.2'"
-            )
-    return found
 
 
 def _read(name_or_path: str | Path) -> dict[str, Any]:
@@ -285,20 +263,6 @@ def _stamp(name_or_path: str | Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _changes(overrides: list[str]) -> dict[str, Any]:
-    """Overrides as sections of plain values."""
-    found: dict[str, Any] = {}
-    for item in overrides:
-        path, equals, text = item.partition("=")
-        section, dot, key = (part.strip() for part in path.partition("."))
-        ok = bool(equals and dot and section and key)
-        require(ok, "override", item, "section.key=value")
-        what = f"override {short(item)}"
-        plain([section, key], what, "key")
-        found.setdefault(section, {})[key] = read(text, what)
-    return found
-
-
 def _section(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
     section = values.get(stage)
     if section is None:  # left out, or left empty
@@ -312,8 +276,3 @@ def _params(stage: str, name: object) -> Any:
     if not isinstance(name, str):
         raise ValueError(f"{stage}.name={short(name)}: allowed is the name of a method")
     return registry.method(stage, name).Params
-
-
-def _a(value: object) -> str:
-    """The type of a value with its article, for messages."""
-    return f"a {type(value).__name__}" if value is not None else "None"

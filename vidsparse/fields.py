@@ -1,30 +1,27 @@
-"""From a section of plain values to its frozen dataclass: names and types of fields, checked.
+"""From a section of plain values to its frozen dataclass: OmegaConf checks, the words are ours.
 
 The types of the fields are the schema: bool, int, float, str, `int | float`, `int | str`, and
-tuples of one of them.
+tuples of one of them. A section may have other words for a field: `other_words`, from the word to
+the field and the function that makes the field's value of the word's.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 from types import UnionType
-from typing import Any, ClassVar, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from vidsparse.plain_values import scalar, short
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vidsparse.plain_values import read, short
 
 ALLOWED = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-INTEGERS = 2**63
-"""Bound of integers: what a tensor holds."""
-
-
-class OtherWords(Protocol):
-    """A section with keys that are another way to say a field."""
-
-    other_words: ClassVar[Mapping[str, tuple[str, Callable[[float], float]]]]
-    """Key -> (the field that it says, the field's value from the key's)."""
+NUMBERS = 2**63
+"""Bound of numbers: what a tensor holds."""
 
 
 def require(ok: bool, key: str, value: object, allowed: str) -> None:
@@ -33,37 +30,33 @@ def require(ok: bool, key: str, value: object, allowed: str) -> None:
         raise ValueError(f"{key}={short(value)}: allowed is {allowed}")
 
 
-def in_own_words(kind: type, section: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """The section with every key that is another word for a field replaced by the field.
-
-    Raises ValueError if it says the field too.
-    """
-    values = dict(section)
-    words: Mapping[str, Any] = getattr(kind, "other_words", {})
-    for word, (name, meaning) in words.items():
-        if word not in values:
-            continue
-        value = _converted(float, values.pop(word), f"{stage}.{word}")
-        if name in values:
-            raise ValueError(
-                f"{stage}.{word}={value!r} beside {stage}.{name}={short(values[name])}: "
-                "both say the same, give one of them"
-            )
-        values[name] = meaning(value)
-    return values
+def keys(kind: type) -> list[str]:
+    """What a section of this dataclass may say: its fields, and other words for them."""
+    return [*_types(kind), *getattr(kind, "other_words", ())]
 
 
-def build(kind: type, section: Mapping[str, Any], stage: str) -> Any:
-    """The dataclass `kind` with the values of a section, the rest by default.
+def build(kind: type, stage: str, *layers: Mapping[str, Any]) -> Any:
+    """The dataclass `kind` with the values of a section. Later layers win, the rest is default.
 
     Raises ValueError that names the key, its value and what is allowed.
     """
-    types = _types(kind)
-    values = in_own_words(kind, section, stage)
-    for key in values:
-        known = [*types, *getattr(kind, "other_words", ())]
-        require(key in types, f"{stage} key", key, ", ".join(known))
-    return kind(**{k: _converted(types[k], v, f"{stage}.{k}") for k, v in values.items()})
+    if not any(layers):
+        return kind()
+    config = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(config, False)  # as a frozen dataclass it would be
+    for layer in layers:
+        for key, value in layer.items():
+            require(key in keys(kind), f"{stage} key", key, ", ".join(keys(kind)))
+            name, meaning = getattr(kind, "other_words", {}).get(key, (key, None))
+            if meaning and name in layer:
+                raise ValueError(
+                    f"{stage}.{key}={short(value)} beside {stage}.{name}={short(layer[name])}: "
+                    "both say the same, give one of them"
+                )
+            _assign(config, name, _types(kind)[name], value, f"{stage}.{key}")
+            if meaning:
+                config[name] = meaning(config[name])
+    return OmegaConf.to_object(config)
 
 
 @cache
@@ -72,43 +65,32 @@ def _types(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
-def _converted(wanted: Any, value: Any, key: str) -> Any:
-    """A value as a field of the type wants it. Raises ValueError."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+def _assign(config: DictConfig, name: str, wanted: Any, value: Any, key: str) -> None:
+    """Set an entry of type `wanted`, known as `key` to the user. Raises ValueError."""
+    if isinstance(value, str) and wanted is not str:
+        with suppress(ValueError):  # "0.2" in quotes is a number where one is wanted
+            value = read(value, key)
+    if value is None:
         raise ValueError(f"{key} has no value: allowed is {_allowed(wanted)}")
-    if get_origin(wanted) is tuple:
-        require(isinstance(value, list | tuple), key, value, _allowed(wanted))
-        item = get_args(wanted)[0]
-        return tuple(_converted(item, entry, f"{key}[{n}]") for n, entry in enumerate(value))
-    options = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
-    candidates = [value]
-    if isinstance(value, str) and options != (str,):
-        candidates = [scalar(value), value]  # "0.2" in quotes is a number where one is wanted
-    for candidate in candidates:
-        for option in options:
-            fits, found = _as(option, candidate)
-            if fits:
-                return found
+    if get_origin(wanted) is tuple and isinstance(value, list):
+        (item, _) = get_args(wanted)
+        entries = OmegaConf.typed_dict({}, str, item)
+        for n, entry in enumerate(value):  # one by one: OmegaConf does not say which is wrong
+            _assign(entries, str(n), item, entry, f"{key}[{n}]")
+        value = tuple(entries.values())
+    # OmegaConf takes any integer for a truth, any value for text, and numbers of any size
+    fits = wanted not in (bool, str) or isinstance(value, str) or value in (True, False)
+    with suppress(OmegaConfBaseException, TypeError, ValueError, OverflowError):
+        OmegaConf.update(config, name, value)
+        found = config[name]
+        if fits and (not isinstance(found, int | float) or abs(found) < NUMBERS):
+            return
     raise ValueError(f"{key}={short(value)}: allowed is {_allowed(wanted)}")
-
-
-def _as(option: type, value: Any) -> tuple[bool, Any]:
-    """Whether a value is one of the type, and that one."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if option is bool:
-        return isinstance(value, bool) or (number and value in (0, 1)), bool(value)
-    if option is int:
-        return number and isinstance(value, int) and abs(value) < INTEGERS, value
-    if option is float:
-        fits = number and abs(value) < INTEGERS and math.isfinite(value)
-        return fits, float(value) if fits else value
-    return isinstance(value, option), value
 
 
 def _allowed(wanted: Any) -> str:
     if get_origin(wanted) is tuple:
-        many = {int: "integers", float: "numbers"}[get_args(wanted)[0]]
-        return f"a list of {many}, in brackets"
-    if get_origin(wanted) in (Union, UnionType):
+        return f"a list of {ALLOWED[get_args(wanted)[0]].split()[-1]}s, in brackets"
+    if get_origin(wanted) is UnionType:
         return " or ".join(ALLOWED[option] for option in get_args(wanted))
     return ALLOWED[wanted]

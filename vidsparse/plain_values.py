@@ -1,22 +1,23 @@
-"""Plain values from what users write: YAML text, nested dicts, numbers of other libraries.
+"""Plain values from what users write: YAML text, overrides, nested dicts, numbers of libraries.
 
-Plain are None, bool, int, float, str, lists of these and dicts with names as keys. The YAML is the
-part of the language that can say nothing else: no tags, no anchors, no second document, no key
-twice; so a file of settings reads nothing, runs nothing and grows no larger than it is. Nothing is
-interpolated: text with "${" is refused wherever it stands.
+Plain are None, bool, int, float, str, lists of these and dicts with names as keys. OmegaConf reads
+and writes the YAML; here stands what it may be asked to read: no tags, no anchors, no second
+document, so a file of settings reads nothing, runs nothing and grows no larger than it is. Nothing
+is interpolated: text with "${" is refused wherever it stands.
 """
 
 from __future__ import annotations
 
 import re
 import reprlib
-import sys
-from collections.abc import Mapping
-from numbers import Integral, Real
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 MAX_BYTES = 65_536
 """Largest file of settings; the presets have some hundred bytes."""
@@ -24,10 +25,13 @@ MAX_BYTES = 65_536
 MAX_DEPTH = 8
 """Deepest nesting; settings need three levels."""
 
-NULLS = ("", "~", "null")
-TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-INTEGER = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
-FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)(e[-+]?[0-9]+)?|[-+]?\.(inf)|\.nan", re.I)
+MAX_VALUES = 4096
+"""Most keys and values in one text."""
+
+ODD_NUMBER = re.compile(
+    r"[-+]?(0[0-7_]+|0[xb][0-9a-f_]+|[1-9][0-9_]*(:[0-5]?[0-9])+[0-9_.]*|[0-9_]{400,})", re.I
+)
+"""Numbers of base 8, 16, 2 and 60 of YAML 1.1, which to most eyes are others, and endless ones."""
 
 
 class _Short(reprlib.Repr):
@@ -45,6 +49,11 @@ class _Short(reprlib.Repr):
 def short(value: object) -> str:
     """`repr` of a value of any size and nesting on one line, for messages."""
     return re.sub(r"\s*\n\s*", " ", _Short().repr(value))
+
+
+def an(value: object) -> str:
+    """The type of a value with its article, for messages."""
+    return f"a {type(value).__name__}" if value is not None else "None"
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -80,46 +89,61 @@ def read(text: str, what: str) -> Any:
     """The value that YAML text says. what: names the text in messages. Raises ValueError."""
     try:
         _check_events(text, what)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if "${" in text:  # maybe in a comment only; to OmegaConf it may be a syntax error
+            plain(yaml.load(text, Loader=yaml.BaseLoader), what)
+        found = OmegaConf.from_dotlist([f"value={text}"])
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         why = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-        raise ValueError(f"{what}{where} is not valid YAML: {why}") from error
-    return None if node is None else _value(node, what, "")
-
-
-def scalar(text: str) -> bool | int | float | str | None:
-    """What an unquoted word of YAML means."""
-    low = text.strip().lower()
-    if low in NULLS:
-        return None
-    if low in TRUTHS:
-        return TRUTHS[low]
-    if len(low) <= 40 and INTEGER.fullmatch(low):
-        return int(low)
-    if len(low) <= 400 and FLOAT.fullmatch(low):
-        return float(low.replace(".inf", "inf").replace(".nan", "nan"))
-    return text
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts text in quotes wherever `scalar` would take it for something else."""
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = None if scalar(data) == data and data.isprintable() else '"'
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_str)
+        why = why.replace("found unhashable key", "a list or mapping as key: expected a name")
+        raise ValueError(f"{what}{where} is not valid YAML: {why}") from None
+    except OmegaConfBaseException:
+        raise ValueError(f"{what}: a key without a name") from None
+    values: Any = OmegaConf.to_container(found)
+    return plain(values["value"], what)
 
 
 def write(values: dict[str, Any]) -> str:
     """YAML text of plain values; `read` gives them back."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
-def plain(values: Any, what: str, key: str = "", depth: int = 0) -> Any:
+def override_list(overrides: str | Iterable[str] | None) -> list[str]:
+    """Overrides as a list. Raises TypeError for what is not text or a series of texts."""
+    if overrides is None:
+        return []
+    if isinstance(overrides, str):
+        return [overrides]
+    if isinstance(overrides, bytes | Mapping) or not isinstance(overrides, Iterable):
+        raise TypeError(
+            f"overrides are {an(overrides)}: expected strings such as 'schedule.density=0.2'"
+        )
+    found = list(overrides)
+    for item in found:
+        if not isinstance(item, str):
+            raise TypeError(
+                f"override {short(item)} is {an(item)}: expected a string such as "
+                "'schedule.density=0.2'"
+            )
+    return found
+
+
+def read_overrides(overrides: list[str]) -> dict[str, Any]:
+    """Overrides as sections of plain values."""
+    found: dict[str, Any] = {}
+    for item in overrides:
+        path, equals, text = item.partition("=")
+        section, dot, key = (part.strip() for part in path.partition("."))
+        if not (equals and dot and section and key):
+            raise ValueError(f"override={short(item)}: allowed is section.key=value")
+        what = f"override {short(item)}"
+        plain([section, key], what, "key")
+        found.setdefault(section, {})[key] = read(text, what)
+    return found
+
+
+def plain(value: Any, what: str, key: str = "", depth: int = 0) -> Any:
     """Plain values from nested ones of a caller; NumPy, torch and OmegaConf values are taken apart.
 
     What is nothing of the kind stays for the check of the field it is given to. what: names the
@@ -127,38 +151,30 @@ def plain(values: Any, what: str, key: str = "", depth: int = 0) -> Any:
     """
     if depth > MAX_DEPTH:
         raise ValueError(f"{what}: {key} is nested deeper than {MAX_DEPTH} levels")
-    values = _opened(values)
-    if isinstance(values, str):
-        return _literal(values, what, key)
-    if isinstance(values, Mapping):
-        for name in values:
+    value = _opened(value)
+    if isinstance(value, str):
+        return _literal(str.__str__(value), what, key)  # of a subclass, its text
+    if isinstance(value, Mapping):
+        for name in value:
             if not isinstance(name, str):
                 raise ValueError(f"{what}: key {short(name)} in {key or 'it'}: expected a name")
             _literal(name, what, _join(key, name))
-        return {str(n): plain(v, what, _join(key, n), depth + 1) for n, v in values.items()}
-    if isinstance(values, list | tuple | range):
-        if len(values) > MAX_BYTES:
-            raise ValueError(f"{what}: {key} has {len(values):,} entries")
-        return [plain(v, what, f"{key}[{n}]", depth + 1) for n, v in enumerate(values)]
-    return values
+        return {str(n): plain(v, what, _join(key, n), depth + 1) for n, v in value.items()}
+    if isinstance(value, list | tuple | range):
+        if len(value) > MAX_VALUES:
+            raise ValueError(f"{what}: {key} has {len(value):,} entries")
+        return [plain(v, what, f"{key}[{n}]", depth + 1) for n, v in enumerate(value)]
+    return value
 
 
 def _opened(value: Any) -> Any:
-    """Python's own value for a scalar or an array of another library; others as they are."""
-    omegaconf = sys.modules.get("omegaconf")
-    if omegaconf is not None and isinstance(value, omegaconf.DictConfig | omegaconf.ListConfig):
-        # unresolved: to look into such a container the usual way is to resolve it
-        return omegaconf.OmegaConf.to_container(value, resolve=False)
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)  # of a subclass, its text
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
-    if type(value).__module__.partition(".")[0] in ("numpy", "torch") and hasattr(value, "tolist"):
-        return value.tolist() if getattr(value, "ndim", 2) <= 1 else value
+    """Python's own value for a scalar or a row of another library; others as they are."""
+    if OmegaConf.is_config(value):  # unresolved: to look inside the usual way is to resolve it
+        return OmegaConf.to_container(value, resolve=False)
+    of_library = type(value).__module__.partition(".")[0] in ("numpy", "torch")
+    if of_library and hasattr(value, "tolist") and getattr(value, "ndim", 0) <= 1:
+        with suppress(RuntimeError):  # a tensor without data
+            return value.tolist()
     return value
 
 
@@ -174,40 +190,29 @@ def _literal(text: str, what: str, key: str) -> str:
 def _check_events(text: str, what: str) -> None:
     """Refuse what YAML can say beyond plain values, before anything is built."""
     depth = documents = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        where = f"{what}, line {event.start_mark.line + 1}" if event.start_mark else what
-        documents += isinstance(event, yaml.DocumentStartEvent)
-        if documents > 1:
-            raise ValueError(f"{where}: a second document begins: expected one")
-        if getattr(event, "anchor", None) is not None:
-            raise ValueError(
-                f"{where}: anchors (&) and aliases (*) are not allowed: write the value out"
-            )
-        tag = getattr(event, "tag", None)
-        if tag is not None:
-            raise ValueError(f"{where}: the tag {short(tag)} is not allowed: write plain values")
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"{where}: nested deeper than {MAX_DEPTH} levels")
-
-
-def _value(node: yaml.Node, what: str, key: str) -> Any:
-    if isinstance(node, yaml.ScalarNode):
-        text = _literal(node.value, what, key)
-        return scalar(text) if node.style is None else text
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item, what, f"{key}[{n}]") for n, item in enumerate(node.value)]
-    found: dict[str, Any] = {}
-    for name, value in node.value:
-        line = name.start_mark.line + 1
-        if not isinstance(name, yaml.ScalarNode):
-            raise ValueError(f"{what}, line {line}: a list or mapping as key: expected a name")
-        own = _literal(name.value, what, _join(key, name.value))
-        if own in found:
-            raise ValueError(f"{what}, line {line}: {_join(key, own)} stands twice")
-        found[own] = _value(value, what, _join(key, own))
-    return found
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        word = event.value if isinstance(event, yaml.ScalarEvent) and event.implicit[0] else ""
+        tag = getattr(event, "tag", None)
+        refusals = {
+            "a second document begins: expected one": documents > 1,
+            "anchors (&) and aliases (*) are not allowed: write the value out": (
+                getattr(event, "anchor", None) is not None
+            ),
+            f"the tag {short(tag)} is not allowed: write plain values": tag is not None,
+            "a merge key (<<) is not allowed: write the keys out": word == "<<",
+            f"{short(word)} is no plain number: write it in decimal, in quotes if it is text": (
+                ODD_NUMBER.fullmatch(word)
+            ),
+            f"nested deeper than {MAX_DEPTH} levels": depth > MAX_DEPTH,
+            f"more than {MAX_VALUES:,} values": count > MAX_VALUES,
+        }
+        for refusal, applies in refusals.items():
+            if applies:
+                line = event.start_mark.line + 1  # type: ignore[union-attr]
+                raise ValueError(f"{what}, line {line}: {refusal}")
 
 
 def _join(key: str, name: object) -> str:

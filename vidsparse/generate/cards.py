@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from vidsparse.generate.model_files import InputError
+from vidsparse.plain_values import read_file
 from vidsparse.shipped import folder
 
 
@@ -60,8 +59,8 @@ def cards() -> list[Card]:
 
 def read_card(file: Path, families: Path) -> Card:
     """A card, with what it leaves to its family filled in."""
-    content = _load(file)
-    family = _load(families / f"{content['family']}.yaml") if "family" in content else {}
+    content = read_file(file)
+    family = read_file(families / f"{content['family']}.yaml") if "family" in content else {}
     return Card(
         name=file.stem,
         about=content["about"],
@@ -70,11 +69,6 @@ def read_card(file: Path, families: Path) -> Card:
         defaults={**family.get("generate", {}), **content["generate"]},
         prompts=tuple(content.get("prompts") or family.get("prompts", ())),
     )
-
-
-def _load(file: Path) -> dict[str, Any]:
-    content: Any = OmegaConf.to_container(OmegaConf.load(file))
-    return dict(content)
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,6 +22,7 @@ from vidsparse.generate.model_files import InputError
 from vidsparse.generate.weights import count_weights
 from vidsparse.jobs.identity import fingerprint, job_id, snapshot
 from vidsparse.jobs.layout import folder_name
+from vidsparse.plain_values import override_list
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Our name of a dtype -> torch's."""
@@ -49,7 +50,7 @@ class Request:
     """What a user asks for; None leaves the choice to the model's defaults.
 
     model: folder of a pipeline, or id on the Hugging Face hub; None: the shipped demo model.
-    preset, overrides: as for `accelerate_pipeline`.
+    preset, overrides: as for `accelerate_pipeline`; one string is one override.
     height, width: pixels. frames: of the video. steps: of the denoising.
     seed: of the noise; it also picks the prompt from the model's list. 0 .. 2^63 - 1.
     dtype: fp32 | bf16 | fp16; None: fp32 on a CPU, bf16 on a GPU.
@@ -64,7 +65,7 @@ class Request:
     prompt: str | None = None
     negative_prompt: str | None = None
     preset: str = "balanced"
-    overrides: tuple[str, ...] = ()
+    overrides: str | Iterable[str] | None = ()
     height: int | None = None
     width: int | None = None
     frames: int | None = None
@@ -118,21 +119,21 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
     _check_texts(request)
     _check_numbers(request)
     try:
-        config = SparseConfig.load(request.preset, request.overrides)
-    except (ValueError, OSError) as error:
+        overrides = tuple(override_list(request.overrides))
+        config = SparseConfig.load(request.preset, overrides)
+    except (ValueError, TypeError, OSError) as error:
         raise InputError(str(error)) from error
     device = _device(request.device)
-    try:
-        _check_method(config, device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
     dtype = request.dtype
     if dtype is None:
         dtype = "fp32" if device == "cpu" else "bf16"
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
+    _check_method(config, device, dtype)  # what needs no model, before one is looked for
     model = find_model(None if request.model is None else str(request.model), say)
     pipeline = pipeline_class(model)
+    for name in model.transformers:
+        _check_method(config, device, dtype, model.head_dim(name))
     prompt = _prompt(request, model)
     call = {"prompt": prompt, **_arguments(request, model, pipeline)}
     size = call["height"], call["width"], call["num_frames"]
@@ -141,7 +142,7 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
         fingerprint=_fingerprint(model),
         config=config,
         preset=str(request.preset),
-        overrides=request.overrides,
+        overrides=overrides,
         prompt=prompt,
         call=call,
         fps=float(model.defaults.get("fps", FPS)),
@@ -263,12 +264,18 @@ def _fingerprint(model: Model) -> str:
     return snapshot(folder) or fingerprint(folder, model.index)
 
 
-def _check_method(config: SparseConfig, device: str) -> None:
+def _check_method(
+    config: SparseConfig, device: str, dtype: str, head_dim: int | None = None
+) -> None:
+    """Raise InputError for settings that the device cannot execute; head_dim None: any."""
     import torch
 
     from vidsparse.attention import check_config
 
-    check_config(config, torch.device(device))
+    try:
+        check_config(config, torch.device(device), getattr(torch, DTYPES[dtype]), head_dim)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _prompt(request: Request, model: Model) -> str:

@@ -69,6 +69,12 @@ class Model:
             raise self.refuse(f"{file} says {key}: {value!r}; expected a whole number 1 .. 2^20")
         return value
 
+    def head_dim(self, transformer: str) -> int | None:
+        """Channels of a head of a transformer; None: its config does not say."""
+        file = f"{transformer}/config.json"
+        key = "attention_head_dim"
+        return self.number(file, key, 1) if key in self.files.get(file, {}) else None
+
 
 def find_model(source: str | None, say: Callable[[str], None] = lambda text: None) -> Model:
     """Read the small files of a model; None is the demo model. Raises InputError."""
