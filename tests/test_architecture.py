@@ -40,6 +40,7 @@ ROOMS = [
     "fields",
     "plain_values",
     "shipped",
+    "ending",
     "interrupts",
     "terminal",
 ]

@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vidsparse.quality.frames import Frame
-from vidsparse.quality.metrics import C1, C2, TAPS, psnr
+from vidsparse.quality.metrics import psnr
+from vidsparse.quality.ssim import C1, C2, TAPS
 
 Plane = npt.NDArray[np.float64]
 Window = Callable[[Plane], Plane]

@@ -20,7 +20,6 @@ from vidsparse.compare.conventions import CONVENTIONS
 from vidsparse.compare.files import write
 from vidsparse.compare.measure import KEPT, OPTIONAL, Measured, Settings, measure
 from vidsparse.compare.thresholds import Threshold
-from vidsparse.quality.metrics import SSIM_SIDE
 
 REPORT_MB = 15.0
 """Bound of report.html, if nobody sets one, in megabytes: what an issue tracker still takes."""
@@ -225,8 +224,4 @@ def _warnings(rows: Sequence[Row], unmatched: Sequence[str]) -> list[str]:
     first: Measured | None = rows[0].measured if rows else None
     if first is not None:
         found += [f"{name} was not measured: {why}" for name, why in first.lacking.items()]
-    small = [
-        r for r in rows if min(r.measured.metrics.height, r.measured.metrics.width) < SSIM_SIDE
-    ]
-    assert not small, "frames below the window of SSIM are refused"
     return list(dict.fromkeys(found))

@@ -18,14 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vidsparse.quality.frames import Clip, Frame, iter_frames, open_clip
+from vidsparse.quality.ssim import SSIM_SIDE, planes, similarity
 
 PSNR_CAP = 100.0
-SSIM_SIDE = 11
-_LUMA = (0.299, 0.587, 0.114)
-C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-_RADIUS = SSIM_SIDE // 2
-TAPS = np.exp(-(np.arange(-_RADIUS, _RADIUS + 1) ** 2) / (2 * 1.5**2))
-TAPS /= TAPS.sum()
 
 PROTOCOL = {
     "peak": 255,
@@ -184,32 +179,7 @@ def ssim(reference: Any, test: Any) -> tuple[float, float]:
     Raises ValueError below 11 pixels and for sizes that differ.
     """
     ((x, y),) = _pairs(iter_frames([reference], "reference"), iter_frames([test], "test"))
-    return _ssim(_planes(x), _planes(y))
-
-
-def _ssim(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float]:
-    mu_x, mu_y = _window_mean(x), _window_mean(y)
-    mu_xy, mu_squares = mu_x * mu_y, mu_x * mu_x + mu_y * mu_y
-    covariance = _window_mean(x * y) - mu_xy
-    variances = _window_mean(x * x + y * y) - mu_squares  # v_x + v_y, never needed apart
-    similarity = (2 * mu_xy + C1) * (2 * covariance + C2)
-    similarity /= (mu_squares + C1) * (variances + C2)
-    means = similarity.mean(axis=(0, 1))
-    return float(means[:3].mean()), float(means[3])
-
-
-def _window_mean(planes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(H, W, C) -> (H-10, W-10, C): Gaussian mean at the positions where the window fits."""
-    filtered = cv2.sepFilter2D(planes, cv2.CV_64F, TAPS, TAPS)
-    return np.asarray(filtered[_RADIUS:-_RADIUS, _RADIUS:-_RADIUS])
-
-
-def _planes(frame: Frame) -> npt.NDArray[np.float64]:
-    """(H, W, 3) uint8 -> (H, W, 4) float64: R, G, B, Y."""
-    rgb = frame.astype(np.float64)
-    # Written out: a matrix product may round differently for equal pixels.
-    luma = _LUMA[0] * rgb[..., 0] + _LUMA[1] * rgb[..., 1] + _LUMA[2] * rgb[..., 2]
-    return np.dstack([rgb, luma])
+    return similarity(planes(x), planes(y))
 
 
 def _frame(
@@ -232,9 +202,9 @@ def _frame(
 def _measure(x: Frame, y: Frame) -> dict[str, Any]:
     difference = cv2.absdiff(x, y).astype(np.int32)
     mse = int(np.sum(difference * difference, dtype=np.int64)) / difference.size
-    planes_x, planes_y = _planes(x), _planes(y)
+    planes_x, planes_y = planes(x), planes(y)
     mse_y = float(np.mean((planes_x[..., 3] - planes_y[..., 3]) ** 2))
-    ssim_rgb, ssim_y = _ssim(planes_x, planes_y)
+    ssim_rgb, ssim_y = similarity(planes_x, planes_y)
     return {
         "mse": mse,
         "psnr": psnr(mse),
