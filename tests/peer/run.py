@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,10 @@ def main() -> int:
     if unknown := set(chosen) - set(targets):
         sys.exit(f"--targets {', '.join(sorted(unknown))}: there are {', '.join(targets)}")
     files = [file for name in chosen for file in targets[name]]
-    stock = run(options.diffusers, files, "stock", options.only)
+    if options.stock and options.stock.is_file():
+        stock = Outcome(dict(read(options.stock)))
+    else:
+        stock = run(options.diffusers, files, "stock", options.only, options.stock)
     print(f"stock: {tally(stock)}", flush=True)
     ours = 0
     for mode in options.modes:
@@ -76,6 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--targets", nargs="+", help="names of expected.toml; default: all")
     parser.add_argument("--only", help="as pytest -k")
+    parser.add_argument("--stock", type=Path, help="file that keeps how the stock tests ended")
     options = parser.parse_args()
     if not (options.diffusers / "tests" / "pipelines").is_dir():
         parser.error(
@@ -84,8 +89,10 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def run(checkout: Path, files: list[str], mode: str, only: str | None) -> Outcome:
-    """Run the tests in a process of their own."""
+def run(
+    checkout: Path, files: list[str], mode: str, only: str | None, keep: Path | None = None
+) -> Outcome:
+    """Run the tests in a process of their own. keep: file for a copy of the report."""
     paths = [str(ROOT), str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {
         **os.environ,
@@ -113,7 +120,9 @@ def run(checkout: Path, files: list[str], mode: str, only: str | None) -> Outcom
         )
         if not report.is_file():
             sys.exit(f"pytest ended with {done.returncode} and no report:\n{done.stdout[-4000:]}")
-        outcome = Outcome({name: how for name, how in read(report)})
+        if keep is not None:
+            shutil.copyfile(report, keep)
+        outcome = Outcome(dict(read(report)))
     if counted := re.search(r"vidsparse calls: (\d+) sparse, (\d+) dense", done.stdout):
         outcome.sparse, outcome.dense = map(int, counted.groups())
     return outcome
