@@ -15,6 +15,7 @@ ROOMS = [
     "__main__",
     "cli",
     "generate",
+    "vbench",
     "compare",
     "doctor",
     "accelerate",

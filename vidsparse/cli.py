@@ -1,4 +1,4 @@
-"""The command `vidsparse`: generate | compare | presets | doctor.
+"""The command `vidsparse`: generate | compare | vbench | presets | doctor.
 
 Results go to stdout, everything else to stderr. A user's mistake is one line and exit code 2, an
 interrupt exit code 130; a traceback is a defect of ours. torch and diffusers are imported inside
@@ -22,6 +22,7 @@ from vidsparse import interrupts
 from vidsparse.compare.command import compare
 from vidsparse.ending import Json, fail, leave
 from vidsparse.terminal import printable
+from vidsparse.vbench.commands import app as vbench
 
 
 class OneLineErrors(TyperGroup):
@@ -48,6 +49,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Training-free block-sparse attention for video diffusion transformers.",
 )
+
+
+app.add_typer(vbench, name="vbench")
 
 
 def main() -> None:
