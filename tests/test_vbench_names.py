@@ -92,5 +92,5 @@ def test_custom_names_differ_on_every_file_system(clips):
 
 
 def test_one_clip_twice_is_refused():
-    with pytest.raises(ValueError, match="two clips would be called 'a-0.mp4'|leave one"):
+    with pytest.raises(ValueError, match="two clips would be called 'a-"):
         names.custom([("a", 0), ("a", 0)])

@@ -146,7 +146,7 @@ def number(value: float | None, form: str, unit: str = "") -> str:
 def safe(text: str) -> str:
     """Text that stays text: no table bars, no markup, no control characters."""
     text = printable(text)
-    for character in "\\`*_[]<>|#&":
+    for character in "&\\`*_[]<>|#":  # & first: entities hold it
         text = text.replace(
             character, f"\\{character}" if character not in "<>&" else _ENTITY[character]
         )
