@@ -7,6 +7,7 @@ null}. With "only_check": true it looks whether VBench can be imported and does 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -40,8 +41,8 @@ def imported() -> Any:
 
     undo = leave_fakes_out(torch)
     try:
-        import vbench
-        import vbench.utils  # decord, torchvision
+        vbench = importlib.import_module("vbench")
+        importlib.import_module("vbench.utils")  # decord, torchvision
     finally:
         undo()
     from importlib.metadata import PackageNotFoundError, version
