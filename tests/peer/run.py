@@ -48,7 +48,8 @@ def main() -> int:
         sys.exit(f"--targets {', '.join(sorted(unknown))}: there are {', '.join(targets)}")
     files = [file for name in chosen for file in targets[name]]
     if options.stock and options.stock.is_file():
-        stock = Outcome(dict(read(options.stock)))
+        modules = tuple(file.removesuffix(".py").replace("/", ".") for file in files)
+        stock = Outcome({t: how for t, how in read(options.stock) if t.startswith(modules)})
     else:
         stock = run(options.diffusers, files, "stock", options.only, options.stock)
     print(f"stock: {tally(stock)}", flush=True)
