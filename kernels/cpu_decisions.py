@@ -1,8 +1,9 @@
 """Whether `impl: auto` on this CPU goes dense where dense is faster, and only there.
 
 Every cell is timed as in `bench_cpu`, dense and sparse in turn, whole calls; beside it stands what
-auto decides. Auto is wrong in a cell if it is slower there than dense by more than `TOLERANCE`, and
-misses one if it goes dense where sparse is `WORTH` times as fast.
+auto decides. Auto is wrong in a cell if it is slower there than dense by more than `TOLERANCE` and
+twice the noise, and misses one if it goes dense where sparse is that surely `WORTH` times as fast.
+Short calls are timed in more rounds.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from rich.table import Table
 
 from vidsparse import SparseConfig, TokenGrid, sparse_attention
 from vidsparse.attention import decision_for
-from vidsparse.kernels import cpu_machine
+from vidsparse.kernels import cpu_crossover, cpu_machine
 
 TOLERANCE, WORTH = 0.05, 1.1
+FULL_ROUNDS = 4096
+"""Tokens from which on the number of rounds is as asked for; in inverse proportion below."""
+
 CSV = Path(__file__).resolve().parent / "results" / "cpu_crossover.csv"
 
 
@@ -31,7 +35,7 @@ CSV = Path(__file__).resolve().parent / "results" / "cpu_crossover.csv"
 class Cell:
     """A line of the CSV. ratio: median of dense time / sparse time, whatever auto decides.
 
-    environment: variables that restrict the instructions; crossover: density above which auto is
+    noise: standard error of the ratio. environment: variables that restrict the instructions; crossover: density above which auto is
     dense; auto: "sparse" or the reason.
     """
 
@@ -50,18 +54,19 @@ class Cell:
     dense_ms: float
     sparse_ms: float
     ratio: float
+    noise: float
     crossover: float
     auto: str
 
     @property
     def wrong(self) -> bool:
-        """Auto is slower than dense."""
-        return self.auto == "sparse" and self.ratio < 1 - TOLERANCE
+        """Auto is slower than dense, and not by chance."""
+        return self.auto == "sparse" and self.ratio + 2 * self.noise < 1 - TOLERANCE
 
     @property
     def missed(self) -> bool:
-        """Sparse would have been faster."""
-        return self.auto != "sparse" and self.ratio >= WORTH
+        """Sparse would have been faster, and not by chance."""
+        return self.auto != "sparse" and self.ratio - 2 * self.noise >= WORTH
 
     def key(self) -> tuple[str, ...]:
         """Same key: the newer measurement replaces the older one."""
@@ -141,7 +146,7 @@ def _cells(
     ratios: dict[float, list[float]] = {d: [] for d in densities}
     dense()
     dense_times = [seconds(dense)]
-    for _ in range(rounds):
+    for _ in range(rounds * max(1, FULL_ROUNDS // shape[1])):
         for d in densities:
             times[d].append(seconds(lambda d=d: sparse(d)))
             dense_times.append(seconds(dense))
@@ -154,6 +159,7 @@ def _cells(
             "dense_ms": round(1e3 * statistics.median(dense_times), 3),
             "sparse_ms": round(1e3 * statistics.median(times[d]), 3),
             "ratio": round(statistics.median(ratios[d]), 3),
+            "noise": round(cpu_crossover.standard_error(ratios[d]), 3),
             "crossover": round(decision.crossover, 3),
             "auto": decision.reason or "sparse",
         })  # fmt: skip

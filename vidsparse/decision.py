@@ -176,7 +176,7 @@ def _on_cpu(
         return cpu.CROSSOVER_DENSITY
     cost = _cost(config, config.kernel.query_block(tokens), hoisted)
     kind = cpu_crossover.kind(dtype, head_dim, heads, cost)
-    return cpu_crossover.density(kind, heads, tokens, trial)
+    return cpu_crossover.density(kind, tokens, trial)
 
 
 @lru_cache(maxsize=64)

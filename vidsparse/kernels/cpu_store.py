@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from vidsparse.kernels import cpu_machine
 
-VERSION = 1
+VERSION = 2
 """Part of every key: a change of what is measured makes old figures unread."""
 
 Figures = dict[str, float]
