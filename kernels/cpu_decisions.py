@@ -35,8 +35,8 @@ CSV = Path(__file__).resolve().parent / "results" / "cpu_crossover.csv"
 class Cell:
     """A line of the CSV. ratio: median of dense time / sparse time, whatever auto decides.
 
-    noise: standard error of the ratio. environment: variables that restrict the instructions; crossover: density above which auto is
-    dense; auto: "sparse" or the reason.
+    noise: standard error of the ratio. environment: variables that restrict the instructions.
+    crossover: density above which auto is dense; auto: "sparse" or the reason.
     """
 
     commit: str

@@ -21,8 +21,9 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_leaves
 
 from vidsparse import geometry
-from vidsparse.attention import attend, check_config
+from vidsparse.attention import attend
 from vidsparse.config import SparseConfig, presets
+from vidsparse.decision import check_config
 from vidsparse.estimator import mean
 from vidsparse.kernels import gpu, triton_engine
 from vidsparse.pipelines import guard

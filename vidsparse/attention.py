@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import lru_cache
 from math import inf, isfinite
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vidsparse import operands, registry
 from vidsparse.config import Kernel, SparseConfig, resolve
-from vidsparse.decision import Decision, decide, requested, too_dense
+from vidsparse.decision import Decision, decide, requested, too_dense, tried
 from vidsparse.geometry import Geometry, plan_geometry
 from vidsparse.kernels import cpu, dense, reference
 from vidsparse.plan import BlockPlan, StepContext, TokenGrid
@@ -206,6 +206,10 @@ def decision_for(
 ) -> Decision:
     """What `attend` decides about a call with this q [B, S, H, D]; only its form matters."""
     block_q = config.kernel.query_block(grid.tokens)
+
+    def trial(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, density: float) -> None:
+        attend(q, k, v, grid=grid, config=tried(config, block_q, density), hoisted=hoisted)
+
     return decide(
         config,
         grid,
@@ -215,33 +219,9 @@ def decision_for(
         dtype=q.dtype,
         head_dim=q.shape[3],
         heads=q.shape[0] * q.shape[2],
-        trial=partial(_trial, config, block_q, hoisted),
+        trial=trial,
         hoisted=hoisted,
     )
-
-
-def _trial(
-    config: SparseConfig,
-    block_q: int,
-    hoisted: bool,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grid: TokenGrid,
-    density: float,
-) -> None:
-    """A sparse call of a config on a CPU, for timing it; see `vidsparse.kernels.cpu_crossover`.
-
-    A selector that follows the data more than a budget is replaced by one of which the density is
-    known.
-    """
-    schedule = registry.method("schedule", "constant").Params("constant", density, 0)
-    selector = config.selector
-    if not selector.spends_budget:
-        selector = registry.method("selector", "topk").Params("topk")
-    kernel = replace(config.kernel, impl="cpu", block_q=block_q, qk="native")
-    tried = replace(config, schedule=schedule, selector=selector, kernel=kernel)
-    attend(q, k, v, grid=grid, config=tried, hoisted=hoisted)
 
 
 def _plan(
@@ -291,19 +271,6 @@ def _execute(
     if name == "cpu":
         return cpu.execute(q, k, v, plan, return_lse=lse, matmul=kernel.cpu_matmul)
     return reference.execute(q, k, v, plan, return_lse=lse)
-
-
-def check_config(
-    config: SparseConfig,
-    device: torch.device,
-    dtype: torch.dtype | None = None,
-    head_dim: int | None = None,
-) -> None:
-    """Raise the ValueError that the first call on a device would raise for its config.
-
-    dtype, head_dim: of q; None: not known yet, what depends on them shows in the first call.
-    """
-    decide(config, TokenGrid(1, 1, 1), device=device, dtype=dtype, head_dim=head_dim)
 
 
 def _dense(

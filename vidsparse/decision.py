@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -93,6 +93,19 @@ def decide(
     return Decision(density, None, name, crossover)
 
 
+def check_config(
+    config: SparseConfig,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    head_dim: int | None = None,
+) -> None:
+    """Raise the ValueError that the first call on a device would raise for its config.
+
+    dtype, head_dim: of q; None: not known yet, what depends on them shows in the first call.
+    """
+    decide(config, TokenGrid(1, 1, 1), device=device, dtype=dtype, head_dim=head_dim)
+
+
 def executor(config: SparseConfig, device: torch.device, impl: str = "auto") -> str:
     """Which of reference, cpu and triton executes sparse calls; impl as in `decide`.
 
@@ -156,6 +169,20 @@ def requested(config: SparseConfig, impl: str) -> str:
     """The implementation that is asked for: impl or, if that is "auto", the config's."""
     require(impl in IMPLEMENTATIONS, "impl", impl, ", ".join(IMPLEMENTATIONS))
     return config.kernel.impl if impl == "auto" else impl
+
+
+def tried(config: SparseConfig, block_q: int, density: float) -> SparseConfig:
+    """The config of a sparse call on a CPU that shows what a call of `config` costs at a density.
+
+    A selector that follows the data more than a budget is replaced by one of which the density is
+    known.
+    """
+    schedule = registry.method("schedule", "constant").Params("constant", density, 0)
+    selector = config.selector
+    if not selector.spends_budget:
+        selector = registry.method("selector", "topk").Params("topk")
+    kernel = replace(config.kernel, impl="cpu", block_q=block_q, qk="native")
+    return replace(config, schedule=schedule, selector=selector, kernel=kernel)
 
 
 def _on_cpu(

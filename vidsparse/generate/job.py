@@ -270,7 +270,7 @@ def _check_method(
     """Raise InputError for settings that the device cannot execute; head_dim None: any."""
     import torch
 
-    from vidsparse.attention import check_config
+    from vidsparse.decision import check_config
 
     try:
         check_config(config, torch.device(device), getattr(torch, DTYPES[dtype]), head_dim)
