@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ from vidsparse.plain_values import override_list
 
 if TYPE_CHECKING:  # importing diffusers takes seconds: only when there is a pipeline to accelerate
     from vidsparse.pipelines.installation import Installation
+    from vidsparse.pipelines.observation import Observer
 
 Pipe = TypeVar("Pipe")
 
@@ -91,6 +93,22 @@ def restore_pipeline(pipe: Pipe) -> Pipe:
     return pipe
 
 
+@contextmanager
+def observing(pipe: Any, observer: Observer) -> Iterator[None]:
+    """Show an observer every self-attention call of an accelerated pipeline inside the block.
+
+    observer: takes an `ObservedCall`, after the call; what it raises ends the run. Calls of other
+    pipelines that share the transformers are shown too. Raises ValueError if the pipeline is not
+    accelerated, TypeError if it is no diffusers pipeline.
+    """
+    installation = _accelerated(pipe)
+    installation.observers.append(observer)
+    try:
+        yield
+    finally:
+        installation.observers.remove(observer)
+
+
 def run_report(pipe: Any) -> RunReport:
     """What the last run of an accelerated pipeline did, or the running one so far.
 
@@ -99,6 +117,11 @@ def run_report(pipe: Any) -> RunReport:
     Raises ValueError if the pipeline is not accelerated, or has got another transformer since;
     TypeError if it is no diffusers pipeline.
     """
+    return _accelerated(pipe).report(pipe)
+
+
+def _accelerated(pipe: Any) -> Installation:
+    """What accelerates a pipeline. Raises as `run_report`."""
     require_pipeline(pipe)
     installations = _installations(pipe)
     if not installations:
@@ -111,7 +134,7 @@ def run_report(pipe: Any) -> RunReport:
             f"{' and '.join(replaced)} of this {type(pipe).__name__} was replaced since "
             "accelerate_pipeline, so its attention is dense: call accelerate_pipeline again"
         )
-    return installations[0].report(pipe)
+    return installations[0]
 
 
 def _installations(pipe: Any) -> list[Installation]:

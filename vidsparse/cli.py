@@ -1,4 +1,4 @@
-"""The command `vidsparse`: generate | compare | vbench | presets | doctor.
+"""The command `vidsparse`: generate | compare | inspect | vbench | presets | doctor.
 
 Results go to stdout, everything else to stderr. A user's mistake is one line and exit code 2, an
 interrupt exit code 130; a traceback is a defect of ours. torch and diffusers are imported inside
@@ -8,9 +8,7 @@ the commands that need them, so that help is instant.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import warnings
 from contextlib import redirect_stdout
 from typing import Annotated, Any
 
@@ -21,7 +19,8 @@ import vidsparse
 from vidsparse import interrupts
 from vidsparse.compare.command import compare
 from vidsparse.ending import Json, fail, leave
-from vidsparse.terminal import printable
+from vidsparse.inspecting.command import inspect
+from vidsparse.terminal import printable, quiet_libraries
 from vidsparse.vbench.commands import app as vbench
 
 
@@ -165,15 +164,8 @@ def _generate(asked: dict[str, Any]) -> dict[str, Any]:
         leave(f"; {printable('; '.join(said))}")
 
 
-def quiet_libraries() -> None:
-    """Only errors of the libraries below us come through; a level that the user has set stays."""
-    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
-        os.environ.setdefault(name, "error")  # read when they are imported
-    for name in ("diffusers", "transformers", "torch", "huggingface_hub"):
-        warnings.filterwarnings("ignore", module=name)
-
-
 app.command()(compare)
+app.command()(inspect)
 
 
 @app.command()

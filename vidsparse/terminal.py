@@ -1,8 +1,10 @@
-"""What reaches a terminal: text of others without control characters, and of bounded length."""
+"""What reaches a terminal: text of others without control characters, bounded; no chatter."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
+import warnings
 
 LONGEST = 1000
 """Characters of one message that are shown."""
@@ -21,6 +23,14 @@ def printable(text: str, longest: int = LONGEST) -> str:
         gap = f" ... {len(text) - longest:,} characters ... "
         text = text[: longest * 2 // 3] + gap + text[len(text) - longest // 3 :]
     return "".join(_written_out(c) if _hidden(c) else c for c in text)
+
+
+def quiet_libraries() -> None:
+    """Only errors of the libraries below us come through; a level that the user has set stays."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")  # read when they are imported
+    for name in ("diffusers", "transformers", "torch", "huggingface_hub"):
+        warnings.filterwarnings("ignore", module=name)
 
 
 def _hidden(character: str) -> bool:

@@ -149,7 +149,7 @@ def metrics(job: Job, sparse: Arm, dense: Arm | None) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "id": job.id,
-        **_conditions(job, sparse),
+        **conditions(job, sparse),
         "arms": {"dense": dense.figures() if dense else None, "sparse": sparse.figures()},
         "speedup": speedup,
         "density": totals.get("density"),
@@ -179,7 +179,7 @@ def side_by_side(dense: Frame, sparse: Frame, labels: tuple[str, str]) -> Iterat
         yield frame
 
 
-def _conditions(job: Job, arm: Arm) -> dict[str, Any]:
+def conditions(job: Job, arm: Arm) -> dict[str, Any]:
     """All that it takes to repeat a run, without paths of this machine."""
     frames, height, width, _ = arm.frames.shape
     local = Path(job.model.source).is_dir()

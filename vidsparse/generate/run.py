@@ -57,18 +57,28 @@ def execute(job: Job, listener: Listener) -> dict[str, Any]:
     Returns what metrics.json holds, and "out", the folder of the files. Whatever goes wrong, an
     interrupt too, no partial folder stays behind and one that was there is as it was; but what was
     computed is kept elsewhere when it cannot be written. Raises InputError for what is found out
-    late. An interrupt that comes when the folder is in its place says so in a note.
+    late.
+    """
+    with placing(job, job.id) as stage:
+        check_encoder(stage.folder)
+        with interruptible():
+            announce(job, stage, listener)
+            pipe = load(job, listener)
+        content = render(pipe, job, stage, listener)
+    return {**content, "out": str(job.out.resolve())}
+
+
+@contextmanager
+def placing(job: Job, id: str) -> Iterator[Stage]:
+    """`publishing` the folder of a job, in which what is found out late is an InputError.
+
+    id: of what the folder will hold. An interrupt that comes when the folder is in its place says
+    so in a note.
     """
     stage = None
     try:
-        with publishing(job.out, job.id, overwrite=job.overwrite) as stage:
-            check_encoder(stage.folder)
-            with interruptible():
-                listener.job(job)
-                if stage.note:
-                    listener.say(f"note: {job.out}: {stage.note}")
-                pipe = load(job, listener)
-            content = render(pipe, job, stage, listener)
+        with publishing(job.out, id, overwrite=job.overwrite) as stage:
+            yield stage
     except (Refused, NotPlaced) as error:
         raise InputError(f"--out {error}") from error
     except (RuntimeError, MemoryError) as error:
@@ -79,7 +89,13 @@ def execute(job: Job, listener: Listener) -> dict[str, Any]:
         if stage is not None and stage.published:
             interrupt.add_note(f"the files are in {job.out}")
         raise
-    return {**content, "out": str(job.out.resolve())}
+
+
+def announce(job: Job, stage: Stage, listener: Listener) -> None:
+    """Say what will be done, and what it will replace."""
+    listener.job(job)
+    if stage.note:
+        listener.say(f"note: {job.out}: {stage.note}")
 
 
 def load(job: Job, listener: Listener) -> Any:

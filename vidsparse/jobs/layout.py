@@ -6,10 +6,14 @@ import json
 import os
 import re
 import unicodedata
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 SCHEMA = "vidsparse.generate/1"
+INSPECTION = "vidsparse.inspect/1"
+SCHEMAS = (SCHEMA, INSPECTION)
+"""Of the sidecars of all folders that appear as one act."""
 METRICS = "metrics.json"
 REPORT = "report.json"
 ABOUT = {
@@ -24,6 +28,10 @@ ABOUT = {
     METRICS: "all figures, and all that it takes to repeat them",
 }
 """Every file that a job can write, and what it is."""
+
+PAGE = "index.html"
+PICTURE = re.compile(r"[a-z]+(-[a-z]+[0-9]+)*\.(png|gif)")
+"""What `vidsparse inspect` calls its pictures."""
 
 LONGEST_SLUG = 60  # bytes in UTF-8
 LONGEST_WORD = 24  # bytes of a preset's name
@@ -68,11 +76,11 @@ def slug(text: str, longest: int = LONGEST_SLUG) -> str:
     return cut.rstrip("-")
 
 
-def read_sidecar(folder: Path) -> dict[str, Any] | None:
-    """metrics.json of a job's folder; None if the folder has none that is of this schema."""
+def read_sidecar(folder: Path, schemas: Container[str] = (SCHEMA,)) -> dict[str, Any] | None:
+    """metrics.json of a job's folder; None if the folder has none that is of these schemas."""
     try:
         content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        known = content["schema"] == SCHEMA and isinstance(content["files"], list)
+        known = content["schema"] in schemas and isinstance(content["files"], list)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return content if known else None
@@ -89,7 +97,11 @@ def read_report(folder: Path) -> dict[str, Any] | None:
 
 def files_of(folder: Path) -> set[str]:
     """Names that the folder's sidecar lists; only names that a job can write."""
-    return set((read_sidecar(folder) or {}).get("files", ())) & set(ABOUT)
+    sidecar = read_sidecar(folder, SCHEMAS) or {"schema": SCHEMA}
+    names = {name for name in sidecar.get("files", ()) if isinstance(name, str)}
+    if sidecar["schema"] == SCHEMA:
+        return names & set(ABOUT)
+    return {n for n in names if n in (PAGE, REPORT, METRICS) or PICTURE.fullmatch(n)}
 
 
 def _mark(character: str) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vidsparse.interrupts import check, held
-from vidsparse.jobs.layout import ABOUT, read_sidecar
+from vidsparse.jobs.layout import ABOUT, SCHEMAS, read_sidecar
 from vidsparse.jobs.workplace import Busy, Workplace, sweep
 
 
@@ -107,7 +107,7 @@ def check_target(target: Path, id: str, overwrite: bool) -> str:
         raise Refused(f"a folder is called {folders[0]} there; move it away")
     if not names:
         return ""
-    sidecar = read_sidecar(target)
+    sidecar = read_sidecar(target, SCHEMAS)
     if sidecar is not None and sidecar.get("id") == id:
         return "it holds this job already, which is replaced once the new one is complete"
     if sidecar is not None:

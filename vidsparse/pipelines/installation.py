@@ -19,6 +19,7 @@ from vidsparse.pipelines import Adapter, eager
 from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.hoist import Hoist
 from vidsparse.pipelines.hooks import ContextHook, place_observer, remove_observer
+from vidsparse.pipelines.observation import Observer
 from vidsparse.pipelines.processor import Link, SparseProcessor
 from vidsparse.pipelines.report import RunReport
 from vidsparse.pipelines.steps import Runs
@@ -81,6 +82,7 @@ class Installation:
         self.adapter, self.config, self.preset = adapter, config, preset
         self.runs = Runs(pipe, self._open_report, adapter.branch_order)
         self.lock = threading.Lock()
+        self.observers: list[Observer] = []
         self.parts: list[Part] = []
         transformers = adapter.transformers(pipe)
         for name, transformer in transformers.items():
@@ -143,7 +145,8 @@ class Installation:
             slot = kept.get(id(module))
             if slot is None or module.processor is not slot.ours:
                 stock = stock_processor(self.adapter, part.name, module)
-                link = Link(part.forward, layer, self.config, weakref.ref(module))
+                own = weakref.ref(module)
+                link = Link(part.forward, layer, self.config, own, self.observers)
                 ours = self.adapter.sparse.replacing(stock, link)
                 slot = Slot("", layer, module, stock, ours)
                 module.processor = ours

@@ -19,7 +19,7 @@ import inspect
 import itertools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import CodeType, FunctionType
@@ -33,6 +33,7 @@ from vidsparse.config import SparseConfig
 from vidsparse.operands import as_autocast
 from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.hooks import skips_scores
+from vidsparse.pipelines.observation import ObservedCall, Observer
 
 PRIMITIVE = "dispatch_attention_fn"
 
@@ -42,13 +43,14 @@ class Link:
     """What ties a processor to an accelerated pipeline.
 
     forward: of its transformer. layer: index of its module, 0-based. module: weak reference to the
-    attention module.
+    attention module. observers: are shown every call, see `observation.py`.
     """
 
     forward: Forward
     layer: int
     config: SparseConfig
     module: weakref.ref[nn.Module]
+    observers: Sequence[Observer] = ()
 
 
 class SparseProcessor:
@@ -138,6 +140,8 @@ class SparseProcessor:
                 dense_path=dense,
             )
         report.add(context, result)
+        for observer in tuple(link.observers):
+            observer(ObservedCall(context, grid, q, k, v, result))
         return result.out
 
 

@@ -175,6 +175,17 @@ class RunReport:
             part.write_text(text + "\n", encoding="utf-8")
         return Path(path)
 
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Draw the density by step and layer, with the reasons of dense calls; returns the path.
+
+        path: the suffix says the format, .png, .pdf, .svg and what else matplotlib can write.
+        Raises ValueError for another suffix and for a report without calls; ImportError without
+        matplotlib.
+        """
+        from vidsparse.pipelines.report_plot import plot  # and with it OpenCV and imageio
+
+        return plot(self, path)
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RunReport:
         """The report in a file of `save`. Raises OSError, ValueError for another file."""

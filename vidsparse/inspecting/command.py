@@ -1,0 +1,136 @@
+"""`vidsparse inspect`: its options, and nothing that takes long to import."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vidsparse import interrupts
+from vidsparse.ending import Json, fail, leave
+from vidsparse.terminal import printable, quiet_libraries
+
+
+def inspect(
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder to write to.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or Hugging Face id of a pipeline.", show_default="the demo model"
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What the video shows.", show_default="from the model's list, by seed"),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Name or .yaml file of a method.")] = "balanced",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as schedule.density=0.2."),
+    ] = None,
+    step: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Step to measure, from 0; again for more.",
+            show_default="the first, middle and last sparse one",
+        ),
+    ] = None,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Layer to draw, from 0; again for more.", show_default="first, middle, last"
+        ),
+    ] = None,
+    head: Annotated[
+        list[int] | None,
+        typer.Option(help="Head to draw, from 0; again for more.", show_default="4 at most"),
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FRAME,ROW,COLUMN",
+            help="Token whose tile is followed.",
+            show_default="the centre",
+        ),
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Length of the video.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps of the run.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1: off.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
+    dtype: Annotated[
+        str | None, typer.Option(help="fp32, bf16, fp16.", show_default="fp32 on CPU, bf16 on GPU")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:N.", show_default="cuda if there is one")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace other files in --out.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run once and draw what attention does: where its mass is, what is read, recall and error.
+
+    Figures cover all layers and heads of the chosen steps, maps the chosen layers and heads.
+    """
+    asked = dict(locals())
+    del asked["as_json"]
+    chosen = {f"{name}s": tuple(asked.pop(name) or ()) for name in ("step", "layer", "head")}
+    chosen["query"] = asked.pop("query")
+    asked["overrides"] = tuple(overrides or ())
+    with redirect_stdout(sys.stderr):  # whatever libraries print
+        content = _inspect(asked, chosen)
+    if as_json:
+        print(json.dumps(content, allow_nan=False))
+
+
+def _inspect(asked: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Run with a display on stderr; returns the figures. Exits on a mistake."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    quiet_libraries()
+    content = None
+    try:
+        with console.status("importing torch and diffusers") as status:
+            from vidsparse.generate.display import Display, hide_bars
+            from vidsparse.generate.job import Request
+            from vidsparse.generate.model_files import InputError
+            from vidsparse.inspecting.run import Inspection
+            from vidsparse.inspecting.run import inspect as run
+
+            interrupts.check()
+            hide_bars()
+            display = Display(console, status)
+            try:
+                content = run(Inspection(Request(**asked), **chosen), display)
+            except InputError as error:
+                if not interrupts.pending():
+                    fail(str(error))
+                leave("; nothing was written")  # a library has made an error of its own of it
+        for line in _lines(content):
+            display.say(line)
+        return content
+    except KeyboardInterrupt as interrupt:
+        said = getattr(interrupt, "__notes__", None) or ["nothing was written"]
+        if content:
+            said = [f"the files are in {content['out']}"]
+        leave(f"; {printable('; '.join(said))}")
+
+
+def _lines(content: dict[str, Any]) -> list[str]:
+    """What a person sees at the end."""
+    heads = content["heads"]
+    recall = sum(row["recall"] for row in heads) / len(heads)
+    worst = max(heads, key=lambda row: row["error"])
+    return [
+        f"recall of true mass {recall:.3f}, mean over {len(heads)} heads of the chosen steps; "
+        f"largest output error {worst['error']:.3g} in step {worst['step']}, layer "
+        f"{worst['layer']}, head {worst['head']}",
+        f"{len(content['files'])} files; open {Path(content['out']) / content['files'][0]}",
+    ]
