@@ -33,7 +33,7 @@ def mass_maps(path: Path, maps: Mapping[int, Maps], figures: Mapping[int, HeadFi
 
     nq, nk = next(iter(maps.values())).mass.shape
     rows, columns = window(nq, tile), window(nk, round(tile * nk / nq))
-    side = min(2.9, 2.9 * len(rows) / len(columns))
+    side = min(2.75, 2.75 * len(rows) / len(columns))
     with sheet(PAGE, (side + 0.3) * len(maps) + 0.55) as figure:
         axes = figure.subplots(len(maps), 2, squeeze=False, sharex=True, sharey=True)
         shown = [m[rows.start : rows.stop, columns.start : columns.stop].numpy()
@@ -52,13 +52,14 @@ def mass_maps(path: Path, maps: Mapping[int, Maps], figures: Mapping[int, HeadFi
                 axis.set_title(f"head {head}: {name}", loc="left")
             found = figures[head]
             pair[1].set_title(
-                f"recall {found.recall:.3f}, best {found.best:.3f}", loc="right", color=SOFT
+                f"recall {found.recall:.3f} of {found.best:.3f} possible", loc="right", color=SOFT
             )
             pair[0].set_title(f"density {found.density:.3f}", loc="right", color=SOFT)
             pair[0].set_ylabel("query block (layout order)")
         for axis in axes[-1]:
             axis.set_xlabel("key block (layout order)")
-        bar = figure.colorbar(image, ax=axes, fraction=0.035, pad=0.015, aspect=40, extend="min")
+        bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.015, aspect=40, extend="min",
+                              format=lambda share, _: f"{share:.6g}")  # fmt: skip
         bar.set_label("mass of a key block (share of the row)")
         figure.suptitle(f"{title}; outlined: the blocks that the plan lists", x=0.01, ha="left")
         return save(figure, path)
@@ -81,7 +82,10 @@ def outline(axis: Any, chosen: npt.NDArray[np.bool_], origin: tuple[int, int],
     across = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])  # between above and below
     lines = [[(x + c, y + r), (x + c, y + r + 1)] for r, c in down]
     lines += [[(x + c, y + r), (x + c + 1, y + r)] for r, c in across]
-    axis.add_collection(LineCollection(lines, colors=colour, linewidths=width))
+    many = len(lines) > chosen.size / 2
+    axis.add_collection(
+        LineCollection(lines, colors=colour, linewidths=width / 2 if many else width)
+    )
 
 
 def reads(path: Path, volume: Volume, own: npt.NDArray[np.bool_], video: Frame, centroid: int,
@@ -141,7 +145,7 @@ def tinted(frame: Frame, levels: Volume, centroid: int) -> Frame:
     share = np.zeros((*levels.shape, 1), np.float32)
     for code in np.unique(levels).tolist():
         colour[levels == code] = level_colour(code, centroid)
-        share[levels == code] = 0.5 if code >= 0 else 0.72
+        share[levels == code] = 0.55 if code >= 0 else 0.45
     colour, share = (cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in (colour, share))
     share = share[..., None]
     mixed: Frame = (grey * (1 - share) + colour * share).round().astype(np.uint8)
@@ -196,8 +200,8 @@ def by_head(path: Path, figures: Mapping[tuple[int, int, int], HeadFigures],
     """Recall and output error of every layer and head, a column per step. size: layers, heads."""
     layers, heads = size
     rows = (
-        ("recall of true mass by the listed blocks", "recall", "Greens", 1.0),
-        ("output error against full attention (relative L2)", "error", "Oranges", None),
+        ("recall of true mass", "recall", "Greens", 1.0),
+        ("output error (relative L2)", "error", "Oranges", None),
     )
     panel = min(3.2, max(0.9, 0.17 * layers))
     with sheet(PAGE, 2 * (panel + 0.55) + 0.25) as figure:
@@ -220,7 +224,7 @@ def by_head(path: Path, figures: Mapping[tuple[int, int, int], HeadFigures],
             row[0].set_ylabel("layer")
             bar = figure.colorbar(image, ax=row, fraction=0.05, pad=0.015, aspect=16)
             bar.outline.set_visible(False)
-            bar.set_label(name.replace(" by ", "\nby ").replace(" against ", "\nagainst "))
+            bar.set_label(name)
         for axis in axes[-1]:
             axis.set_xlabel("head")
         return save(figure, path)

@@ -99,7 +99,7 @@ def record(pipe: Any, job: Job, choice: Choice, listener: Listener) -> tuple[Rec
     with held():
         try:
             with interruptible(), _refusals():
-                accelerate_pipeline(pipe, job.config)
+                accelerate_pipeline(pipe, job.preset, job.overrides)
             with interruptible(), recorder.recording(pipe):
                 arm = run_arm(pipe, job, "sparse", listener)
         finally:
