@@ -55,7 +55,7 @@ def inspect(inspection: Inspection, listener: Listener | None = None) -> dict[st
         require_matplotlib()
     except ImportError as error:
         raise InputError(str(error)) from error
-    job = prepare(_always_sparse(inspection.request), listener.say)
+    job = _always_sparse(prepare(inspection.request, listener.say))
     total = job.call["num_inference_steps"]
     frames, height, width = (job.call[name] for name in ("num_frames", "height", "width"))
     steps = choose_steps(job.config, total, inspection.steps)
@@ -72,12 +72,13 @@ def inspect(inspection: Inspection, listener: Listener | None = None) -> dict[st
     return {**content, "out": str(job.out.resolve())}
 
 
-def _always_sparse(request: Request) -> Request:
-    """The request without the choice of dense calls where those are as fast: a plan is wanted."""
-    key = "kernel.crossover="
-    if any(text.strip().startswith(key) for text in request.overrides):
-        return request
-    return replace(request, overrides=(f"{key}1", *request.overrides))
+def _always_sparse(job: Job) -> Job:
+    """The job without dense calls where those are only as fast: it is a plan that is wanted."""
+    if job.config.kernel.crossover != "auto":
+        return job
+    change = "kernel.crossover=1"
+    config = job.config.override(change)
+    return replace(job, config=config, overrides=(*job.overrides, change))
 
 
 def _parts(

@@ -13,10 +13,13 @@ import numpy as np
 from vidsparse.decision import REASONS
 from vidsparse.drawing import LINE, PAGE, save, sheet, ticks
 from vidsparse.quality.frames import PathLike
+from vidsparse.terminal import printable
 
 if TYPE_CHECKING:
     from vidsparse.pipelines.report import Call, RunReport
 
+LONGEST = 60
+"""Characters of a preset and its overrides that a title shows."""
 SPARSE = "Blues"
 SOME = "some of the calls dense"
 GREYS = ("#d8d4cc", "#b9b2a6", "#8f887c", "#c9b79c", "#a58f74", "#77695a")
@@ -49,7 +52,7 @@ def plot(report: RunReport, path: PathLike) -> Path:
             bar.outline.set_visible(False)
         _legend(figure, seen)
         figure.suptitle(
-            f"{report.preset}: density {report.density:.3f} in sparse calls, "
+            f"{printable(report.preset, LONGEST)}: density {report.density:.3f} in sparse calls, "
             f"{report.attention_density:.3f} in all",
             x=0.01, ha="left",
         )  # fmt: skip
