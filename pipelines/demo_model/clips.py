@@ -9,9 +9,12 @@ uint8.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
+
+from vidsparse.generate.prompts import shipped
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.92, 0.10, 0.10),
@@ -130,16 +133,19 @@ def vocabulary() -> list[str]:
 
 
 def fixed_prompts() -> list[tuple[str, Scene, int]]:
-    """The 40 prompts of the check as (prompt, scene, seed): 20 trained combinations, 20 held-out
+    """The prompts of the check as (prompt, scene, seed): 20 trained combinations, 20 held-out
     ones.
     """
-    rng = np.random.default_rng(2024)
-    prompts = []
-    for index in range(40):
-        held_out = index % 2 == 1
-        scene = sample_scene(rng, held_out)
-        prompts.append((TEMPLATES[0].format(**scene.__dict__), scene, index))
-    return prompts
+    return [(line.prompt, scene_of(line.prompt), n) for n, line in enumerate(shipped("demo"))]
+
+
+def scene_of(prompt: str) -> Scene:
+    """What a caption by the first template, without synonyms, says."""
+    pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>\\w+)", TEMPLATES[0])
+    found = re.fullmatch(pattern, prompt)
+    if found is None:
+        raise ValueError(f"{prompt!r} is no caption of the form {TEMPLATES[0]!r}")
+    return Scene(**found.groupdict())
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:

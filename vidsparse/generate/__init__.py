@@ -10,6 +10,8 @@
     results.py      arms -> videos, measures, contact sheet, metrics.json
     rescue.py       arms that cannot be written where they should be -> a place with room
     run.py          Job -> pipeline -> arms, timed -> results
+    prompts.py      a file of prompts -> Requests
+    many.py         many Jobs on one pipeline, finished ones left out
 
 Imports point up this list only. `vidsparse generate` is these lines:
 

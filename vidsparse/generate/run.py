@@ -51,8 +51,8 @@ def generate(request: Request, listener: Listener | None = None) -> dict[str, An
     return execute(prepare(request, listener.say), listener)
 
 
-def execute(job: Job, listener: Listener) -> dict[str, Any]:
-    """Load the model, run the arms, write the files.
+def execute(job: Job, listener: Listener, pipe: Any = None) -> dict[str, Any]:
+    """Load the model, run the arms, write the files. pipe: what `load` returned for a like job.
 
     Returns what metrics.json holds, and "out", the folder of the files. Whatever goes wrong, an
     interrupt too, no partial folder stays behind and one that was there is as it was; but what was
@@ -63,7 +63,7 @@ def execute(job: Job, listener: Listener) -> dict[str, Any]:
         check_encoder(stage.folder)
         with interruptible():
             announce(job, stage, listener)
-            pipe = load(job, listener)
+            pipe = load(job, listener) if pipe is None else pipe
         content = render(pipe, job, stage, listener)
     return {**content, "out": str(job.out.resolve())}
 
