@@ -61,5 +61,8 @@ def branch_of(context_name: str) -> Branch:
 def told_by(context: Any | None) -> tuple[int, int] | None:
     """Step and number of steps that a `CacheContext` carries."""
     index, total = (getattr(context, n, None) for n in ("step_index", "num_inference_steps"))
-    given = all(isinstance(x, int) and not isinstance(x, bool) for x in (index, total))
-    return (index, total) if given and 0 <= index < total else None  # type: ignore
+    if isinstance(index, bool) or isinstance(total, bool):
+        return None
+    if not isinstance(index, int) or not isinstance(total, int):
+        return None
+    return (index, total) if 0 <= index < total else None
