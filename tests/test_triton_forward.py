@@ -270,7 +270,7 @@ def test_refusals() -> None:
         run(q.double(), k.double(), v.double(), plan)
     with pytest.raises(ValueError, match=r"head dim 192.*1 \.\. 128"):
         run(*tensors(plan, 192), plan)
-    for sizes, name in (((8, 64), "q_blocks.size=8"), ((64, 256), "k_blocks.size=256")):
+    for sizes, name in (((8, 64), "block_q=8"), ((64, 256), "block_k=256")):
         with pytest.raises(ValueError, match=rf"{name}.*16, 32, 64, 128"):
             run(q, k, v, level_plan("337", *sizes, "exact"))
     with pytest.raises(ValueError, match="'fp8': allowed are native and int8"):
