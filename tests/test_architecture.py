@@ -43,6 +43,8 @@ ROOMS = [
     "fields",
     "plain_values",
     "shipped",
+    "clip_bar",
+    "options",
     "ending",
     "interrupts",
     "terminal",

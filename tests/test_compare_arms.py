@@ -20,7 +20,6 @@ def test_a_job_gives_its_dense_video_as_reference_and_its_sparse_one_as_test(tmp
     (sparse,) = open_arm(job, "test").clips.values()
     assert (dense.clip.path.name, dense.arm) == ("dense.mkv", "dense")
     assert (sparse.clip.path.name, sparse.arm) == ("sparse.mkv", "sparse")
-    assert sparse.preview == job / "sparse.mp4"
     assert (dense.seconds(), sparse.seconds()) == (9.0, 6.0)
     assert open_arm(job, "test").name == "balanced"
     assert open_arm(job, "reference").name == "reference"
@@ -48,8 +47,19 @@ def test_lossless_before_lossy(tmp_path, clip):
         "c": "c.npz",
         "d": "d",
     }
-    assert arm.clips["a"].preview == tmp_path / "a.mp4"
     assert [file.clip.lossless for file in arm.clips.values()] == [True, False, True, True]
+
+
+def test_a_file_of_a_job_is_what_it_is_in_the_folder(tmp_path, clip):
+    """A lossy file knows the lossless one of the same name beside it."""
+    job = write_job(tmp_path / "job", preview=True)
+    (file,) = open_arm(job / "sparse.mp4", "reference").clips.values()
+    (whole,) = open_arm(job, "test").clips.values()
+    assert (file.name, file.arm, file.sidecar) == (whole.name, "sparse", whole.sidecar)
+    assert file.original == whole.clip != file.clip
+    write_clip(tmp_path / "sparse.mkv", clip, 8)
+    (alone,) = open_arm(tmp_path / "sparse.mkv", "test").clips.values()
+    assert (alone.name, alone.sidecar, alone.original) == ("sparse", None, None)
 
 
 def test_a_folder_of_pngs_is_one_clip(tmp_path, clip):

@@ -129,13 +129,17 @@ def test_lossy_files_are_stamped_and_not_judged(golden, tmp_path):
 
 
 def test_codec_floor_is_exact_where_the_original_is_at_hand(tmp_path):
+    """Of files of a job that are named one by one; their sidecar counts too."""
     job = write_job(tmp_path / "job", preview=True, size=(6, 64, 80))
-    clip, preview = open_clip(job / "sparse.mkv"), job / "sparse.mp4"
-    found = floor.of_preview(clip, preview)
-    assert found.exact
-    assert found.psnr == pytest.approx(compare_clips(clip, open_clip(preview)).psnr_pool, abs=1e-9)
-    write_preview(tmp_path / "enlarged.mp4", clip, 8, scale=2)
-    assert floor.of_preview(clip, tmp_path / "enlarged.mp4") is None
+    clip, preview = open_clip(job / "sparse.mkv"), open_clip(job / "sparse.mp4")
+    expected = compare_clips(clip, preview).psnr_pool
+    assert floor.exact(clip, preview).psnr == pytest.approx(expected, abs=1e-9)
+    done = run("--ref", job / "dense.mkv", "--test", preview.path, "-o", tmp_path / "out", "--json")
+    (row,) = json.loads(done.stdout)["clips"]
+    assert (row["codec_floor"], row["speedup"]) == ("exact", pytest.approx(1.5))
+    assert row["codec_floor_db"] == pytest.approx(expected, abs=1e-9)
+    write_preview(preview.path, clip, 8, scale=2)
+    assert floor.exact(clip, open_clip(preview.path)) is None
 
 
 def test_one_interrupted_clip_costs_one_clip(presets):

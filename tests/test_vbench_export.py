@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from vidsparse.quality.frames import open_clip, read_clip, write_clip, write_preview
 from vidsparse.vbench import export as module
 from vidsparse.vbench.commands import app
+from vidsparse.vbench.dimensions import DIVERSITY
 from vidsparse.vbench.export import Request, export
 from vidsparse.vbench.importing import _by_arm
 from vidsparse.vbench.scores import Judged
@@ -170,9 +171,8 @@ def test_the_second_layout_has_a_folder_per_dimension(jobs, tmp_path):
     request = Request([(jobs, None)], tmp_path / "out", version=2)
     with pytest.raises(ValueError, match="a folder per dimension: say which with --dimension"):
         export(request)
-    info = full_info(
-        tmp_path, [("it's red", ["Diversity"]), ("a blue ring", ["Material", "Diversity"])]
-    )
+    info = full_info(tmp_path, [("it's red", [DIVERSITY]), ("a blue ring", ["Material"]),
+                                ("a blue ring", [DIVERSITY])])  # fmt: skip
     manifest = export(Request([(jobs, None)], tmp_path / "out", version=2, full_info=info))
     videos = tmp_path / "out" / "dense" / "videos"
     assert tree(videos) == ["Diversity/a blue ring-0.mp4", "Diversity/it's red-0.mp4",

@@ -18,8 +18,22 @@ from typer.core import TyperGroup
 import vidsparse
 from vidsparse import interrupts
 from vidsparse.compare.command import compare
-from vidsparse.ending import Json, fail, leave
+from vidsparse.ending import fail, leave
 from vidsparse.inspecting.command import inspect
+from vidsparse.options import (
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Json,
+    Model,
+    Overrides,
+    Pixels,
+    Preset,
+    Prompt,
+    Seed,
+    Steps,
+)
 from vidsparse.terminal import printable, quiet_libraries
 from vidsparse.vbench.commands import app as vbench
 
@@ -75,36 +89,21 @@ def top(
 
 @app.command()
 def generate(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder or Hugging Face id of a pipeline.", show_default="the demo model"
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="What the video shows.", show_default="from the model's list, by seed"),
-    ] = None,
+    model: Model = None,
+    prompt: Prompt = None,
     negative_prompt: Annotated[
         str | None, typer.Option(help="What it should not show.", show_default="the model's")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Name or .yaml file of a method.")] = "balanced",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as schedule.density=0.2."),
-    ] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Length of the video.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1: off.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
-    dtype: Annotated[
-        str | None, typer.Option(help="fp32, bf16, fp16.", show_default="fp32 on CPU, bf16 on GPU")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:N.", show_default="cuda if there is one")
-    ] = None,
+    preset: Preset = "balanced",
+    overrides: Overrides = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    frames: Frames = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
     compare_dense: Annotated[
         bool, typer.Option("--compare-dense", help="Run dense attention too; measure against it.")
     ] = False,

@@ -1,4 +1,4 @@
-"""How a command ends before its time, and what all commands have: one line, an exit code.
+"""How a command ends before its time: one line, an exit code.
 
 0: done. 1: done, and what was asked for was not reached. 2: a user's mistake. 128 + n: signal n.
 """
@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Annotated, NoReturn
-
-import typer
+from typing import NoReturn
 
 from vidsparse import interrupts
 from vidsparse.terminal import printable
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def fail(message: str) -> NoReturn:

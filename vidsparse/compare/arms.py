@@ -22,6 +22,9 @@ from vidsparse.quality.frames import Clip, open_clip
 VIDEOS = (".mkv", ".mp4", ".avi", ".mov", ".webm", ".m4v", ".gif")
 ARRAYS = (".npz",)
 
+ARMS = ("dense", "sparse")
+"""What a job's videos are called; the first is its reference."""
+
 Role = Literal["reference", "test"]
 
 DECISIVE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
@@ -46,14 +49,15 @@ class ClipFile:
     """A clip of an arm.
 
     name: by which clips of other arms find it. sidecar: of the job that made it, or None; arm: of
-    the sidecar's arms, "dense" or "sparse". preview: the lossy file of the same clip, if any.
+    the sidecar's arms, "dense" or "sparse". original: of a lossy file that was named itself, the
+    lossless clip of the same name beside it, if any.
     """
 
     name: str
     clip: Clip
     sidecar: Mapping[str, Any] | None = None
     arm: str | None = None
-    preview: Path | None = None
+    original: Clip | None = None
 
     @property
     def identity(self) -> tuple[Any, ...] | None:
@@ -156,7 +160,7 @@ def check_conditions(reference: ClipFile, test: ClipFile, allowed: Iterable[str]
 
 def _clips(path: Path, role: Role) -> Iterable[ClipFile]:
     if path.is_file():
-        return [ClipFile(path.stem, open_clip(path))]
+        return [_file(path)]
     if (job := _job_clip(path, role)) is not None:
         return [job]
     entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
@@ -173,8 +177,23 @@ def _clips(path: Path, role: Role) -> Iterable[ClipFile]:
     return found
 
 
+def _file(path: Path) -> ClipFile:
+    """A file that was named itself, also one of a job's folder."""
+    clip = open_clip(path)
+    sidecar, original = None, None
+    if path.stem in ARMS:
+        sidecar = read_sidecar(path.resolve().parent)
+    beside = path.with_suffix(".mkv")
+    if not clip.lossless and beside != path and beside.is_file():
+        found = open_clip(beside)
+        original = found if found.lossless else None
+    if sidecar is None:
+        return ClipFile(path.stem, clip, original=original)
+    return ClipFile(_job_name(sidecar), clip, sidecar, path.stem, original)
+
+
 def _of_files(files: list[Path]) -> list[ClipFile]:
-    """A clip per stem: the lossless file of several, with the lossy one as its preview."""
+    """A clip per stem: the lossless file of several."""
     by_stem: dict[str, list[Path]] = {}
     for file in files:
         by_stem.setdefault(file.stem, []).append(file)
@@ -187,8 +206,7 @@ def _of_files(files: list[Path]) -> list[ClipFile]:
                 f"{same[0].parent} holds several clips named {stem!r}: "
                 f"{', '.join(file.name for file in same)}; leave one"
             )
-        preview = next((clip.path for clip in clips[1:]), None)
-        found.append(ClipFile(stem, clips[0], preview=preview))
+        found.append(ClipFile(stem, clips[0]))
     return found
 
 
@@ -197,15 +215,16 @@ def _job_clip(folder: Path, role: Role) -> ClipFile | None:
     sidecar = read_sidecar(folder)
     if sidecar is None:
         return None
-    arms = ("dense", "sparse") if role == "reference" else ("sparse", "dense")
-    for arm in arms:
+    for arm in ARMS if role == "reference" else reversed(ARMS):
         files = [folder / f"{arm}{suffix}" for suffix in (".mkv", ".mp4")]
         there = [file for file in files if file.is_file()]
         if there:
-            name = f"{slug(str(sidecar['prompt'])) or 'video'}-seed{sidecar['seed']}"
-            preview = files[1] if files[1] in there else None
-            return ClipFile(name, open_clip(there[0]), sidecar, arm, preview)
+            return ClipFile(_job_name(sidecar), open_clip(there[0]), sidecar, arm)
     raise ValueError(f"{folder} is the folder of a job, but its videos are gone")
+
+
+def _job_name(sidecar: Mapping[str, Any]) -> str:
+    return f"{slug(str(sidecar['prompt'])) or 'video'}-seed{sidecar['seed']}"
 
 
 def _holds_png(folder: Path) -> bool:

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from vidsparse.ending import Json, fail, leave
+from vidsparse.ending import fail, leave
+from vidsparse.options import Json
 
 
 class Align(StrEnum):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vidsparse.clip_bar import ClipBar
 from vidsparse.compare.comparison import Comparison
 from vidsparse.compare.files import FILES
 from vidsparse.compare.run import Listener
@@ -16,51 +15,11 @@ from vidsparse.compare.summary import number
 from vidsparse.terminal import printable
 
 
-class Display(Listener):
-    """A live bar on a terminal, a line per clip elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.progress: Progress | None = None
-        self.task = TaskID(0)
-        self.pairs = self.done = 0
-
-    def say(self, text: str) -> None:
-        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
-
-    def begin(self, pairs: int) -> None:
-        self.pairs = pairs
-        if not self.console.is_terminal:
-            return
-        self.progress = Progress(
-            TextColumn("{task.completed}/{task.total} clips"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=self.console,
-            refresh_per_second=4,
-        )
-        self.task = self.progress.add_task("", total=pairs, note="")
-        self.progress.start()
+class Display(ClipBar, Listener):
+    """A bar, and at the end the figures."""
 
     def pair(self, arm: str, clip: str) -> None:
-        self.done += 1
-        note = printable(f"{arm}: {clip}", 60)
-        if self.progress is not None:
-            self.progress.update(self.task, completed=self.done - 1, note=note)
-        else:
-            self.say(f"{self.done}/{self.pairs} {note}")
-
-    def frame(self, done: int) -> None:
-        if self.progress is not None:
-            note = self.progress.tasks[self.task].fields["note"].rpartition(", frame ")
-            self.progress.update(self.task, note=f"{note[0] or note[2]}, frame {done}")
-
-    def end(self) -> None:
-        if self.progress is not None:
-            self.progress.update(self.task, completed=self.done, note="")
-            self.progress.stop()
-            self.progress = None
+        self.next(arm, clip)
 
     def finish(self, comparison: Comparison, out: Path) -> None:
         """Figures, warnings and files."""

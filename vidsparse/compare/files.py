@@ -1,13 +1,16 @@
-"""The files of a comparison, each written under a temporary name and renamed.
+"""The files of a comparison, written aside and then renamed, all of them or none.
 
-metrics.json is the last: with it the folder is complete.
+metrics.json is the last, and an earlier one goes first: with it the folder is whole.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -19,13 +22,14 @@ from vidsparse.compare.comparison import RANKED, Comparison, Row
 from vidsparse.compare.page import write_page
 from vidsparse.compare.sets import RESAMPLES
 from vidsparse.compare.summary import markdown
+from vidsparse.interrupts import held
+from vidsparse.jobs.layout import METRICS
 from vidsparse.pipelines.report import versions
-from vidsparse.quality.frames import atomic_output
 from vidsparse.quality.metrics import PROTOCOL, FrameMetrics
 
 SCHEMA = "vidsparse.compare/1"
 FILES = {
-    "metrics.json": "everything, with the protocol that the figures follow",
+    METRICS: "everything, with the protocol that the figures follow",
     "frames.csv": "every frame of every clip",
     "clips.csv": "every clip of every arm",
     "pareto.csv": "every arm: speed-up, PSNR, SSIM, density",
@@ -41,15 +45,27 @@ CLIP_COLUMNS = (
 
 
 def write(comparison: Comparison, out: Path, *, report_mb: float) -> None:
-    """Write all files into the folder `out`."""
+    """Write all files into the folder `out`; until all are there those that were there stay."""
     rows = comparison.rows
-    _csv(out / "frames.csv", _frame_rows(rows))
-    _csv(out / "clips.csv", [clip_row(row) for row in rows])
-    _csv(out / "pareto.csv", [arm_row(comparison, arm.name) for arm in comparison.tests])
-    _text(out / "summary.md", markdown(comparison))
     content = metrics(comparison)
-    write_page(out / "report.html", comparison, content, report_mb)
-    _text(out / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    with _together(out) as folder:
+        _csv(folder / "frames.csv", _frame_rows(rows))
+        _csv(folder / "clips.csv", [clip_row(row) for row in rows])
+        _csv(folder / "pareto.csv", [arm_row(comparison, arm.name) for arm in comparison.tests])
+        _text(folder / "summary.md", markdown(comparison))
+        write_page(folder / "report.html", comparison, content, report_mb)
+        _text(folder / METRICS, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def _together(out: Path) -> Iterator[Path]:
+    """Yield a hidden folder in `out`, whose files take their places at the end."""
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=out) as folder:
+        yield Path(folder)
+        with held():
+            (out / METRICS).unlink(missing_ok=True)
+            for name in (*(name for name in FILES if name != METRICS), METRICS):
+                os.replace(Path(folder) / name, out / name)
 
 
 def metrics(comparison: Comparison) -> dict[str, Any]:
@@ -166,12 +182,11 @@ def _csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Columns in the order in which the rows bring them; None is an empty cell."""
     rows = list(rows)
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with atomic_output(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 
 
 def _text(path: Path, text: str) -> None:
-    with atomic_output(path) as part:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

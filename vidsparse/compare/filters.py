@@ -93,7 +93,9 @@ def _call(name: str, threads: int) -> str:
 
 def _readable(clip: Clip, copy: Path) -> Path:
     """A file that ffmpeg reads: the clip's own, or a lossless copy of frames in another form."""
-    return write_clip(copy, clip, RATE) if clip.codec in ("png", "npz") else clip.path
+    if clip.path.is_dir() or clip.codec == "npz":
+        return write_clip(copy, clip, RATE)
+    return clip.path
 
 
 def _vmaf(log: Path) -> list[float]:

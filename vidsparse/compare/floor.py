@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vidsparse.quality.frames import Clip, Frame, iter_frames, open_clip, write_preview
+from vidsparse.quality.frames import Clip, Frame, iter_frames, write_preview
 from vidsparse.quality.metrics import psnr
 
 HEAD = 1 << 18
@@ -34,10 +34,10 @@ class Floor:
     exact: bool
 
 
-def of_preview(lossless: Clip, preview: Path) -> Floor | None:
-    """Exact floor of a lossy file that shows the same clip; None if it is enlarged or cut."""
+def exact(original: Clip, lossy: Clip) -> Floor | None:
+    """Of a lossy file, against the clip that it was made from; None if it is enlarged or cut."""
     try:
-        return Floor(_pooled(iter_frames(lossless), iter_frames(open_clip(preview))), True)
+        return Floor(_pooled(iter_frames(original), iter_frames(lossy)), True)
     except ValueError:
         return None
 

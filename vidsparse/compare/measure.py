@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +184,3 @@ def _read(file: Path) -> Measured | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def capped(value: float, cap: float) -> float:
-    """A PSNR for means over clips, in which an infinite one would drown the others."""
-    return min(value, cap) if value != inf else cap

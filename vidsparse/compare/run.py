@@ -58,7 +58,7 @@ class Listener:
     def say(self, text: str) -> None:
         """A line for the user."""
 
-    def begin(self, pairs: int) -> None:
+    def begin(self, clips: int) -> None:
         """So many pairs of clips are to be measured."""
 
     def pair(self, arm: str, clip: str) -> None:
@@ -204,7 +204,8 @@ def _floor(ours: ClipFile, theirs: ClipFile, known: dict[Path, floor.Floor]) -> 
             continue
         path = file.clip.path
         if path not in known:
-            known[path] = floor.guessed(file.clip)
+            exact = floor.exact(file.original, file.clip) if file.original else None
+            known[path] = exact or floor.guessed(file.clip)
         found.append(known[path])
     return min(found, key=lambda one: one.psnr) if found else None
 

@@ -11,27 +11,30 @@ from typing import Annotated, Any
 import typer
 
 from vidsparse import interrupts
-from vidsparse.ending import Json, fail, leave
+from vidsparse.ending import fail, leave
+from vidsparse.options import (
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Json,
+    Model,
+    Overrides,
+    Pixels,
+    Preset,
+    Prompt,
+    Seed,
+    Steps,
+)
 from vidsparse.terminal import printable, quiet_libraries
 
 
 def inspect(
     out: Annotated[str, typer.Option("--out", "-o", help="Folder to write to.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder or Hugging Face id of a pipeline.", show_default="the demo model"
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="What the video shows.", show_default="from the model's list, by seed"),
-    ] = None,
-    preset: Annotated[str, typer.Option(help="Name or .yaml file of a method.")] = "balanced",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as schedule.density=0.2."),
-    ] = None,
+    model: Model = None,
+    prompt: Prompt = None,
+    preset: Preset = "balanced",
+    overrides: Overrides = None,
     step: Annotated[
         list[int] | None,
         typer.Option(
@@ -57,18 +60,14 @@ def inspect(
             show_default="the centre",
         ),
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Length of the video.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps of the run.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1: off.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
-    dtype: Annotated[
-        str | None, typer.Option(help="fp32, bf16, fp16.", show_default="fp32 on CPU, bf16 on GPU")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:N.", show_default="cuda if there is one")
-    ] = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    frames: Frames = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace other files in --out.")
     ] = False,

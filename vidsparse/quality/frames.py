@@ -28,6 +28,9 @@ from vidsparse.quality.encoder import encode
 Frame = npt.NDArray[np.uint8]
 PathLike = str | os.PathLike[str]
 
+LOSSLESS = {("ffv1", "bgr0"), ("png", "rgb24")}
+"""Codecs and pixel formats of videos that keep every bit."""
+
 
 @contextmanager
 def atomic_output(path: PathLike) -> Iterator[Path]:
@@ -113,7 +116,8 @@ class Clip:
     """A clip on disk. Each `iter()` decodes it anew, one frame at a time (`.npz`: loaded whole).
 
     `fps` is None when the file doesn't say. `lossless` is True only for what is known to keep every
-    bit of 8-bit RGB: FFV1 in bgr0, `.npz`, PNG. Record `codec` and `decoder` beside a measurement.
+    bit of 8-bit RGB: `LOSSLESS` videos, `.npz`, a folder of PNGs. Record `codec` and `decoder`
+    beside a measurement.
     """
 
     path: Path
@@ -123,7 +127,7 @@ class Clip:
     decoder: str
 
     def __iter__(self) -> Iterator[Frame]:
-        if self.codec == "png":
+        if self.path.is_dir():
             return map(_read_png, _png_files(self.path))
         return _load_npz(self.path) if self.codec == "npz" else _decode(self.path)
 
@@ -132,7 +136,8 @@ def open_clip(path: PathLike) -> Clip:
     """Look at a video file, an `.npz` (`frames` `(F, H, W, 3)`, maybe `fps`) or a folder of PNGs.
 
     PNGs come in the order of the numbers in their names; other files in the folder are no part of
-    the clip. Raises FileNotFoundError, or ValueError when the path holds none of the three.
+    the clip. Raises FileNotFoundError, or ValueError when the path holds none of the three, or a
+    video of more than 8 bits a channel or with an alpha channel, which would be cut off.
     """
     path = Path(path).absolute()
     if not path.exists():
@@ -146,8 +151,9 @@ def open_clip(path: PathLike) -> Clip:
         return Clip(path, fps, "npz", True, f"numpy {np.__version__}")
     with closing(_reader(path)) as reader:
         meta = reader.get_meta_data()
-    codec = meta["codec"].rstrip(",")
-    lossless = codec == "ffv1" and meta["pix_fmt"].split("(")[0] == "bgr0"
+    codec, pixels = meta["codec"].rstrip(","), meta["pix_fmt"].split("(")[0]
+    _check_pixels(path, codec, pixels)
+    lossless = (codec, pixels) in LOSSLESS
     version = meta["ffmpeg_version"].split()[0]
     decoder = f"imageio-ffmpeg {imageio_ffmpeg.__version__}, ffmpeg {version}"
     return Clip(path, meta["fps"] or None, codec, lossless, decoder)
@@ -270,6 +276,17 @@ def _reader(path: Path) -> Any:
         raise ValueError(
             f"{path} is no video that ffmpeg can read, no .npz and no folder of PNGs"
         ) from error
+
+
+def _check_pixels(path: Path, codec: str, pixels: str) -> None:
+    """Raise ValueError if 8-bit RGB cannot hold what a pixel format of ffmpeg says."""
+    deep = re.search(r"(9|1[0246]|20|32|48|64)(le|be)$", pixels)
+    alpha = re.match(r"yuva|rgba|bgra|argb|abgr|gbrap|ya8|ya16", pixels) and codec != "gif"
+    if deep or alpha:
+        what = "more than 8 bits a channel" if deep else "an alpha channel"
+        raise ValueError(
+            f"{path} has {what} ({pixels}); expected 8 bits without alpha: convert it first"
+        )
 
 
 def _decode(path: Path) -> Iterator[Frame]:

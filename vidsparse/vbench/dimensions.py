@@ -21,10 +21,11 @@ class Dimension:
     custom: bool = True
 
 
+FLICKERING = "temporal_flickering"
 DIMENSIONS = {
     "subject_consistency": Dimension("quality", "DINO ViT-B/16", 0.1462),
     "background_consistency": Dimension("quality", "CLIP ViT-B/32", 0.2615),
-    "temporal_flickering": Dimension("quality", "nothing", 0.6293),
+    FLICKERING: Dimension("quality", "nothing", 0.6293),
     "motion_smoothness": Dimension("quality", "AMT-S", 0.706, 0.9975),
     "aesthetic_quality": Dimension("quality", "CLIP ViT-L/14 and LAION's head"),
     "imaging_quality": Dimension("quality", "MUSIQ-SPAQ"),
@@ -55,11 +56,12 @@ QUALITY_SHARE = 4 / 5
 SAMPLES, FLICKER_SAMPLES = 5, 25
 """Samples of a prompt that are read; of temporal_flickering before its filter of static clips."""
 
+DIVERSITY = "Diversity"
 SECOND = (
     "Human_Anatomy",
     "Human_Identity",
     "Human_Clothes",
-    "Diversity",
+    DIVERSITY,
     "Composition",
     "Dynamic_Spatial_Relationship",
     "Dynamic_Attribute",
@@ -80,8 +82,9 @@ SECOND_CUSTOM = (
     "Human_Anatomy",
     "Human_Identity",
     "Human_Clothes",
-    "Diversity",
+    DIVERSITY,
     "Multi-View_Consistency",
 )
 """Those that take clips of any prompt."""
 SECOND_SAMPLES, DIVERSITY_SAMPLES = 3, 20
+"""Samples of a prompt that are read, and that must be there."""

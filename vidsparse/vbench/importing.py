@@ -22,13 +22,12 @@ from vidsparse.compare.sets import pairing
 from vidsparse.compare.summary import row, safe
 from vidsparse.quality.frames import atomic_output
 from vidsparse.terminal import printable
-from vidsparse.vbench.dimensions import DIMENSIONS
+from vidsparse.vbench.dimensions import DIMENSIONS, FLICKERING
 from vidsparse.vbench.export import MANIFEST, read_manifest
 from vidsparse.vbench.scores import Judged, read_results, scores
 
 BEGIN, END = "<!-- vbench -->", "<!-- /vbench -->"
 """What stands between them in summary.md and report.html is ours."""
-FLICKERING = "temporal_flickering"
 APART = 1e-3
 """Averages that differ by more than this from VBench's are told."""
 NOTE = (

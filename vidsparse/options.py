@@ -1,0 +1,34 @@
+"""Options that several commands have, declared once; nothing that takes long to import."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="Folder or Hugging Face id of a pipeline.", show_default="the demo model"),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(help="What the video shows.", show_default="from the model's list, by seed"),
+]
+Preset = Annotated[str, typer.Option(help="Name or .yaml file of a method.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as schedule.density=0.2."),
+]
+Pixels = Annotated[int | None, typer.Option(help="Pixels.")]
+Frames = Annotated[int | None, typer.Option(help="Length of the video.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1: off.")]
+Seed = Annotated[int, typer.Option(help="Of the initial noise.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="fp32, bf16, fp16.", show_default="fp32 on CPU, bf16 on GPU")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:N.", show_default="cuda if there is one")
+]
