@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 import vidsparse
@@ -18,9 +19,10 @@ from vidsparse import TokenGrid
 from vidsparse.attention import attend
 from vidsparse.config import SparseConfig
 from vidsparse.geometry import token_order
+from vidsparse.pipelines.adapter import Site
+from vidsparse.pipelines.families.wan import ADAPTER
 from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.hoist import KEPT_ORDERS, Hoist
-from vidsparse.pipelines.wan import ADAPTER
 
 
 def shuffled(grid: TokenGrid) -> tuple[Tensor, Tensor]:
@@ -79,23 +81,11 @@ def test_raster_order_is_bit_identical() -> None:
     assert [order.forward for order in hoist.kept.values()] == [None], "nothing is gathered"
 
 
-def test_forgotten_rotary_table_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, call = tiny.build("wan")
-    plain = tiny.run(pipe, call)
-
-    def forgotten(self: Hoist, module: Any, args: Any, output: Any) -> Any:
-        self.forward.arrived("rope")
-        return output
-
-    monkeypatch.setattr(Hoist, "_rotary", forgotten)
-    hoists(pipe, shuffled)
-    assert distance(plain, tiny.run(pipe, call)) > 1e-3
-
-
-def test_forgotten_token_timesteps_are_caught() -> None:
+@pytest.mark.parametrize("site", ADAPTER.entries, ids=str)
+def test_a_forgotten_entry_is_caught(site: Site) -> None:
     pipe, call = tiny.build("wan_ti2v_image")
     plain = tiny.run(pipe, call)
-    hoists(pipe, shuffled, replace(ADAPTER, per_token=()))
+    hoists(pipe, shuffled, replace(ADAPTER, entries=tuple({*ADAPTER.entries} - {site})))
     assert distance(plain, tiny.run(pipe, call)) > 1e-3
 
 
@@ -115,7 +105,7 @@ def test_a_parallel_transformer_is_refused() -> None:
     registry.register_hook(ModelHook(), "cp_input---rope")
     with pytest.raises(ValueError, match="context-parallel"):
         vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
-    assert type(pipe.transformer.blocks[0].attn1.processor) is ADAPTER.stock
+    assert type(pipe.transformer.blocks[0].attn1.processor) is WanAttnProcessor
     assert not pipe.transformer._forward_pre_hooks
 
 

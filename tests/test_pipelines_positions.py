@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import vidsparse
-from vidsparse.pipelines.wan import ADAPTER
+from vidsparse.pipelines.families.wan import ADAPTER
 
 TOKENS = 72
 TIMES = 10 * torch.arange(TOKENS)[None]
-HOOKED = (*ADAPTER.embeddings, ADAPTER.rope, ADAPTER.output, ADAPTER.per_token[0].module)
+HOOKED = tuple(site.name for site in (*ADAPTER.entries, ADAPTER.exit))
 
 
 def token_axis(x: object) -> int | None:

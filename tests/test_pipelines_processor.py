@@ -15,8 +15,8 @@ from diffusers.hooks._helpers import AttentionProcessorRegistry
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 import vidsparse
+from vidsparse.pipelines.families.wan import ADAPTER, WanSparseProcessor
 from vidsparse.pipelines.processor import rebound
-from vidsparse.pipelines.wan import ADAPTER, WanSparseProcessor
 
 
 def processors(pipe: Any) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import pytest
 import tiny
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 import vidsparse
-from vidsparse.pipelines.wan import ADAPTER
+from vidsparse.pipelines.families.wan import ADAPTER
 
 
 def hooks(pipe: Any) -> list[str]:
@@ -136,11 +137,11 @@ def test_a_scheduler_that_someone_wrapped_before() -> None:
 def test_a_processor_that_someone_put_in_our_place_stays() -> None:
     pipe, _ = tiny.build("wan")
     vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
-    theirs = pipe.transformer.blocks[1].attn1.processor = ADAPTER.stock()
+    theirs = pipe.transformer.blocks[1].attn1.processor = WanAttnProcessor()
     with pytest.warns(RuntimeWarning, match="1 attention processors were no longer"):
         vidsparse.restore_pipeline(pipe)
     assert pipe.transformer.blocks[1].attn1.processor is theirs
-    assert type(pipe.transformer.blocks[0].attn1.processor) is ADAPTER.stock
+    assert type(pipe.transformer.blocks[0].attn1.processor) is WanAttnProcessor
 
 
 def test_saved_files_are_the_same(tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def test_bad_settings_leave_the_first_acceleration_in_place() -> None:
 
 
 def test_customised_attention_is_refused() -> None:
-    class Custom(ADAPTER.stock):  # type: ignore[misc, name-defined]
+    class Custom(WanAttnProcessor):
         pass
 
     pipe, _ = tiny.build("wan22")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,14 +28,17 @@ class Geometry:
 
 
 def token_order(grid: TokenGrid, layout: Any) -> tuple[Tensor, Tensor]:
-    """Sequence order of a layout and its inverse, int64 [grid.tokens] each; text keeps its place.
+    """Sequence order of a layout and its inverse, int64 [grid.tokens] each.
 
-    x[order] is the sequence in layout order, x[order][inverse] is x.
+    x[order] is the sequence in layout order, x[order][inverse] is x. What is not video keeps its
+    place, and no token crosses a cut of the grid.
     """
     order = torch.arange(grid.tokens)
-    first = grid.video_start
-    video = registry.method("layout", layout.name).video_order(grid, layout)
-    order[first : first + grid.video_tokens] = video + first
+    method = registry.method("layout", layout.name)
+    for begin, end in pairwise((0, *grid.cuts, grid.frames)):
+        first = grid.video_start + begin * grid.height * grid.width
+        part = TokenGrid(end - begin, grid.height, grid.width)
+        order[first : first + part.tokens] = method.video_order(part, layout) + first
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(grid.tokens)
     return order, inverse

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -29,11 +30,15 @@ def _integer(value: object) -> int | None:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Where the tokens of one sequence stand: a video cuboid in raster order, and text.
+    """Where the tokens of one sequence stand: a video cuboid in raster order, and others.
 
     frames, height, width: size of the video in tokens (latent frames, rows, columns), each >= 1.
     text_tokens: number of text tokens in the same sequence, >= 0.
-    text_first: True if the text stands before the video, False if after it.
+    text_first: True if the text is the start of the sequence, False if its end.
+    before, after: numbers of other rows next to the video, such as the frames of a history or a
+        reference image, >= 0; they keep their order, and are chosen among like the video.
+    cuts: frames, ascending, at which an order of the tokens must begin anew, because the model
+        treats the parts of the video apart.
 
     Integers of NumPy and torch count as integers. Raises ValueError for anything else.
     """
@@ -43,9 +48,13 @@ class TokenGrid:
     width: int
     text_tokens: int = 0
     text_first: bool = False
+    before: int = 0
+    after: int = 0
+    cuts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 1), ("height", 1), ("width", 1), ("text_tokens", 0)):
+        sizes = dict.fromkeys(("frames", "height", "width"), 1)
+        for name, least in (sizes | dict.fromkeys(("text_tokens", "before", "after"), 0)).items():
             value = getattr(self, name)
             number = _integer(value)
             if number is None or number < least:
@@ -54,6 +63,12 @@ class TokenGrid:
         if self.text_first not in (True, False):
             raise ValueError(f"TokenGrid.text_first={self.text_first!r}: expected True or False")
         object.__setattr__(self, "text_first", bool(self.text_first))
+        bounds = (0, *self.cuts, self.frames)
+        if any(a >= b for a, b in pairwise(bounds)):
+            raise ValueError(
+                f"TokenGrid.cuts={self.cuts!r}: expected rising frames in 1 .. {self.frames - 1}"
+            )
+        object.__setattr__(self, "cuts", tuple(self.cuts))
 
     @classmethod
     def of(cls, grid: object) -> TokenGrid:
@@ -73,19 +88,37 @@ class TokenGrid:
 
     @property
     def tokens(self) -> int:
-        return self.video_tokens + self.text_tokens
+        return self.text_tokens + self.other_tokens
+
+    @property
+    def other_tokens(self) -> int:
+        """All but the text."""
+        return self.before + self.video_tokens + self.after
 
     @property
     def video_start(self) -> int:
         """Index of the first video token in the sequence."""
-        return self.text_tokens if self.text_first else 0
+        return self.before + (self.text_tokens if self.text_first else 0)
+
+    @property
+    def parts(self) -> list[tuple[int, int, bool]]:
+        """(first token, number of tokens, is text) of the parts of the sequence, in their order."""
+        text = (self.text_tokens, True)
+        others = [(n, False) for n in (self.before, self.video_tokens, self.after)]
+        found, first = [], 0
+        for length, is_text in [text, *others] if self.text_first else [*others, text]:
+            if length:
+                found.append((first, length, is_text))
+            first += length
+        return found
 
     def check(self, tokens: int) -> None:
         """Raise ValueError unless a sequence of this many tokens is exactly this grid."""
         if tokens != self.tokens:
+            others = f" + {self.before + self.after} other" if self.before + self.after else ""
             raise ValueError(
                 f"sequence of {tokens} tokens does not match {self}: {self.frames} x {self.height} "
-                f"x {self.width} video + {self.text_tokens} text = {self.tokens} tokens; "
+                f"x {self.width} video{others} + {self.text_tokens} text = {self.tokens} tokens; "
                 "pass the grid of the latent video after patch embedding"
             )
 
@@ -101,7 +134,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A cut of a sequence into consecutive blocks; video and text never share one.
+    """A cut of a sequence into consecutive blocks; the parts of a grid never share one.
 
     start, count: int64 [n], first token and number of tokens of each block; together they cover the
     sequence in order. text: bool [n]. size: the nominal block size; a count may be smaller, never
@@ -115,14 +148,9 @@ class Blocks:
 
     @classmethod
     def cut(cls, grid: TokenGrid, size: int) -> Blocks:
-        """Cut video and text of `grid` into blocks of `size` tokens, the last of each shorter."""
-        segments = [(grid.video_start, grid.video_tokens, False)]
-        if grid.text_tokens:
-            text_start = 0 if grid.text_first else grid.video_tokens
-            segments.append((text_start, grid.text_tokens, True))
-        segments.sort()
+        """Cut each part of `grid` into blocks of `size` tokens, the last of each shorter."""
         starts, counts, texts = [], [], []
-        for first, length, is_text in segments:
+        for first, length, is_text in grid.parts:
             start = torch.arange(first, first + length, size)
             starts.append(start)
             counts.append((first + length - start).clamp(max=size))
@@ -350,6 +378,8 @@ class StepContext:
     transformer: name of the pipeline's component ("transformer", "transformer_2").
     context_name: of the `cache_context`, as the pipeline gave it: branches that guidance adds to
         "cond" and "uncond" differ by it alone. None if there is none.
+    forward: number of the forward of this transformer within its step, 0-based: what tells branches
+        apart where nothing names them.
     """
 
     step: int
@@ -359,3 +389,10 @@ class StepContext:
     branch: Branch = "single"
     transformer: str = "transformer"
     context_name: str | None = None
+    forward: int = 0
+
+    @property
+    def stream(self) -> tuple[str, str | int, int]:
+        """What a state that is kept from step to step belongs to."""
+        name = self.forward if self.context_name is None else self.context_name
+        return self.transformer, name, self.layer

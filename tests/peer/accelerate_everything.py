@@ -23,7 +23,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
 
 import vidsparse
-from vidsparse.pipelines import adapters
+from vidsparse.pipelines.families import adapters
 
 MODE = os.environ.get("VIDSPARSE_PEER", "stock")
 PIXELS = 64

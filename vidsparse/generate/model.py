@@ -130,7 +130,7 @@ def pipeline_class(model: Model) -> Any:
     """
     import diffusers
 
-    from vidsparse.pipelines import adapters
+    from vidsparse.pipelines.families import adapters
 
     name = str(model.index["_class_name"])
     found: Any = getattr(diffusers, name, None)

@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
-from torch import Tensor
-
+from vidsparse.pipelines.order import Order
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import StepContext, TokenGrid
-
-
-@dataclass(frozen=True)
-class Order:
-    """A token order. forward, inverse: int64 [tokens]; both None is the identity."""
-
-    grid: TokenGrid
-    forward: Tensor | None
-    inverse: Tensor | None
-
-    def check(self, what: str, tokens: int) -> None:
-        """Raise ValueError unless `tokens` is the number of tokens of the grid."""
-        grid = self.grid
-        if tokens != grid.tokens:
-            raise ValueError(
-                f"{what}: {tokens} tokens, but the latent video has {grid.frames} x {grid.height} "
-                f"x {grid.width} = {grid.tokens}"
-            )
-
-    def permute(self, x: Tensor, axis: int) -> Tensor:
-        """x in this order along `axis`; modules of one model may be on several devices."""
-        return x if self.forward is None else x.index_select(axis, self.forward.to(x.device))
-
-    def undo(self, x: Tensor, axis: int) -> Tensor:
-        """x in raster order again."""
-        return x if self.inverse is None else x.index_select(axis, self.inverse.to(x.device))
 
 
 class Forward(threading.local):
     """grid, order, context, report: of this thread's running forward; all None outside of one.
 
-    report: where its calls are noted. entries: submodules that must bring tokens or positions into
-    the order; missing: those that have not run since the exit. entered, left: whether one of them
-    has run at all, and the exit since.
+    report: where its calls are noted. real_text: for each sample the number of text rows that are
+    no padding, None if that is not known. entries: submodules that must bring tokens or positions
+    into the order; missing: those that have not run since the exit, arrived: those that have.
+    entered, left: whether one of them has run at all, and the exit since.
 
     What wraps `module.forward` may run it several times: on halves of a batch, or again after an
     error.
@@ -53,24 +26,28 @@ class Forward(threading.local):
         self.order: Order | None = None
         self.context: StepContext | None = None
         self.report: RunReport | None = None
+        self.real_text: tuple[int, ...] | None = None
         self.entries: tuple[str, ...] = ()
         self.missing: set[str] = set()
+        self.arrived: set[str] = set()
         self.entered = self.left = False
 
     def begin(self, order: Order, entries: tuple[str, ...]) -> None:
         """A forward starts, whatever became of the one before."""
         self.grid, self.order, self.context, self.report = order.grid, order, None, None
-        self.entries, self.missing = entries, set(entries)
+        self.real_text = None
+        self.entries, self.missing, self.arrived = entries, set(entries), set()
         self.entered = self.left = False
 
-    def arrived(self, name: str) -> None:
-        """The output of an entry is in the order."""
+    def arrive(self, name: str) -> None:
+        """What passes at an entry is in the order."""
         self.missing.discard(name)
+        self.arrived.add(name)
         self.entered, self.left = True, False
 
     def leave(self) -> None:
         """Tokens are in raster order again."""
-        self.missing, self.left = set(self.entries), True
+        self.missing, self.arrived, self.left = set(self.entries), set(), True
 
     def require_entries(self) -> None:
         """Raise RuntimeError if tokens and positions are not all in the order, where they must."""
@@ -79,7 +56,7 @@ class Forward(threading.local):
 
     def clear(self) -> None:
         """No forward is running."""
-        self.grid = self.order = self.context = self.report = None
+        self.grid = self.order = self.context = self.report = self.real_text = None
 
     def end(self, exit: str) -> None:
         """The forward has come to its end. Raise RuntimeError if it left the exit out.

@@ -6,8 +6,8 @@ compact in space and time, and one inverse permutation before the last projectio
 back.
 
 Others hook and wrap the same modules, and what they do may depend on the position of a token. So
-our hooks stand next to the blocks: last after the modules of the entry, first before that of the
-exit. Whatever is further out sees raster order.
+our hooks stand next to the blocks: last at the entries, first at the exit. Whatever is further out
+sees raster order.
 
 The order depends on the grid alone: it is the same in every step, dense steps included, because
 caches (FirstBlockCache and its kin) keep residuals in this order.
@@ -27,6 +27,7 @@ import inspect
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -36,9 +37,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from vidsparse.kernels.call_check import refuse_gradients
-from vidsparse.pipelines import Adapter, PerToken
-from vidsparse.pipelines.forward import Forward, Order
-from vidsparse.pipelines.hooks import PlacedHook, is_context_parallel
+from vidsparse.pipelines import private
+from vidsparse.pipelines.adapter import Adapter, Arguments, Site
+from vidsparse.pipelines.forward import Forward
+from vidsparse.pipelines.hooks import PlacedHook
+from vidsparse.pipelines.kept import Kept
+from vidsparse.pipelines.order import Order
 from vidsparse.plan import StepContext, TokenGrid
 
 KEPT_ORDERS = 8
@@ -67,18 +71,23 @@ class Hoist:
         self.transformer, self.adapter = transformer, adapter
         self.order, self.forward, self.position = order, forward, position
         self.names = list(inspect.signature(type(transformer).forward).parameters)[1:]
-        self.entries = (*adapter.embeddings, adapter.rope)
+        required = [site for site in adapter.entries if site.at != "argument" and not site.optional]
+        self.entries = tuple(site.name for site in required)
         self.handle: RemovableHandle | None = None
-        self.hooks = [PlacedHook(transformer, adapter.rope, self._rotary)]
-        for name in adapter.embeddings:
-            self.hooks.append(PlacedHook(transformer, name, partial(self._embedded, name)))
-        for fact in adapter.per_token:
-            self.hooks.append(PlacedHook(transformer, fact.module, partial(self._per_token, fact)))
-        exit = PlacedHook(transformer, adapter.output, self._leave, before=True, first=True)
-        self.hooks.append(exit)
+        self.hooks = [self._entry(site) for site in adapter.entries if site.at != "argument"]
+        leave = PlacedHook(transformer, adapter.exit.name, self._leave, before=True, first=True)
+        self.hooks.append(leave)
         self.hooks.append(PlacedHook(transformer, "", self._end, first=True, always=True))
         self.lock = threading.RLock()
         self.kept: OrderedDict[tuple[TokenGrid, torch.device], Order] = OrderedDict()
+        self.real_text: Kept[tuple[int, ...]] = Kept()
+
+    def _entry(self, site: Site) -> PlacedHook:
+        """The hook that brings what passes at a site into the order."""
+        call, before = (self._out, False) if site.at == "output" else (self._in, True)
+        return PlacedHook(
+            self.transformer, site.name, partial(call, site), before=before, optional=site.optional
+        )
 
     def attach(self) -> None:
         """Register the hooks. Raises ValueError on a transformer split between processes."""
@@ -94,17 +103,20 @@ class Hoist:
 
     def _place(self) -> None:
         """Every hook on the module that the transformer has now."""
-        if is_context_parallel(self.transformer.get_submodule(self.adapter.rope)):
-            raise ValueError(
-                "the transformer is context-parallel: its rotary tables are split between "
-                "processes and cannot be reordered; vidsparse does not support that"
-            )
         for hook in self.hooks:
+            module = hook.target()
+            if module is not None and private.is_context_parallel(module):
+                raise ValueError(
+                    "the transformer is context-parallel: its tokens are split between processes "
+                    "and cannot be reordered; vidsparse does not support that"
+                )
             hook.place()
 
     @torch.compiler.disable
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the transformer: fix the order of this forward."""
+    def _enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Before the transformer: fix the order of this forward, and bring arguments into it."""
         if module is not self.transformer:
             raise RuntimeError(_COPIED)
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
@@ -116,57 +128,71 @@ class Hoist:
             self._place()
         latents = arguments["hidden_states"]
         _refuse_symbols(latents)
-        grid = self.adapter.grid(module, arguments)
-        order = self._order(grid, latents.device)
-        per_token = [
-            fact.module for fact in self.adapter.per_token if _many(arguments.get(fact.argument))
-        ]
-        self.forward.begin(order, (*self.entries, *per_token))
+        order = self._order(self.adapter.video(module, arguments), latents.device)
+        self.forward.begin(order, self.entries)
         self.forward.context = self.position()
-
-    def _embedded(self, name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        """After a patch embedding: its last three axes are the tokens in raster order."""
-        order = self.forward.order
-        if order is None:
+        self.forward.real_text = self._real_text(arguments)
+        sites = [site for site in self.adapter.entries if site.at == "argument"]
+        if not sites:
             return None
-        tokens = output.flatten(2)
-        order.check(f"output of {name}", tokens.shape[2])
-        self.forward.arrived(name)
-        return order.permute(tokens, 2).view(output.shape)
+        for site in sites:
+            if arguments.get(site.name) is None and not site.optional:
+                self.forward.clear()
+                raise ValueError(
+                    f"{site.name} is missing in a call of {type(module).__name__}: vidsparse has "
+                    "to bring it into the order of the tokens"
+                )
+            if site.name in arguments:
+                arguments[site.name] = order.move(site, arguments[site.name])
+        positional = self.names[: len(args)]
+        rest = {name: value for name, value in arguments.items() if name not in positional}
+        return tuple(arguments[name] for name in positional), rest
 
-    def _rotary(self, module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> Any:
-        """After the rotary embedding: its tables along the token axis."""
-        order, axis = self.forward.order, self.adapter.rope_axis
-        if order is None:
+    def _real_text(self, arguments: Arguments) -> tuple[int, ...] | None:
+        """Text rows of each sample that are no padding; None if nobody says."""
+        real = self.adapter.real_text
+        if real is None or torch.compiler.is_exporting():
             return None
-        for table in output:
-            order.check("rotary table", table.shape[axis])
-        self.forward.arrived(self.adapter.rope)
-        return tuple(order.permute(table, axis) for table in output)
+        values = tuple(arguments.get(name) for name in real.arguments)
+        if all(value is None for value in values):
+            return None
+        with self.lock:
+            return self.real_text.get(values, lambda: tuple(real.count(*values).tolist()))
 
-    def _per_token(
-        self, fact: PerToken, module: nn.Module, args: Any, output: tuple[Any, ...]
+    def _out(self, site: Site, module: nn.Module, args: Any, output: Any) -> Any:
+        """After a module at the entry: what it gives for each token."""
+        if not self._meets(site):
+            return None
+        assert self.forward.order is not None
+        moved = self.forward.order.move(site, output)
+        self.forward.arrive(site.name)
+        return moved
+
+    def _in(
+        self, site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """After a module that embeds an argument: what it gives for each token."""
-        order = self.forward.order
-        if order is None:
+        """Before a module at the entry: the tokens that it gets."""
+        if not self._meets(site):
             return None
-        moved = list(output)
-        for index in fact.outputs:
-            if _many(moved[index], 3):
-                order.check(f"{fact.argument}, embedded", moved[index].shape[1])
-                moved[index] = order.permute(moved[index], 1)
-                self.forward.arrived(fact.module)
-        return tuple(moved)
+        assert self.forward.order is not None
+        moved = _changed(args, kwargs, partial(self.forward.order.move, site))
+        self.forward.arrive(site.name)
+        return moved
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _meets(self, site: Site) -> bool:
+        """Whether what passes at a site now has to be brought into the order."""
+        forward = self.forward
+        return forward.order is not None and not (site.once and site.name in forward.arrived)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the last token-wise module: back to raster order."""
         order = self.forward.order
-        if order is None or not args:
+        if order is None:
             return None
         self.forward.require_entries()
+        moved = _changed(args, kwargs, partial(order.move, self.adapter.exit, back=True))
         self.forward.leave()
-        return order.undo(args[0], 1), *args[1:]
+        return moved
 
     @torch.compiler.disable
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -174,17 +200,17 @@ class Hoist:
         if output is None:
             self.forward.clear()
         else:
-            self.forward.end(self.adapter.output)
+            self.forward.end(self.adapter.exit.name)
 
     def _order(self, grid: TokenGrid, device: torch.device) -> Order:
         """The order of a grid on a device; the last few are kept."""
-        key = (grid, device)
+        key, video = (grid, device), replace(grid, before=0, after=0, text_first=False)
         with self.lock:
             if key not in self.kept:
                 # Kept tensors must serve every grad mode, and be real while a program is exported.
                 with _disable_current_modes(), torch.inference_mode(False):
-                    order, inverse = self.order(grid)
-                    if torch.equal(order, torch.arange(grid.tokens)):
+                    order, inverse = self.order(video)
+                    if torch.equal(order, torch.arange(video.tokens)):
                         self.kept[key] = Order(grid, None, None)
                     else:
                         self.kept[key] = Order(grid, order.to(device), inverse.to(device))
@@ -213,9 +239,13 @@ def _refuse_symbols(latents: Tensor) -> None:
         )
 
 
-def _many(value: object, axes: int = 2) -> bool:
-    """Whether a value [B, n, ...] has one entry for each of several tokens."""
-    return isinstance(value, Tensor) and value.ndim >= axes and value.shape[1] != 1
+def _changed(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Any], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a submodule with another first one."""
+    if args:
+        return (change(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
 
 
 def _tensors(arguments: dict[str, Any]) -> Iterator[Tensor]:

@@ -10,11 +10,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, CacheContext, HookFunctionReference, StateManager
-from diffusers.hooks.layer_skip import AttentionProcessorSkipHook
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+
+from vidsparse.pipelines.private import BaseState, CacheContext, ModelHook, StateManager
 
 
 class PlacedHook:
@@ -24,6 +23,7 @@ class PlacedHook:
     before: run before the module, as (module, args) -> new args, or None.
     first: before the hooks of others, else after them.
     always: run, with None for the output, when the forward raises, too.
+    optional: the model may have no such submodule.
 
     A copy of the submodule gets a hook that does nothing.
     """
@@ -37,15 +37,29 @@ class PlacedHook:
         before: bool = False,
         first: bool = False,
         always: bool = False,
+        optional: bool = False,
     ) -> None:
         self.model, self.name, self.call = model, name, call
         self.before, self.first, self.always = before, first, always
+        self.optional = optional
         self.module: nn.Module | None = None
         self.handle: RemovableHandle | None = None
 
+    def target(self) -> nn.Module | None:
+        """The module that bears the name now; None if there is none and need not be one."""
+        try:
+            return self.model.get_submodule(self.name)
+        except AttributeError:
+            if self.optional:
+                return None
+            raise
+
     def place(self) -> None:
         """Move to the module that bears the name now, and to our end of its hooks."""
-        module = self.model.get_submodule(self.name)
+        module = self.target()
+        if module is None:
+            self.remove()
+            return
         hooks: Any = module._forward_pre_hooks if self.before else module._forward_hooks
         handle = self.handle
         if module is self.module and handle is not None and handle.id in hooks:
@@ -56,7 +70,9 @@ class PlacedHook:
         self.remove()
         self.module = module
         if self.before:
-            self.handle = module.register_forward_pre_hook(self, prepend=self.first)
+            self.handle = module.register_forward_pre_hook(
+                self, prepend=self.first, with_kwargs=True
+            )
         else:
             self.handle = module.register_forward_hook(
                 self, prepend=self.first, always_call=self.always
@@ -123,45 +139,3 @@ class ContextHook(ModelHook):
     def context(self) -> CacheContext | None:
         """The running one of this thread, or None."""
         return self.manager._context
-
-
-def place_observer(module: nn.Module, hook: ModelHook, name: str) -> None:
-    """Have diffusers tell `hook` about contexts and resets; without effect if it already does.
-
-    It stands first in the registry, where no other hook's removal looks for a predecessor, and is
-    no link in the chain of forwards: `register_hook` would put one around `module.forward`.
-    """
-    registry = HookRegistry.check_if_exists_or_initialize(module)
-    if registry.hooks.get(name) is not hook:
-        remove_observer(module, name)
-        registry = HookRegistry.check_if_exists_or_initialize(module)
-        registry.hooks[name] = hook
-        registry._hook_order.insert(0, name)
-        registry._fn_refs.insert(0, HookFunctionReference())
-
-
-def remove_observer(module: nn.Module, name: str) -> None:
-    """Undo `place_observer`; an empty registry goes too."""
-    registry = getattr(module, "_diffusers_hook", None)
-    if registry is None:
-        return
-    if name in registry.hooks:
-        index = registry._hook_order.index(name)
-        del registry.hooks[name], registry._hook_order[index], registry._fn_refs[index]
-    if not registry.hooks:
-        del module._diffusers_hook
-
-
-def is_context_parallel(module: nn.Module) -> bool:
-    """Whether `enable_parallelism` has put its split or gather hook on the module."""
-    registry = getattr(module, "_diffusers_hook", None)
-    return registry is not None and any(name.startswith("cp_") for name in registry.hooks)
-
-
-def skips_scores(attention: nn.Module) -> bool:
-    """Whether layer-skip guidance replaces the attention of this module by its values."""
-    registry = getattr(attention, "_diffusers_hook", None)
-    return registry is not None and any(
-        isinstance(hook, AttentionProcessorSkipHook) and hook.skip_attention_scores
-        for hook in registry.hooks.values()
-    )

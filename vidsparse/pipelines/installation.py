@@ -15,10 +15,11 @@ from torch import nn
 
 from vidsparse.config import SparseConfig
 from vidsparse.geometry import token_order
-from vidsparse.pipelines import Adapter, eager
+from vidsparse.pipelines import private
+from vidsparse.pipelines.adapter import Adapter, eager
 from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.hoist import Hoist
-from vidsparse.pipelines.hooks import ContextHook, place_observer, remove_observer
+from vidsparse.pipelines.hooks import ContextHook
 from vidsparse.pipelines.observation import Observer
 from vidsparse.pipelines.processor import Link, SparseProcessor
 from vidsparse.pipelines.report import RunReport
@@ -132,7 +133,7 @@ class Installation:
         part = Part(name, transformer, forward, hoist, context, [])
         self.parts.append(part)
         hoist.attach()
-        place_observer(transformer, part.context, HOOK)
+        private.place_observer(transformer, part.context, HOOK)
         self._fill(part)
 
     def _fill(self, part: Part) -> None:
@@ -146,8 +147,9 @@ class Installation:
             if slot is None or module.processor is not slot.ours:
                 stock = stock_processor(self.adapter, part.name, module)
                 own = weakref.ref(module)
-                link = Link(part.forward, layer, self.config, own, self.observers)
-                ours = self.adapter.sparse.replacing(stock, link)
+                around = self.adapter.around
+                link = Link(part.forward, layer, self.config, own, around, self.observers)
+                ours = self.adapter.processors()[type(stock)].replacing(stock, link)
                 slot = Slot("", layer, module, stock, ours)
                 module.processor = ours
             slot.path = paths[id(module)]
@@ -160,7 +162,7 @@ class Installation:
         """Undo everything. Returns the number of processors that were no longer ours, and stay."""
         emptied = [slot.empty() for part in self.parts for slot in part.slots]
         for part in self.parts:
-            remove_observer(part.transformer, HOOK)
+            private.remove_observer(part.transformer, HOOK)
             part.hoist.detach()
             if _installed.get(part.transformer, _nothing)() is self:
                 del _installed[part.transformer]
@@ -175,7 +177,7 @@ class Installation:
         """
         part = self.parts[index]
         with self.lock:  # threads may run this transformer at once
-            place_observer(part.transformer, part.context, HOOK)
+            private.place_observer(part.transformer, part.context, HOOK)
             if not all(slot.holds(part.transformer) for slot in part.slots):
                 self._refill(part)
         if torch.compiler.is_exporting():
@@ -183,13 +185,24 @@ class Installation:
         report, at = self.runs.before_forward(part.transformer, part.context.context)
         report.guard.at(at.step)
         part.forward.report, layers = report, len(part.slots)
-        return StepContext(at.step, at.steps, 0, layers, at.branch, part.name, at.context_name)
+        return StepContext(
+            at.step, at.steps, 0, layers, at.branch, part.name, at.context_name, at.forward
+        )
 
     def _refill(self, part: Part) -> None:
-        """Attention modules were replaced: follow. Raises RuntimeError if processors were."""
+        """Attention modules were replaced: follow, and where projections were fused, which brings
+        another stock processor. Raises RuntimeError if processors were replaced otherwise."""
         modules = self.adapter.self_attention(part.transformer)
         ours = {id(slot.module): slot.ours for slot in part.slots}
-        lost = sum(m.processor is not ours.get(id(m), m.processor) for m in modules)
+        others = {
+            id(slot.module): set(self.adapter.processors()) - {type(slot.stock)}
+            for slot in part.slots
+        }
+        lost = sum(
+            m.processor is not ours.get(id(m), m.processor)
+            and type(m.processor) not in others[id(m)]
+            for m in modules
+        )
         if lost:
             self._refuse(f"{lost} of {len(ours)} attention processors were")
         if len(modules) != len(ours):
@@ -250,14 +263,16 @@ def stock_processor(adapter: Adapter, name: str, module: Any) -> Any:
                 f"{name} is already accelerated through another pipeline that shares it: "
                 "restore_pipeline that one first"
             )
-        settings, processor = processor.settings(), adapter.stock()
+        settings, processor = processor.settings(), processor.stock_class()
         processor.__dict__.update(settings)
-    if type(processor) is not adapter.stock:
+    known = adapter.processors()
+    if type(processor) not in known:
+        expected = " or ".join(stock.__name__ for stock in known)
         raise ValueError(
-            f"{name} has a {type(processor).__name__} where {adapter.stock.__name__} was "
-            "expected; what it does would be lost, so take it off first"
+            f"{name} has a {type(processor).__name__} where {expected} was expected; what it does "
+            "would be lost, so take it off first"
         )
-    if getattr(processor, "_parallel_config", None) is not None:
+    if private.parallel_config(processor) is not None:
         raise ValueError(f"{name} is context-parallel, which vidsparse does not support")
     return processor
 

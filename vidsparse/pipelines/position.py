@@ -14,13 +14,15 @@ from vidsparse.plan import Branch
 @dataclass(frozen=True)
 class Position:
     """step: index of the denoising step, 0-based. steps: their number. branch: of the guidance.
-    context_name: of the running `cache_context`, as the pipeline gave it.
+    context_name: of the running `cache_context`, as the pipeline gave it. forward: number of the
+    forward within the step, 0-based; 0 where the steps are told from outside.
     """
 
     step: int
     steps: int
     branch: Branch
     context_name: str | None = None
+    forward: int = 0
 
 
 manual_step: ContextVar[Position | None] = ContextVar("vidsparse_step", default=None)

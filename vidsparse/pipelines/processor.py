@@ -15,6 +15,7 @@ every layer and every step.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import threading
@@ -22,20 +23,21 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from vidsparse.attention import AttentionResult, attend, full_density
+from vidsparse.attention import AttentionResult, attend, decision_for, full_density
 from vidsparse.config import SparseConfig
 from vidsparse.operands import as_autocast
+from vidsparse.pipelines import private
 from vidsparse.pipelines.forward import Forward
-from vidsparse.pipelines.hooks import skips_scores
 from vidsparse.pipelines.observation import ObservedCall, Observer
-
-PRIMITIVE = "dispatch_attention_fn"
+from vidsparse.pipelines.report import RunReport
+from vidsparse.plan import StepContext, TokenGrid
 
 
 @dataclass(frozen=True)
@@ -43,33 +45,51 @@ class Link:
     """What ties a processor to an accelerated pipeline.
 
     forward: of its transformer. layer: index of its module, 0-based. module: weak reference to the
-    attention module. observers: are shown every call, see `observation.py`.
+    attention module. around: `Adapter.around`. observers: are shown every call, see
+    `observation.py`.
     """
 
     forward: Forward
     layer: int
     config: SparseConfig
     module: weakref.ref[nn.Module]
+    around: Callable[[TokenGrid, int, int], TokenGrid]
     observers: Sequence[Observer] = ()
 
 
 class SparseProcessor:
-    """First base of a family's processor; the second is the stock class.
+    """First base of a family's processor; the second is the stock class, and that is all of it.
 
-    A subclass defines `__call__` with the parameters of the stock one and hands them to `run`. Made
-    without arguments, or unpickled, it has no link and is a stock processor.
+    Made without arguments, or unpickled, it has no link and is a stock processor.
+    stock_class: the second base. stock: its `__call__` with our attention primitive. dense: the
+    primitive that it had.
     """
 
     link: Link | None = None
     site: Tensor | None = None
+    stock_class: ClassVar[type]
     dense: ClassVar[Callable[..., Tensor]]
     stock: ClassVar[Callable[..., Any]]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        function = inspect.unwrap(cls.__mro__[2].__call__)
-        cls.dense = staticmethod(function.__globals__.get(PRIMITIVE))
-        cls.stock = rebound(function, PRIMITIVE, primitive)
+        cls.stock_class = cls.__mro__[2]
+        call = cls.stock_class.__call__
+        function = inspect.unwrap(call)
+        used = _names(function.__code__)
+        name = next((name for name, needs in PRIMITIVES.items() if needs <= used), "")
+        cls.stock = rebound(function, name, MEANINGS.get(name, primitive))
+        of_stock = function.__globals__.get(name)
+        cls.dense = staticmethod(_sdpa_dense if of_stock is functional else of_stock)
+        private.skip_as(cls, cls.stock_class)
+
+        @functools.wraps(call)  # diffusers looks at the signature
+        def accelerated(self: SparseProcessor, attn: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.link is None:
+                return call(self, attn, *args, **kwargs)
+            return self.run(attn, *args, **kwargs)
+
+        cls.__call__ = accelerated  # type: ignore[method-assign]
 
     @classmethod
     def replacing(cls, stock: Any, link: Link) -> Self:
@@ -89,60 +109,128 @@ class SparseProcessor:
     def __getstate__(self) -> dict[str, Any]:
         return self.settings()
 
-    def run(self, attn: nn.Module, *args: Any) -> Any:
-        """The stock `__call__(attn, *args)`, a self-attention call, with our attention primitive.
-
-        args: as for the stock processor; the first is hidden_states [B, tokens, C].
-        """
+    def run(self, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The stock `__call__` with our attention primitive."""
         if torch.compiler.is_compiling():
             _running.site = self.site
-            return self.stock(attn, *args)
+            return self.stock(attn, *args, **kwargs)
         _running.processor = self
         try:
-            return self.stock(attn, *args)
+            return self.stock(attn, *args, **kwargs)
         finally:
             _running.processor = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dense: Any) -> Tensor:
-        """q, k, v [B, tokens, H, D], after norm and RoPE -> [B, tokens, H, D]."""
+        """q, k, v [B, tokens, H, D], after norm and RoPE -> [B, tokens, H, D].
+
+        Keys of another length are those of something else (an image, a memory): a stock call.
+        """
         link = self.link
         forward = link.forward if link else None
         grid, context = (forward.grid, forward.context) if forward else (None, None)
         report = forward.report if forward else None
-        if link is None or grid is None or context is None or report is None:
+        if link is None or forward is None or grid is None or context is None or report is None:
             raise RuntimeError(
                 "accelerated attention ran outside a call of its transformer, where vidsparse "
                 "learns grid and step: call transformer(...), not transformer.forward(...) or a "
                 "program exported from it; if another tool has cleared the hooks of the "
                 "transformer, call accelerate_pipeline again; or restore_pipeline first"
             )
-        if getattr(self, "_parallel_config", None) is not None:
+        if private.parallel_config(self) is not None:
             raise RuntimeError(
                 "vidsparse does not support context parallelism: restore_pipeline first"
             )
-        grid.check(q.shape[1])
+        if k.shape[1] != q.shape[1]:
+            other: Tensor = dense(q, k, v)
+            return other
+        grid = link.around(grid, q.shape[1], link.layer)
         context = replace(context, layer=link.layer)
-        module = link.module()
-        reason = "masked" if mask is not None else None
-        reason = "layer-skip" if module is not None and skips_scores(module) else reason
-        if reason:
-            result = AttentionResult(dense(q, k, v), None, None, full_density(q.shape[2]), reason)
-        else:
-            result = attend(
-                q,
-                k,
-                v,
-                grid=grid,
-                config=link.config,
-                context=context,
-                hoisted=True,
-                watch=True,
-                dense_path=dense,
-            )
-        report.add(context, result)
-        for observer in tuple(link.observers):
-            observer(ObservedCall(context, grid, q, k, v, result))
+        call = _Call(link, report, grid, context, dense)
+        module, real = link.module(), forward.real_text
+        if module is not None and private.skips_scores(module):
+            return call.stock(q, k, v, "layer-skip")
+        if mask is None:
+            return call.whole(q, k, v)
+        if real is None or len(real) != q.shape[0] or max(real) > grid.text_tokens:
+            return call.stock(q, k, v, "masked")
+        if min(real) == grid.text_tokens:
+            return call.whole(q, k, v)
+        return call.without_padding(q, k, v, real)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One self-attention call. dense: (q, k, v) -> out, the stock call with its mask."""
+
+    link: Link
+    report: RunReport
+    grid: TokenGrid
+    context: StepContext
+    dense: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def stock(self, q: Tensor, k: Tensor, v: Tensor, reason: str) -> Tensor:
+        """Dense, as the stock code does it."""
+        density = full_density(q.shape[2])
+        result = AttentionResult(self.dense(q, k, v), None, None, density, reason)
+        return self._noted(self.grid, q, k, v, result)
+
+    def whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All rows are real."""
+        return self._noted(self.grid, q, k, v, self._attend(self.grid, q, k, v, self.dense))
+
+    def without_padding(self, q: Tensor, k: Tensor, v: Tensor, real: tuple[int, ...]) -> Tensor:
+        """Only so many text rows of each sample are real: padding is cut out, and its rows are 0.
+
+        Samples of one length are one call. A dense call keeps its mask and all rows.
+        """
+        config, grid = self.link.config, self.grid
+        decision = decision_for(q, grid=grid, config=config, context=self.context, hoisted=True)
+        if decision.reason is not None:
+            return self.whole(q, k, v)
+        out = torch.zeros_like(q)
+        samples = range(1) if len(set(real)) == 1 else range(len(real))
+        for sample in samples:
+            of = slice(None) if len(samples) == 1 else slice(sample, sample + 1)
+            short = replace(grid, text_tokens=real[sample])
+            padding = grid.text_tokens - real[sample]
+            part_q, part_k, part_v = (_cut(x[of], short, padding) for x in (q, k, v))
+            result = self._attend(short, part_q, part_k, part_v, None)
+            self._noted(short, part_q, part_k, part_v, result)
+            end = short.text_tokens if grid.text_first else short.tokens
+            out[of, :end] = result.out[:, :end]
+            out[of, end + padding :] = result.out[:, end:]
+        return out
+
+    def _attend(
+        self, grid: TokenGrid, q: Tensor, k: Tensor, v: Tensor, dense: Any
+    ) -> AttentionResult:
+        return attend(
+            q,
+            k,
+            v,
+            grid=grid,
+            config=self.link.config,
+            context=self.context,
+            hoisted=True,
+            watch=True,
+            dense_path=dense,
+        )
+
+    def _noted(
+        self, grid: TokenGrid, q: Tensor, k: Tensor, v: Tensor, result: AttentionResult
+    ) -> Tensor:
+        """The output of a call that the report and the observers have been told of."""
+        self.report.add(self.context, result)
+        for observer in tuple(self.link.observers):
+            observer(ObservedCall(self.context, grid, q, k, v, result))
         return result.out
+
+
+def _cut(x: Tensor, short: TokenGrid, padding: int) -> Tensor:
+    """x [B, tokens, H, D] without the padding of its text; `short` is the grid of the result."""
+    if not short.text_first:
+        return x[:, : short.tokens]
+    return torch.cat([x[:, : short.text_tokens], x[:, short.text_tokens + padding :]], 1)
 
 
 _numbers = itertools.count()
@@ -154,7 +242,16 @@ _running = threading.local()
 def primitive(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
 ) -> Tensor:
-    """Stands in for the attention primitive of the stock code; options: its other arguments."""
+    """Stands in for the attention primitive of the stock code; options: its other arguments.
+
+    Raises ValueError for one that changes what attention means.
+    """
+    for name, usual in USUAL.items():
+        if options.get(name, usual) not in (usual, None, query.shape[-1] ** -0.5):
+            raise ValueError(
+                f"attention with {name}={options[name]!r}: vidsparse computes "
+                "softmax(q k^T / sqrt(D)) v; restore_pipeline first"
+            )
     if torch.compiler.is_compiling():  # inside the operator, autocast is off
         query, key, value = as_autocast(query, key, value)
         out: Tensor = attention_op(query, key, value, attn_mask, _running.site)
@@ -166,6 +263,42 @@ def primitive(
     return processor.attend(query, key, value, attn_mask, dense)
 
 
+USUAL = {"scale": None, "is_causal": False, "dropout_p": 0.0, "enable_gqa": False}
+"""Arguments that a sparse call has no meaning for, and the values that they may have."""
+
+
+def sdpa(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    """`primitive` where the stock code has heads before tokens, [B, H, tokens, D]."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    return primitive(q, k, v, attn_mask, **options).transpose(1, 2)
+
+
+def _sdpa_dense(q: Tensor, k: Tensor, v: Tensor, backend: Any = None, **options: Any) -> Tensor:
+    """The primitive of such code, called with tokens before heads; it knows no backends."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
+
+
+def _functional() -> ModuleType:
+    """`torch.nn.functional` with our attention."""
+    module = ModuleType("functional")
+    module.__dict__.update({k: v for k, v in vars(functional).items() if not k.startswith("__")})
+    module.scaled_dot_product_attention = sdpa  # type: ignore[attr-defined]
+    return module
+
+
+MEANINGS: dict[str, Any] = {"dispatch_attention_fn": primitive, "F": _functional()}
+"""Global names by which stock code reaches its attention primitive -> what they mean for us."""
+
+PRIMITIVES = {
+    "dispatch_attention_fn": {"dispatch_attention_fn"},
+    "F": {"F", "scaled_dot_product_attention"},
+}
+"""Those names -> names that show that the code calls it."""
+
+
 @torch.library.custom_op("vidsparse::attention", mutates_args=())
 def attention_op(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, site: Tensor) -> Tensor:
     """`SparseProcessor.attend` as one node of a compiled graph; out [B, tokens, H, D]."""
@@ -175,8 +308,7 @@ def attention_op(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, site: Ten
             "this compiled or exported program belongs to an acceleration that was undone since: "
             "compile or export again"
         )
-    backend = getattr(processor, "_attention_backend", None)
-    dense = partial(processor.dense, attn_mask=mask, backend=backend)
+    dense = partial(processor.dense, attn_mask=mask, backend=private.backend(processor))
     out = processor.attend(q, k, v, mask, dense).contiguous()
     return out.clone() if out.data_ptr() == v.data_ptr() else out  # a skipped layer gives v
 
@@ -193,7 +325,8 @@ def rebound(function: Callable[..., Any], name: str, meaning: Callable[..., Any]
     """
     code = function.__code__
     if name not in _names(code):
-        raise TypeError(f"{function.__qualname__} does not call {name}: vidsparse cannot enter it")
+        known = name or " or ".join(MEANINGS)
+        raise TypeError(f"{function.__qualname__} does not call {known}: vidsparse cannot enter it")
     scope = {**function.__globals__, name: meaning}
     scope.pop("__name__")  # by it torch.compile would look names up in the stock module
     new = FunctionType(code, scope, function.__name__, function.__defaults__, function.__closure__)

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from vidsparse.pipelines import Adapter, adapters, eager
+from vidsparse.pipelines import private
+from vidsparse.pipelines.adapter import Adapter, eager
+from vidsparse.pipelines.families import adapters
 
 
 def require_pipeline(pipe: object) -> None:
@@ -70,7 +72,7 @@ def _check_slot(adapter: Adapter, pipeline: str, name: str, module: Any) -> None
             f"{name} of this {pipeline} is a {kind} around a {expected}, which vidsparse cannot "
             f"enter: set pipe.{name} to the {expected} itself, accelerate_pipeline, then wrap it"
         )
-    offloaded = any(hasattr(m, "_hf_hook") for m in module.modules())
+    offloaded = private.is_offloaded(module)
     if not offloaded and any(weight.is_meta for weight in module.parameters()):
         raise ValueError(
             f"{name} of this {pipeline} has weights on the meta device, so it has none: load them "

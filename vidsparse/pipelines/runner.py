@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from vidsparse.pipelines import eager
+from vidsparse.pipelines.adapter import eager
 
 NAMES = frozenset({"self", "components", "pipe", "pipeline"})
 """What functions call the pipeline that they run; other functions are not looked into."""

@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from vidsparse.pipelines import private
 from vidsparse.pipelines.loop import Loop, identity
 from vidsparse.pipelines.position import Position, branch_of, manual_step, told_by
 from vidsparse.pipelines.report import RunReport
@@ -149,7 +150,7 @@ class Runs:
         """Position of a forward in the loop of a pipeline. running: it is the caller."""
         scheduler = getattr(pipe, "scheduler", None)
         source = identity(scheduler)
-        moment = getattr(pipe, "_current_timestep", None) if running else None
+        moment = private.current_timestep(pipe) if running else None
         goes_on = loop.goes_on(source, moment)
         if told is not None:
             goes_on = goes_on and told[1] == loop.steps and told[0] >= loop.index
@@ -169,7 +170,7 @@ class Runs:
             )
         branch = branch_of(name) if name is not None else self._by_order(loop, pipe, running)
         loop.forwards += 1
-        return Position(loop.index, loop.steps, branch, name)
+        return Position(loop.index, loop.steps, branch, name, loop.forwards - 1)
 
     def _by_order(self, loop: Loop, pipe: Any, running: bool) -> Branch:
         """The branch of a forward without a context: by its number within the step."""
@@ -205,5 +206,5 @@ def _steps(pipe: Any, scheduler: Any, running: bool) -> int:
     begin = getattr(scheduler, "begin_index", None)
     if isinstance(begin, int):
         return known - begin
-    executed = getattr(pipe, "_num_timesteps", None) if running else None
+    executed = private.executed_steps(pipe) if running else None
     return executed if isinstance(executed, int) and 0 < executed <= known else known

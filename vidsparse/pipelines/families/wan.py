@@ -1,0 +1,62 @@
+"""Wan 2.1 and 2.2: text, image or video to video, one or two transformers, per-token timesteps.
+
+Self-attention (`attn1` of each block) is over the video alone. Text and image enter through
+cross-attention (`attn2`), which stays untouched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.models.transformers.transformer_wan import (
+    WanAttention,
+    WanAttnProcessor,
+    WanTransformer3DModel,
+)
+
+from vidsparse.pipelines.adapter import Adapter, Arguments, Site
+from vidsparse.pipelines.processor import SparseProcessor
+from vidsparse.plan import TokenGrid
+
+
+class WanSparseProcessor(SparseProcessor, WanAttnProcessor):
+    """`WanAttnProcessor` with block-sparse self-attention."""
+
+
+def self_attention(transformer: Any) -> list[Any]:
+    """`attn1` of every block."""
+    modules = transformer.modules()
+    return [m for m in modules if isinstance(m, WanAttention) and not m.is_cross_attention]
+
+
+def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
+    """The latent video [B, C, frames, height, width] in patches."""
+    shape = tuple(arguments["hidden_states"].shape)
+    if len(shape) != 5:
+        raise ValueError(
+            f"hidden_states.shape={shape}: expected [batch, channels, frames, height, width]"
+        )
+    patch = transformer.config.patch_size
+    return TokenGrid(*(size // p for size, p in zip(shape[2:], patch, strict=True)))
+
+
+ADAPTER = Adapter(
+    pipelines=(
+        "WanPipeline",
+        "WanImageToVideoPipeline",
+        "WanVideoToVideoPipeline",
+        "WanModularPipeline",
+    ),
+    components=("transformer", "transformer_2"),
+    transformer=WanTransformer3DModel,
+    sparse=(WanSparseProcessor,),
+    self_attention=self_attention,
+    grid=grid,
+    entries=(
+        Site("output", "patch_embedding", (2, 3, 4)),
+        Site("output", "rope", 1),
+        Site("output", "condition_embedder", 1, items=(0, 1), dims=3),
+    ),
+    exit=Site("input", "proj_out", 1),
+    branch_order={"WanVideoToVideoPipeline": ("cond", "uncond")},
+)
