@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def shuffled(grid: TokenGrid) -> tuple[Tensor, Tensor]:
     bounds, plane = (0, *grid.cuts, grid.frames), grid.height * grid.width
     parts = [
         torch.randperm((end - begin) * plane, generator=generator) + begin * plane
-        for begin, end in zip(bounds, bounds[1:], strict=False)
+        for begin, end in pairwise(bounds)
     ]
     order = torch.cat(parts)
     return order, order.argsort()

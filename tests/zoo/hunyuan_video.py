@@ -3,6 +3,7 @@
 from typing import Any
 
 import diffusers
+
 import zoo
 
 WIDTH = 16

@@ -4,6 +4,7 @@ from typing import Any
 
 import tiny
 import torch
+
 import zoo
 
 
