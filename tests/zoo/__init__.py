@@ -1,7 +1,8 @@
-"""Tiny random transformers of every family: a file per family, that exports `CASES`.
+"""Tiny random models of every family: a file per family, that exports `CASES` and `PIPELINES`.
 
-A case is one way to call a transformer (text to video, with an image, per-frame timesteps, ...).
-`test_families.py` proves the same about all of them.
+A case is one way to call a transformer (text to video, with an image, per-frame timesteps, ...);
+`test_families.py` proves the same about all of them. A pipeline is a whole one of diffusers, with
+the arguments of its call; `test_family_pipelines.py` runs them.
 """
 
 from __future__ import annotations
@@ -114,9 +115,23 @@ def words(batch: int, rows: int = TEXT) -> Tensor:
     return (torch.arange(rows) < real[:, None]).long()
 
 
+STEPS = 4
+"""Of every pipeline's call."""
+
+Pipelines = dict[str, Callable[[], tuple[Any, dict[str, Any]]]]
+"""Name -> (pipeline, arguments of its call)."""
+
+
 def cases() -> list[Case]:
     """Of all files, in the order of their names."""
-    found: list[Case] = []
-    for file in pkgutil.iter_modules(__path__):
-        found += importlib.import_module(f"{__name__}.{file.name}").CASES
-    return found
+    return [case for file in _files() for case in file.CASES]
+
+
+def pipelines() -> Pipelines:
+    """Of all files."""
+    return {name: build for file in _files() for name, build in file.PIPELINES.items()}
+
+
+def _files() -> list[Any]:
+    names = [file.name for file in pkgutil.iter_modules(__path__)]
+    return [importlib.import_module(f"{__name__}.{name}") for name in names]

@@ -63,3 +63,4 @@ CASES = [
     ),
     zoo.Case("cogvideox 1.5", paired, arguments),
 ]
+PIPELINES: zoo.Pipelines = {}

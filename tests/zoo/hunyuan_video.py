@@ -48,3 +48,4 @@ CASES = [
     zoo.Case("hunyuan_video", model, arguments),
     zoo.Case("hunyuan_video token_replace", token_replace, arguments),
 ]
+PIPELINES: zoo.Pipelines = {}

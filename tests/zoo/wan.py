@@ -1,5 +1,6 @@
 """Wan 2.1 and 2.2: also with a timestep for each token. Whole pipelines stand in `tiny.py`."""
 
+from functools import partial
 from typing import Any
 
 import tiny
@@ -32,3 +33,4 @@ CASES = [
     zoo.Case("wan", model, arguments, controls=VIDEO),
     zoo.Case("wan token times", model, token_times),
 ]
+PIPELINES = {name: partial(tiny.build, name) for name in tiny.WAN}
