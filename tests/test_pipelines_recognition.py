@@ -9,11 +9,13 @@ import peft
 import pytest
 import tiny
 import torch
+import zoo
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanBlocks
 from diffusers.modular_pipelines.wan.modular_blocks_wan22 import Wan22Blocks
 from torch import nn
 
 import vidsparse
+from vidsparse.pipelines.families import REFUSED
 
 
 class Wrapper(nn.Module):
@@ -76,6 +78,16 @@ def test_what_is_given_instead_of_a_pipeline() -> None:
         vidsparse.accelerate_pipeline(tiny.transformer())
     with pytest.raises(TypeError, match=r"is the class WanPipeline.*WanPipeline.from_pretrained"):
         vidsparse.accelerate_pipeline(diffusers.WanPipeline)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_that_cannot_be_accelerated(name: str) -> None:
+    cls = getattr(diffusers, name)
+    model = cls.__new__(cls)  # without weights
+    nn.Module.__init__(model)
+    pipe = zoo.Around(model, tiny.euler())
+    with pytest.raises(ValueError, match=f"transformer is a {name}, and {REFUSED[name]}"):
+        vidsparse.accelerate_pipeline(pipe)
 
 
 def test_one_transformer_in_both_slots() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from vidsparse.pipelines import private
 from vidsparse.pipelines.adapter import Adapter, eager
-from vidsparse.pipelines.families import adapters
+from vidsparse.pipelines.families import REFUSED, adapters
 
 
 def require_pipeline(pipe: object) -> None:
@@ -29,7 +29,7 @@ def adapter_for(pipe: Any) -> Adapter:
     """The adapter of a pipeline.
 
     Raises ValueError that names its class and the supported ones or, if the class is supported or
-    holds a transformer that is, what is wrong with the transformers.
+    holds a transformer that is, what is wrong with the transformers; for a model of `REFUSED`, why.
     """
     known = adapters()
     for adapter in known:
@@ -48,6 +48,12 @@ def adapter_for(pipe: Any) -> Adapter:
                     f"its weights, a {adapter.transformer.__name__}, before accelerate_pipeline"
                 )
             return adapter
+    for name, module in vars(pipe).items():
+        kind = type(eager(module)).__name__
+        if kind in REFUSED:
+            raise ValueError(
+                f"{type(pipe).__name__} is not supported: {name} is a {kind}, and {REFUSED[kind]}"
+            )
     supported = ", ".join(name for adapter in known for name in adapter.pipelines)
     raise ValueError(f"{type(pipe).__name__} is not supported; supported pipelines are {supported}")
 

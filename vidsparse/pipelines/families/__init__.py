@@ -12,6 +12,12 @@ from functools import cache
 
 from vidsparse.pipelines.adapter import Adapter
 
+REFUSED = {
+    "AnyFlowFARTransformer3DModel": "it attends over chunks of the video, with a cache of keys",
+    "WanAnimate2Transformer3DModel": "it attends under a mask of blocks, with a cache of keys",
+}
+"""Class name of a denoiser without an adapter -> why it has none."""
+
 
 @cache
 def adapters() -> tuple[Adapter, ...]:
