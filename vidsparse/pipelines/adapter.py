@@ -49,14 +49,15 @@ class Site:
 
 @dataclass(frozen=True)
 class RealText:
-    """How many text rows of each sample are no padding; they are the first ones of the text.
+    """Which text rows of each sample are no padding.
 
-    arguments: of the transformer's forward that tell it. count: their values -> int64 [B]; it may
-    wait for the device, as it is called once per prompt. All of them None: nothing is padding.
+    arguments: of the transformer's forward that tell it. rows: their values -> bool [B, rows] for
+    the text in the order of the sequence; or int64 [B], how many, where they are its first ones. It
+    may wait for the device, as it is called once per prompt. All of them None: nothing is padding.
     """
 
     arguments: tuple[str, ...]
-    count: Callable[..., Tensor]
+    rows: Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Adapter:
     text: where text stands in the sequence of self-attention. Its rows are counted at each call.
     real_text: which of them are no padding. Without it, a masked call is dense.
     cuts: (transformer, arguments, grid) -> frames at which a token order must begin anew.
-    sequence: (grid, tokens, layer) -> the grid of a self-attention call; for families in which not
-        all that is no video is text.
+    sequence: (transformer, grid, tokens, layer) -> the grid of a self-attention call; for families
+        in which not all that is no video is text.
     branch_order: pipeline class name -> order of the guidance branches inside a step, for
         pipelines that never enter `cache_context`.
     """
@@ -91,7 +92,7 @@ class Adapter:
     text: Literal["none", "first", "last"] = "none"
     real_text: RealText | None = None
     cuts: Callable[[Any, Arguments, TokenGrid], tuple[int, ...]] | None = None
-    sequence: Callable[[TokenGrid, int, int], TokenGrid] | None = None
+    sequence: Callable[[Any, TokenGrid, int, int], TokenGrid] | None = None
     branch_order: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)
 
     def transformers(self, pipe: Any) -> dict[str, nn.Module]:
@@ -115,13 +116,13 @@ class Adapter:
             return grid
         return replace(grid, cuts=self.cuts(transformer, arguments, grid))
 
-    def around(self, grid: TokenGrid, tokens: int, layer: int) -> TokenGrid:
+    def around(self, transformer: Any, grid: TokenGrid, tokens: int, layer: int) -> TokenGrid:
         """The grid of a self-attention call of so many tokens, with its text.
 
         Raises ValueError if they cannot be this video.
         """
         if self.sequence is not None:
-            return self.sequence(grid, tokens, layer)
+            return self.sequence(transformer, grid, tokens, layer)
         words = tokens - grid.other_tokens
         if words and (self.text == "none" or words < 0):
             grid.check(tokens)

@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from vidsparse.pipelines.order import Order
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import StepContext, TokenGrid
 
 
+@dataclass(frozen=True)
+class RealRows:
+    """The text rows of one sample that are no padding.
+
+    count: how many. index: int64 [count], which; None: the first ones. of: among how many rows of
+    text, None if that is not known.
+    """
+
+    count: int
+    index: Tensor | None = None
+    of: int | None = None
+
+    def fit(self, rows: int) -> bool:
+        """Whether they can be those of a text with so many rows."""
+        return self.count <= rows and self.of in (None, rows)
+
+
+def real_rows(rows: Tensor) -> tuple[RealRows, ...]:
+    """What `RealText.rows` gives, for each sample; waits for the device."""
+    if rows.ndim == 1:
+        return tuple(RealRows(count) for count in rows.tolist())
+    found = []
+    for real, first in zip(rows, rows.cpu(), strict=True):
+        count = int(first.sum())
+        index = None if first[:count].all() else real.nonzero().flatten()
+        found.append(RealRows(count, index, len(first)))
+    return tuple(found)
+
+
 class Forward(threading.local):
     """grid, order, context, report: of this thread's running forward; all None outside of one.
 
-    report: where its calls are noted. real_text: for each sample the number of text rows that are
-    no padding, None if that is not known. entries: submodules that must bring tokens or positions
-    into the order; missing: those that have not run since the exit, arrived: those that have.
-    entered, left: whether one of them has run at all, and the exit since.
+    report: where its calls are noted. real_text: of each sample, None if that is not known.
+    entries: submodules that must bring tokens or positions into the order; missing: those that have
+    not run since the exit, arrived: those that have. entered, left: whether one of them has run at
+    all, and the exit since.
 
     What wraps `module.forward` may run it several times: on halves of a batch, or again after an
     error.
@@ -26,7 +58,7 @@ class Forward(threading.local):
         self.order: Order | None = None
         self.context: StepContext | None = None
         self.report: RunReport | None = None
-        self.real_text: tuple[int, ...] | None = None
+        self.real_text: tuple[RealRows, ...] | None = None
         self.entries: tuple[str, ...] = ()
         self.missing: set[str] = set()
         self.arrived: set[str] = set()

@@ -39,7 +39,7 @@ from torch.utils.hooks import RemovableHandle
 from vidsparse.kernels.call_check import refuse_gradients
 from vidsparse.pipelines import private
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
-from vidsparse.pipelines.forward import Forward
+from vidsparse.pipelines.forward import Forward, RealRows, real_rows
 from vidsparse.pipelines.hooks import PlacedHook
 from vidsparse.pipelines.kept import Kept
 from vidsparse.pipelines.order import Order
@@ -80,7 +80,7 @@ class Hoist:
         self.hooks.append(PlacedHook(transformer, "", self._end, first=True, always=True))
         self.lock = threading.RLock()
         self.kept: OrderedDict[tuple[TokenGrid, torch.device], Order] = OrderedDict()
-        self.real_text: Kept[tuple[int, ...]] = Kept()
+        self.real_text: Kept[tuple[RealRows, ...]] = Kept()
 
     def _entry(self, site: Site) -> PlacedHook:
         """The hook that brings what passes at a site into the order."""
@@ -148,7 +148,7 @@ class Hoist:
         rest = {name: value for name, value in arguments.items() if name not in positional}
         return tuple(arguments[name] for name in positional), rest
 
-    def _real_text(self, arguments: Arguments) -> tuple[int, ...] | None:
+    def _real_text(self, arguments: Arguments) -> tuple[RealRows, ...] | None:
         """Text rows of each sample that are no padding; None if nobody says."""
         real = self.adapter.real_text
         if real is None or torch.compiler.is_exporting():
@@ -156,8 +156,7 @@ class Hoist:
         values = tuple(arguments.get(name) for name in real.arguments)
         if all(value is None for value in values):
             return None
-        with self.lock:
-            return self.real_text.get(values, lambda: tuple(real.count(*values).tolist()))
+        return self.real_text.get(values, lambda: real_rows(real.rows(*values)))
 
     def _out(self, site: Site, module: nn.Module, args: Any, output: Any) -> Any:
         """After a module at the entry: what it gives for each token."""

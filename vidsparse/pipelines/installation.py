@@ -147,8 +147,10 @@ class Installation:
             if slot is None or module.processor is not slot.ours:
                 stock = stock_processor(self.adapter, part.name, module)
                 own = weakref.ref(module)
-                around = self.adapter.around
-                link = Link(part.forward, layer, self.config, own, around, self.observers)
+                whole = weakref.ref(part.transformer)
+                link = Link(
+                    part.forward, layer, self.config, own, whole, self.adapter, self.observers
+                )
                 ours = self.adapter.processors()[type(stock)].replacing(stock, link)
                 slot = Slot("", layer, module, stock, ours)
                 module.processor = ours

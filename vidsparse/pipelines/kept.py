@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,27 +17,32 @@ SIZE = 8
 
 
 class Kept(Generic[Answer]):
-    """The last answers about values of tensors. A tensor that was written to is a new question."""
+    """The last answers about values of tensors. A tensor that was written to is a new question.
+
+    Threads may ask at once.
+    """
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.answers: OrderedDict[Any, tuple[list[Any], Answer]] = OrderedDict()
 
     def get(self, tensors: tuple[Tensor | None, ...], ask: Callable[[], Answer]) -> Answer:
         """The answer for these tensors; `ask` finds it if it is not known."""
-        key = tuple((id(tensor), _version(tensor)) for tensor in tensors)
-        known = self.answers.get(key)
-        if known is not None and all(
-            reference is None or reference() is tensor
-            for reference, tensor in zip(known[0], tensors, strict=True)
-        ):
+        with self.lock:
+            key = tuple((id(tensor), _version(tensor)) for tensor in tensors)
+            known = self.answers.get(key)
+            if known is not None and all(
+                reference is None or reference() is tensor
+                for reference, tensor in zip(known[0], tensors, strict=True)
+            ):
+                self.answers.move_to_end(key)
+                return known[1]
+            answer = ask()
+            self.answers[key] = ([t if t is None else weakref.ref(t) for t in tensors], answer)
             self.answers.move_to_end(key)
-            return known[1]
-        answer = ask()
-        self.answers[key] = ([t if t is None else weakref.ref(t) for t in tensors], answer)
-        self.answers.move_to_end(key)
-        if len(self.answers) > SIZE:
-            self.answers.popitem(last=False)
-        return answer
+            if len(self.answers) > SIZE:
+                self.answers.popitem(last=False)
+            return answer
 
 
 def _version(tensor: Tensor | None) -> int:

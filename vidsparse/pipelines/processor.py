@@ -34,7 +34,8 @@ from vidsparse.attention import AttentionResult, attend, decision_for, full_dens
 from vidsparse.config import SparseConfig
 from vidsparse.operands import as_autocast
 from vidsparse.pipelines import private
-from vidsparse.pipelines.forward import Forward
+from vidsparse.pipelines.adapter import Adapter
+from vidsparse.pipelines.forward import Forward, RealRows
 from vidsparse.pipelines.observation import ObservedCall, Observer
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import StepContext, TokenGrid
@@ -44,16 +45,17 @@ from vidsparse.plan import StepContext, TokenGrid
 class Link:
     """What ties a processor to an accelerated pipeline.
 
-    forward: of its transformer. layer: index of its module, 0-based. module: weak reference to the
-    attention module. around: `Adapter.around`. observers: are shown every call, see
-    `observation.py`.
+    forward: of its transformer. layer: index of its module, 0-based. module, transformer: weak
+    references to the attention module and to what it is part of. observers: are shown every call,
+    see `observation.py`.
     """
 
     forward: Forward
     layer: int
     config: SparseConfig
     module: weakref.ref[nn.Module]
-    around: Callable[[TokenGrid, int, int], TokenGrid]
+    transformer: weakref.ref[nn.Module]
+    adapter: Adapter
     observers: Sequence[Observer] = ()
 
 
@@ -143,7 +145,7 @@ class SparseProcessor:
         if k.shape[1] != q.shape[1]:
             other: Tensor = dense(q, k, v)
             return other
-        grid = link.around(grid, q.shape[1], link.layer)
+        grid = link.adapter.around(link.transformer(), grid, q.shape[1], link.layer)
         context = replace(context, layer=link.layer)
         call = _Call(link, report, grid, context, dense)
         module, real = link.module(), forward.real_text
@@ -151,9 +153,10 @@ class SparseProcessor:
             return call.stock(q, k, v, "layer-skip")
         if mask is None:
             return call.whole(q, k, v)
-        if real is None or len(real) != q.shape[0] or max(real) > grid.text_tokens:
+        words = grid.text_tokens
+        if real is None or len(real) != q.shape[0] or not all(rows.fit(words) for rows in real):
             return call.stock(q, k, v, "masked")
-        if min(real) == grid.text_tokens:
+        if all(rows.count == words for rows in real):
             return call.whole(q, k, v)
         return call.without_padding(q, k, v, real)
 
@@ -178,8 +181,10 @@ class _Call:
         """All rows are real."""
         return self._noted(self.grid, q, k, v, self._attend(self.grid, q, k, v, self.dense))
 
-    def without_padding(self, q: Tensor, k: Tensor, v: Tensor, real: tuple[int, ...]) -> Tensor:
-        """Only so many text rows of each sample are real: padding is cut out, and its rows are 0.
+    def without_padding(
+        self, q: Tensor, k: Tensor, v: Tensor, real: tuple[RealRows, ...]
+    ) -> Tensor:
+        """Only some text rows of each sample are real: padding is cut out, and its rows are 0.
 
         Samples of one length are one call. A dense call keeps its mask and all rows.
         """
@@ -188,18 +193,17 @@ class _Call:
         if decision.reason is not None:
             return self.whole(q, k, v)
         out = torch.zeros_like(q)
-        samples = range(1) if len(set(real)) == 1 else range(len(real))
-        for sample in samples:
-            of = slice(None) if len(samples) == 1 else slice(sample, sample + 1)
-            short = replace(grid, text_tokens=real[sample])
-            padding = grid.text_tokens - real[sample]
-            part_q, part_k, part_v = (_cut(x[of], short, padding) for x in (q, k, v))
-            result = self._attend(short, part_q, part_k, part_v, None)
-            self._noted(short, part_q, part_k, part_v, result)
-            end = short.text_tokens if grid.text_first else short.tokens
-            out[of, :end] = result.out[:, :end]
-            out[of, end + padding :] = result.out[:, end:]
+        alike = len({rows.count for rows in real}) == 1 and all(r.index is None for r in real)
+        for sample, rows in enumerate(real[:1] if alike else real):
+            of = slice(None) if alike else slice(sample, sample + 1)
+            short = replace(grid, text_tokens=rows.count)
+            parts = (_cut(x[of], grid, rows) for x in (q, k, v))
+            _uncut(out[of], grid, rows, self.whole_of(short, *parts))
         return out
+
+    def whole_of(self, grid: TokenGrid, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All rows of these are real."""
+        return self._noted(grid, q, k, v, self._attend(grid, q, k, v, None))
 
     def _attend(
         self, grid: TokenGrid, q: Tensor, k: Tensor, v: Tensor, dense: Any
@@ -226,11 +230,31 @@ class _Call:
         return result.out
 
 
-def _cut(x: Tensor, short: TokenGrid, padding: int) -> Tensor:
-    """x [B, tokens, H, D] without the padding of its text; `short` is the grid of the result."""
-    if not short.text_first:
-        return x[:, : short.tokens]
-    return torch.cat([x[:, : short.text_tokens], x[:, short.text_tokens + padding :]], 1)
+def _parts(x: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor]:
+    """Text and the rest of x [B, tokens, H, D]; views."""
+    if grid.text_first:
+        return x[:, : grid.text_tokens], x[:, grid.text_tokens :]
+    return x[:, grid.other_tokens :], x[:, : grid.other_tokens]
+
+
+def _cut(x: Tensor, grid: TokenGrid, rows: RealRows) -> Tensor:
+    """x [B, tokens, H, D] without the padding of its text."""
+    if rows.index is None and not grid.text_first:
+        return x[:, : grid.other_tokens + rows.count]
+    text, rest = _parts(x, grid)
+    text = text[:, : rows.count] if rows.index is None else text.index_select(1, rows.index)
+    return torch.cat([text, rest] if grid.text_first else [rest, text], 1)
+
+
+def _uncut(out: Tensor, grid: TokenGrid, rows: RealRows, short: Tensor) -> None:
+    """Write what `_cut` has left to its place in `out`."""
+    text, rest = _parts(out, grid)
+    real, others = _parts(short, replace(grid, text_tokens=rows.count))
+    rest.copy_(others)
+    if rows.index is None:
+        text[:, : rows.count] = real
+    else:
+        text.index_copy_(1, rows.index, real)
 
 
 _numbers = itertools.count()
