@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from vidsparse.attention import sparse_attention as sparse_attention
     from vidsparse.config import SparseConfig as SparseConfig
     from vidsparse.config import presets as presets
+    from vidsparse.pipelines.adapter import Adapter as Adapter
+    from vidsparse.pipelines.adapter import RealText as RealText
+    from vidsparse.pipelines.adapter import Site as Site
+    from vidsparse.pipelines.generic import generic_adapter as generic_adapter
     from vidsparse.pipelines.position import step as step
     from vidsparse.plan import BlockPlan as BlockPlan
     from vidsparse.plan import StepContext as StepContext
@@ -20,11 +24,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Adapter": "pipelines.adapter",
     "BlockPlan": "plan",
+    "RealText": "pipelines.adapter",
+    "Site": "pipelines.adapter",
     "SparseConfig": "config",
     "StepContext": "plan",
     "TokenGrid": "plan",
     "accelerate_pipeline": "accelerate",
+    "generic_adapter": "pipelines.generic",
     "presets": "config",
     "restore_pipeline": "accelerate",
     "run_report": "accelerate",

@@ -15,6 +15,7 @@ from vidsparse.pipelines.report import RunReport
 from vidsparse.plain_values import override_list
 
 if TYPE_CHECKING:  # importing diffusers takes seconds: only when there is a pipeline to accelerate
+    from vidsparse.pipelines.adapter import Adapter
     from vidsparse.pipelines.installation import Installation
     from vidsparse.pipelines.observation import Observer
 
@@ -27,14 +28,19 @@ def accelerate_pipeline(
     pipe: Pipe,
     preset: str | Path | Mapping[str, Any] | SparseConfig = "balanced",
     overrides: str | Iterable[str] | None = (),
+    *,
+    adapter: Adapter | str | None = None,
 ) -> Pipe:
     """Make the self-attention of a video pipeline block-sparse, in place; the pipeline is returned.
 
-    pipe: a diffusers pipeline of a supported family (Wan). Offload and compile afterwards.
+    pipe: a diffusers pipeline of a supported family. Offload and compile afterwards.
     preset: name of a preset (`vidsparse.presets()`), path of a YAML file, nested dict or
         `SparseConfig`. overrides: `section.key=value` strings, as in ["schedule.density=0.2"], or
         one such string. What the device cannot execute is refused at the first forward, which may
         be on another device than now.
+    adapter: None takes the family's own. For models that no family file describes: an `Adapter` of
+        yours, or "generic", which finds out what it can and warns of what it cannot
+        (`vidsparse.generic_adapter` takes what you know).
 
     A second call replaces the first. It is the transformers that are accelerated: other pipelines
     that hold them (`copy.copy(pipe)`, `X.from_pipe(pipe)`, `X(**pipe.components)`), made before or
@@ -49,11 +55,11 @@ def accelerate_pipeline(
     require_pipeline(pipe)
     changes = override_list(overrides)
     config = resolve(preset, changes)
-    adapter = adapter_for(pipe)
+    chosen = adapter_for(pipe) if adapter is None else _chosen(adapter, pipe)
     from vidsparse.pipelines.installation import Installation, check_layers, label
 
-    for name, transformer in adapter.transformers(pipe).items():
-        check_layers(config, name, len(adapter.self_attention(transformer)))
+    for name, transformer in chosen.transformers(pipe).items():
+        check_layers(config, name, len(chosen.self_attention(transformer)))
     for installation in _installations(pipe):
         owner = installation.owner()
         if owner is None or owner is pipe:
@@ -64,11 +70,28 @@ def accelerate_pipeline(
                 f"another pipeline that shares it ({type(owner).__name__}), with the settings "
                 f"{installation.preset!r}: restore_pipeline that one first, or give both the same"
             )
-        if installation.covers(adapter.transformers(pipe).values()):
+        if installation.covers(chosen.transformers(pipe).values()):
             return pipe
     restore_pipeline(pipe)
-    _installed[pipe] = Installation(pipe, adapter, config, label(preset, changes))
+    _installed[pipe] = Installation(pipe, chosen, config, label(preset, changes))
     return pipe
+
+
+def _chosen(adapter: object, pipe: Any) -> Adapter:
+    """The adapter that a user means."""
+    from vidsparse.pipelines.adapter import Adapter
+    from vidsparse.pipelines.generic import generic_adapter
+
+    if adapter == "generic":
+        return generic_adapter(pipe)
+    if not isinstance(adapter, Adapter):
+        raise TypeError(f'adapter={adapter!r:.80}: expected an Adapter, "generic", or None')
+    if not adapter.transformers(pipe):
+        raise ValueError(
+            f"this {type(pipe).__name__} holds no {adapter.transformer.__name__} as "
+            f"{' or '.join(adapter.components)}, of which the adapter is"
+        )
+    return adapter
 
 
 def restore_pipeline(pipe: Pipe) -> Pipe:

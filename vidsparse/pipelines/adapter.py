@@ -71,12 +71,13 @@ class Adapter:
     self_attention: transformer -> the attention modules to accelerate, in layer order.
     grid: (transformer, arguments) -> token grid without text, never from a token count.
     entries: where video tokens, and what goes with them (positions, timesteps), come in.
-    exit: an "input", where all tokens stand together for the last time.
+    exit: an "input", where all tokens stand together for the last time. None, for a model that
+        nobody knows well enough: tokens stay in raster order, and each call permutes its own.
     text: where text stands in the sequence of self-attention. Its rows are counted at each call.
     real_text: which of them are no padding. Without it, a masked call is dense.
     cuts: (transformer, arguments, grid) -> frames at which a token order must begin anew.
-    sequence: (transformer, grid, tokens, layer) -> the grid of a self-attention call; for families
-        in which not all that is no video is text.
+    sequence: (transformer, grid, tokens, layer) -> the grid of a self-attention call, None if it
+        is not about the video; for families in which not all that is no video is text.
     branch_order: pipeline class name -> order of the guidance branches inside a step, for
         pipelines that never enter `cache_context`.
     """
@@ -88,11 +89,11 @@ class Adapter:
     self_attention: Callable[[Any], list[Any]]
     grid: Callable[[Any, Arguments], TokenGrid]
     entries: tuple[Site, ...]
-    exit: Site
+    exit: Site | None
     text: Literal["none", "first", "last"] = "none"
     real_text: RealText | None = None
     cuts: Callable[[Any, Arguments, TokenGrid], tuple[int, ...]] | None = None
-    sequence: Callable[[Any, TokenGrid, int, int], TokenGrid] | None = None
+    sequence: Callable[[Any, TokenGrid, int, int], TokenGrid | None] | None = None
     branch_order: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)
 
     def transformers(self, pipe: Any) -> dict[str, nn.Module]:
@@ -105,6 +106,11 @@ class Adapter:
                 found[name] = module
         return found
 
+    @property
+    def hoisted(self) -> bool:
+        """Whether tokens are brought into their order once a forward."""
+        return self.exit is not None
+
     def processors(self) -> dict[type, type[SparseProcessor]]:
         """Stock class -> ours."""
         return {ours.stock_class: ours for ours in self.sparse}
@@ -116,8 +122,10 @@ class Adapter:
             return grid
         return replace(grid, cuts=self.cuts(transformer, arguments, grid))
 
-    def around(self, transformer: Any, grid: TokenGrid, tokens: int, layer: int) -> TokenGrid:
-        """The grid of a self-attention call of so many tokens, with its text.
+    def around(
+        self, transformer: Any, grid: TokenGrid, tokens: int, layer: int
+    ) -> TokenGrid | None:
+        """The grid of a self-attention call of so many tokens, with its text; None: not the video.
 
         Raises ValueError if they cannot be this video.
         """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vidsparse.pipelines.adapter import Site
 from vidsparse.pipelines.order import Order
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import StepContext, TokenGrid
@@ -90,15 +91,15 @@ class Forward(threading.local):
         """No forward is running."""
         self.grid = self.order = self.context = self.report = self.real_text = None
 
-    def end(self, exit: str) -> None:
+    def end(self, exit: Site | None) -> None:
         """The forward has come to its end. Raise RuntimeError if it left the exit out.
 
         A forward in which no hooked module ran is whole: a program that was exported with the
         hooks in it, or an output that someone kept.
         """
         self.clear()
-        if self.entered and not self.left:
-            raise RuntimeError(_around({exit}, "so its output is not in raster order"))
+        if exit is not None and self.entered and not self.left:
+            raise RuntimeError(_around({exit.name}, "so its output is not in raster order"))
 
 
 def _around(names: set[str], so: str) -> str:

@@ -75,8 +75,9 @@ class Hoist:
         self.entries = tuple(site.name for site in required)
         self.handle: RemovableHandle | None = None
         self.hooks = [self._entry(site) for site in adapter.entries if site.at != "argument"]
-        leave = PlacedHook(transformer, adapter.exit.name, self._leave, before=True, first=True)
-        self.hooks.append(leave)
+        if (exit := adapter.exit) is not None:
+            leave = partial(self._leave, exit)
+            self.hooks.append(PlacedHook(transformer, exit.name, leave, before=True, first=True))
         self.hooks.append(PlacedHook(transformer, "", self._end, first=True, always=True))
         self.lock = threading.RLock()
         self.kept: OrderedDict[tuple[TokenGrid, torch.device], Order] = OrderedDict()
@@ -183,13 +184,15 @@ class Hoist:
         forward = self.forward
         return forward.order is not None and not (site.once and site.name in forward.arrived)
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _leave(
+        self, site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Before the last token-wise module: back to raster order."""
         order = self.forward.order
         if order is None:
             return None
         self.forward.require_entries()
-        moved = _changed(args, kwargs, partial(order.move, self.adapter.exit, back=True))
+        moved = _changed(args, kwargs, partial(order.move, site, back=True))
         self.forward.leave()
         return moved
 
@@ -199,7 +202,7 @@ class Hoist:
         if output is None:
             self.forward.clear()
         else:
-            self.forward.end(self.adapter.exit.name)
+            self.forward.end(self.adapter.exit)
 
     def _order(self, grid: TokenGrid, device: torch.device) -> Order:
         """The order of a grid on a device; the last few are kept."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from vidsparse.config import SparseConfig
 from vidsparse.geometry import token_order
+from vidsparse.layout import raster
 from vidsparse.pipelines import private
 from vidsparse.pipelines.adapter import Adapter, eager
 from vidsparse.pipelines.forward import Forward
@@ -27,6 +28,7 @@ from vidsparse.pipelines.steps import Runs
 from vidsparse.plan import StepContext
 
 HOOK = "vidsparse_context"
+RASTER = raster.Params()
 
 
 @dataclass
@@ -127,6 +129,8 @@ class Installation:
         """Hooks and processors of one transformer."""
         forward = Forward()
         order = partial(token_order, layout=self.config.layout)
+        if not self.adapter.hoisted:
+            order = partial(token_order, layout=RASTER)
         position = partial(self._position, len(self.parts))
         hoist = Hoist(transformer, self.adapter, order, forward, position)
         context = ContextHook(partial(self.runs.end, transformer))

@@ -125,7 +125,7 @@ class SparseProcessor:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dense: Any) -> Tensor:
         """q, k, v [B, tokens, H, D], after norm and RoPE -> [B, tokens, H, D].
 
-        Keys of another length are those of something else (an image, a memory): a stock call.
+        A call that is not about the video, as keys of another length show, is a stock one.
         """
         link = self.link
         forward = link.forward if link else None
@@ -142,10 +142,13 @@ class SparseProcessor:
             raise RuntimeError(
                 "vidsparse does not support context parallelism: restore_pipeline first"
             )
-        if k.shape[1] != q.shape[1]:
+        about = None
+        if k.shape[1] == q.shape[1]:
+            about = link.adapter.around(link.transformer(), grid, q.shape[1], link.layer)
+        if about is None:
             other: Tensor = dense(q, k, v)
             return other
-        grid = link.adapter.around(link.transformer(), grid, q.shape[1], link.layer)
+        grid = about
         context = replace(context, layer=link.layer)
         call = _Call(link, report, grid, context, dense)
         module, real = link.module(), forward.real_text
@@ -189,7 +192,9 @@ class _Call:
         Samples of one length are one call. A dense call keeps its mask and all rows.
         """
         config, grid = self.link.config, self.grid
-        decision = decision_for(q, grid=grid, config=config, context=self.context, hoisted=True)
+        decision = decision_for(
+            q, grid=grid, config=config, context=self.context, hoisted=self.link.adapter.hoisted
+        )
         if decision.reason is not None:
             return self.whole(q, k, v)
         out = torch.zeros_like(q)
@@ -215,7 +220,7 @@ class _Call:
             grid=grid,
             config=self.link.config,
             context=self.context,
-            hoisted=True,
+            hoisted=self.link.adapter.hoisted,
             watch=True,
             dense_path=dense,
         )
