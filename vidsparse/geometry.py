@@ -28,12 +28,14 @@ class Geometry:
 
 
 def token_order(grid: TokenGrid, layout: Any) -> tuple[Tensor, Tensor]:
-    """Sequence order of a layout and its inverse, int64 [grid.tokens] each.
+    """Sequence order of a layout and its inverse, int64 [grid.tokens] each; None: as they stand.
 
     x[order] is the sequence in layout order, x[order][inverse] is x. What is not video keeps its
     place, and no token crosses a cut of the grid.
     """
     order = torch.arange(grid.tokens)
+    if layout is None:
+        return order, order
     method = registry.method("layout", layout.name)
     for begin, end in pairwise((0, *grid.cuts, grid.frames)):
         first = grid.video_start + begin * grid.height * grid.width

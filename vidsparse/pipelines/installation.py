@@ -15,7 +15,6 @@ from torch import nn
 
 from vidsparse.config import SparseConfig
 from vidsparse.geometry import token_order
-from vidsparse.layout import raster
 from vidsparse.pipelines import private
 from vidsparse.pipelines.adapter import Adapter, eager
 from vidsparse.pipelines.forward import Forward
@@ -28,7 +27,6 @@ from vidsparse.pipelines.steps import Runs
 from vidsparse.plan import StepContext
 
 HOOK = "vidsparse_context"
-RASTER = raster.Params()
 
 
 @dataclass
@@ -128,9 +126,8 @@ class Installation:
     def _install(self, name: str, transformer: nn.Module) -> None:
         """Hooks and processors of one transformer."""
         forward = Forward()
-        order = partial(token_order, layout=self.config.layout)
-        if not self.adapter.hoisted:
-            order = partial(token_order, layout=RASTER)
+        layout = self.config.layout if self.adapter.hoisted else None
+        order = partial(token_order, layout=layout)
         position = partial(self._position, len(self.parts))
         hoist = Hoist(transformer, self.adapter, order, forward, position)
         context = ContextHook(partial(self.runs.end, transformer))
