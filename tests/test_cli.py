@@ -139,13 +139,13 @@ def test_a_folder_of_another_job_is_not_overwritten(model, tmp_path):
 @pytest.fixture(scope="module")
 def broken(model):
     """Folders beside `model` that look like models and are none: name -> path."""
-    made = {name: model.parent / name for name in ("empty", "index", "ltx", "image", "weights")}
+    made = {name: model.parent / name for name in ("empty", "index", "latte", "image", "weights")}
     for path in made.values():
         path.mkdir()
     (made["index"] / "model_index.json").write_text("{")
-    part = ["diffusers", "LTXVideoTransformer3DModel"]
-    index = {"_class_name": "LTXPipeline", "transformer": part}
-    (made["ltx"] / "model_index.json").write_text(json.dumps(index))
+    part = ["diffusers", "LatteTransformer3DModel"]
+    index = {"_class_name": "LattePipeline", "transformer": part}
+    (made["latte"] / "model_index.json").write_text(json.dumps(index))
     part = ["diffusers", "WanTransformer3DModel"]
     index = {"_class_name": "WanImageToVideoPipeline", "transformer": part}
     (made["image"] / "model_index.json").write_text(json.dumps(index))
@@ -185,7 +185,7 @@ USAGE = {
 MODELS = {
     "empty": "save_pretrained",
     "index": "not valid JSON",
-    "ltx": "supported pipelines are WanPipeline",
+    "latte": "LattePipeline is not supported; supported pipelines are",
     "image": "starts from images",
     "weights": "cannot be loaded",
 }

@@ -66,6 +66,6 @@ def test_an_empty_option_is_one_line_and_code_2(option, tmp_path, monkeypatch):
 
 
 def test_an_unsupported_model_is_named_before_a_prompt_is_asked_for(tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "LTXPipeline"}')
-    with pytest.raises(InputError, match="LTXPipeline is not supported"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LattePipeline"}')
+    with pytest.raises(InputError, match="LattePipeline is not supported"):
         prepare(Request(model=str(tmp_path)))

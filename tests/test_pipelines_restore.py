@@ -212,8 +212,10 @@ def test_acceleration_outlives_the_pipeline_that_asked_for_it() -> None:
 
 
 def test_unsupported_pipelines_are_named() -> None:
-    pipe, _ = tiny.build("ltx")
-    with pytest.raises(ValueError, match=r"LTXPipeline is not supported.*WanPipeline, WanImageTo"):
+    pipe, _ = tiny.build("latte")
+    with pytest.raises(
+        ValueError, match=r"LattePipeline is not supported.*WanPipeline, WanImageTo"
+    ):
         vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
 
 

@@ -251,36 +251,22 @@ def wan_v2v(**options: Any) -> tuple[Any, dict[str, Any]]:
     return pipe, call
 
 
-def ltx() -> tuple[Any, dict[str, Any]]:
+def latte() -> tuple[Any, dict[str, Any]]:
     """A video pipeline that vidsparse does not support; good for that error only."""
-    model = diffusers.LTXVideoTransformer3DModel(
+    model = diffusers.LatteTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=8,
-        num_layers=1,
-        in_channels=8,
-        out_channels=8,
-        cross_attention_dim=16,
+        in_channels=4,
+        patch_size=2,
+        sample_size=8,
         caption_channels=TEXT_WIDTH,
     )
-    autoencoder = diffusers.AutoencoderKLLTXVideo(
-        latent_channels=8,
-        block_out_channels=(8,) * 4,
-        decoder_block_out_channels=(8,) * 4,
-        layers_per_block=(1,) * 5,
-        decoder_layers_per_block=(1,) * 5,
-    )
-    pipe = diffusers.LTXPipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=autoencoder,
-        text_encoder=text_encoder("T5"),
-        tokenizer=tokenizer(),
-        transformer=model,
-    )
-    return pipe, arguments()
+    nothing = dict.fromkeys(("tokenizer", "text_encoder", "vae"))
+    return diffusers.LattePipeline(**nothing, transformer=model, scheduler=euler()), arguments()
 
 
 BUILDERS: dict[str, Callable[..., tuple[Any, dict[str, Any]]]] = {
     builder.__name__: builder
-    for builder in (wan, wan22, wan_ti2v, wan_ti2v_image, wan_i2v, wan_v2v, ltx)
+    for builder in (wan, wan22, wan_ti2v, wan_ti2v_image, wan_i2v, wan_v2v, latte)
 }
 WAN = tuple(name for name in BUILDERS if name.startswith("wan"))
