@@ -120,8 +120,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Any:
-    """Tests of models run bare transformers."""
+def pytest_runtest_protocol(item: pytest.Item) -> Any:
+    """Tests of models, and their fixtures, run bare transformers."""
     global bare
     bare = "tests/models/" in item.path.as_posix()
     return (yield)
