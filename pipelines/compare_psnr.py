@@ -5,7 +5,9 @@
     python pipelines/compare_psnr.py --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompts
     configs/prompts/real.txt --table outputs/real.csv
 
-The default model is the shipped one, with the prompts of its card. All runs are in one process;
+The default model is the shipped one, with the prompts of its card. What a preset makes sparse is
+sparse, also where dense attention is as fast on this CPU: --set kernel.crossover=auto leaves such
+calls dense, as `vidsparse generate` does. All runs are in one process;
 a run that is repeated with the same settings takes up finished jobs from --out. Writes what
 `vidsparse compare` does to OUT/compare, and a table: a row per prompt and preset, with a contact
 sheet of the first prompt beside it. In the table printed at the end the speed-up is the median over
@@ -18,19 +20,24 @@ import argparse
 import csv
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from vidsparse import interrupts
+from vidsparse.clip_bar import ClipBar
 from vidsparse.compare.comparison import Comparison, Row
+from vidsparse.compare.display import Display
 from vidsparse.compare.measure import Settings
 from vidsparse.compare.run import Request as CompareRequest
 from vidsparse.compare.run import compare, cores
+from vidsparse.ending import fail, leave
 from vidsparse.generate.job import Job, Request
 from vidsparse.generate.many import arms, execute_all, finished
 from vidsparse.generate.model import find_model
@@ -40,6 +47,8 @@ from vidsparse.quality.frames import atomic_output, read_clip
 from vidsparse.quality.sheet import SheetRow, write_contact_sheet
 
 RESULTS = Path(__file__).resolve().parent / "results"
+ALWAYS_SPARSE = "kernel.crossover=1"
+"""Set before what --set says: a measurement is of the preset, whatever it gains."""
 
 
 def arguments(about: str, out: str) -> argparse.ArgumentParser:
@@ -58,44 +67,46 @@ def arguments(about: str, out: str) -> argparse.ArgumentParser:
     return parser
 
 
-class Bar(Listener):
-    """Shows the arm and step of a job in the line of all jobs."""
+class Jobs(Listener):
+    """Tells a bar over jobs which one runs, in which arm and step it is."""
 
-    def __init__(self, progress: Progress, total: int) -> None:
-        self.progress, self.what, self.arm, self.steps = progress, "", "", 0
-        self.task = progress.add_task("", total=total)
+    def __init__(self, bar: ClipBar) -> None:
+        self.bar, self.arm, self.steps = bar, "", 0
 
     def job(self, job: Job) -> None:
-        self.what = job.preset
+        self.bar.next(job.preset, job.prompt)
 
     def begin(self, arm: str, steps: int) -> None:
         self.arm, self.steps = arm, steps
 
     def step(self, done: int, density: float) -> None:
-        note = f"{self.what} {self.arm} {done}/{self.steps}"
-        self.progress.update(self.task, description=note)
+        self.bar.detail(f"{self.arm} {done}/{self.steps}")
 
 
-def generate_arms(options: argparse.Namespace, progress: Progress) -> dict[str, list[Job]]:
+def generate_arms(options: argparse.Namespace, console: Console) -> dict[str, list[Job]]:
     """Preset -> its jobs, all of them done; the first preset's have dense videos too."""
     if options.prompts is not None:
         prompts = read_prompts(options.prompts)
     else:
         prompts = [Prompt(text) for text in find_model(options.model, print).prompts]
-    base = Request(model=options.model, overrides=tuple(options.set), steps=options.steps,
-                   dtype=options.dtype)  # fmt: skip
+    base = Request(model=options.model, overrides=(ALWAYS_SPARSE, *options.set),
+                   steps=options.steps, dtype=options.dtype)  # fmt: skip
     asked = requests(base, prompts[: options.count], options.samples)
     made = arms(asked, options.presets.split(","), options.out)
     in_turn = [job for same in zip(*made.values(), strict=True) for job in same]
-    bar = Bar(progress, len(in_turn))
-    bar.progress.update(bar.task, completed=sum(finished(job) is not None for job in in_turn))
     fresh = [job for job in in_turn if finished(job) is None]
-    for _ in execute_all(fresh, bar):
-        progress.advance(bar.task)
+    bar = ClipBar(console)
+    bar.say(f"{len(fresh)} of {len(in_turn)} videos are to be made, in {options.out}")
+    bar.begin(len(fresh))
+    try:
+        for _ in execute_all(fresh, Jobs(bar)):
+            pass
+    finally:
+        bar.end()
     return made
 
 
-def compare_arms(made: dict[str, list[Job]], out: Path) -> Comparison:
+def compare_arms(made: dict[str, list[Job]], out: Path, console: Console) -> Comparison:
     """Every preset against the dense videos of the first."""
     folders = {preset: jobs[0].out.parent for preset, jobs in made.items()}
     reference = next(iter(folders.values()))
@@ -103,7 +114,19 @@ def compare_arms(made: dict[str, list[Job]], out: Path) -> Comparison:
     command = " ".join(["python", *sys.argv])
     request = CompareRequest(reference, tests, out, "manifest", Settings(workers=cores()),
                              command=command)  # fmt: skip
-    return compare(request)
+    return compare(request, Display(console))
+
+
+@contextmanager
+def ended(out: Path) -> Iterator[None]:
+    """A mistake is one line and exit code 2, an interrupt one line that says what is kept."""
+    try:
+        with interrupts.listening():
+            yield
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        leave(f"; what is finished is in {out}, the same command goes on from there")
 
 
 def line(row: Row) -> dict[str, Any]:
@@ -184,10 +207,9 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=RESULTS / "demo_presets.csv")
     options = parser.parse_args()
     console = Console(stderr=True)
-    try:
-        with Progress(console=console) as progress:
-            made = generate_arms(options, progress)
-            comparison = compare_arms(made, options.out / "compare")
+    with ended(options.out):
+        made = generate_arms(options, console)
+        comparison = compare_arms(made, options.out / "compare", console)
         rows = [line(row) for row in comparison.rows]
         options.table.parent.mkdir(parents=True, exist_ok=True)
         with atomic_output(options.table) as part, open(part, "w", newline="") as file:
@@ -195,8 +217,6 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(rows)
         sheet(options.table.with_suffix(".png"), comparison, next(iter(made.values()))[0])
-    except ValueError as error:
-        sys.exit(str(error))
     Console().print(summary(rows))
     said = f"{options.table}, {options.table.with_suffix('.png').name}, {options.out}/compare"
     console.print(said, markup=False)

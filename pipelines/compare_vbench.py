@@ -11,12 +11,10 @@ into OUT/compare. --standard is for prompts of VBench's own list, with --samples
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from compare_psnr import arguments, compare_arms, generate_arms
+from compare_psnr import arguments, compare_arms, ended, generate_arms
 from rich.console import Console
-from rich.progress import Progress
 
 from vidsparse.vbench.display import Display, table
 from vidsparse.vbench.export import Request, export
@@ -34,10 +32,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     display = Display(Console(stderr=True))
-    try:
-        with Progress(console=display.console) as progress:
-            made = generate_arms(options, progress)
-            compare_arms(made, options.out / "compare")
+    with ended(options.out):
+        made = generate_arms(options, display.console)
+        compare_arms(made, options.out / "compare", display.console)
         sources = [(jobs[0].out.parent, preset) for preset, jobs in made.items()]
         place = options.out / "vbench"
         export(Request(sources, place, custom=not options.standard, full_info=options.full_info),
@@ -48,8 +45,6 @@ def main() -> None:
         request = RunRequest(options.python, place, options.out / "results",
                              tuple(options.dimension), options.device)  # fmt: skip
         added, notes = merge(run(request, display.say), options.out / "compare")
-    except ValueError as error:
-        sys.exit(str(error))
     display.console.print(table(added))
     for note in notes:
         display.say(f"note: {note}")

@@ -121,3 +121,11 @@ def write_job(
     content = sidecar(prompt, seed, preset, dense, test, **changes)
     (folder / METRICS).write_text(json.dumps(content))
     return folder
+
+
+def write_presets(folder):
+    """Jobs of two prompts with two presets, in balanced/ and fast/ below the folder."""
+    for n, prompt in enumerate(("a red circle", "a blue ring")):
+        write_job(folder / "balanced" / f"j{n}", prompt, n)
+        write_job(folder / "fast" / f"j{n}", prompt, n, "fast", noise=9.0, density=0.1)
+    return folder

@@ -1,12 +1,14 @@
 """Other projects' PSNR and SSIM: recorded figures, their own code, formulas."""
 
 import math
+import re
 
 import numpy as np
 import pytest
-from golden import pair
+from golden import growing, pair
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from vidsparse.compare import conventions
 from vidsparse.compare.conventions import CONVENTIONS, clip
 from vidsparse.quality.metrics import compare_clips
 
@@ -20,14 +22,53 @@ def golden():
     return pair()
 
 
+def table():
+    """Rows of the table in the module's text: name -> PSNR, SSIM of the golden pairs."""
+    row = r"^ {4}(\w+)" + 4 * r" +([\d.]+|inf)" + "$"
+    rows = re.findall(row, conventions.__doc__, re.MULTILINE)
+    return {name: [float(figure) for figure in figures] for name, *figures in rows}
+
+
 @pytest.mark.parametrize(
     ("name", "ssim"),
-    [("svg", 0.9133), ("teacache", 0.8403), ("fastvideo", 0.8546), ("skimage", 0.8610)],
-)
-def test_golden_pair(golden, name, ssim):
-    found = measured(name, *golden)
+    [("svg", 0.9133), ("teacache", 0.8403), ("fastvideo", 0.8546), ("skimage", 0.8610),
+     ("torchmetrics", 0.8401), ("ours", 0.8403)],
+)  # fmt: skip
+def test_the_table_holds_what_was_found_with_those_projects_own_code(name, ssim):
+    """Of the first pair, once measured with the code of each of them."""
+    assert table()[name][:2] == [32.53, ssim]
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+@pytest.mark.parametrize("clips", [pair, growing])
+def test_the_table_is_what_is_measured(name, clips):
+    found = measured(name, *clips())
+    psnr, ssim = table()[name][:2] if clips is pair else table()[name][2:]
+    assert found["psnr"] == pytest.approx(psnr, abs=5e-3)
     assert found["ssim"] == pytest.approx(ssim, abs=5e-5)
-    assert found["psnr"] == pytest.approx(32.53, abs=5e-3)
+
+
+@pytest.mark.parametrize("clips", [pair, growing])
+def test_where_torchmetrics_differs(clips):
+    """Its PSNR of a whole clip is ours; its SSIM is ours where the window fits in the frame."""
+    import torch
+    from torchmetrics.functional.image import (
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+
+    reference, test = clips()
+    ours = compare_clips(reference, test)
+    x, y = (torch.from_numpy(clip).permute(0, 3, 1, 2).double() for clip in (reference, test))
+    pooled = peak_signal_noise_ratio(y, x, data_range=255.0)
+    ssim, whole = structural_similarity_index_measure(
+        y, x, data_range=255.0, return_full_image=True
+    )
+    assert float(pooled) == pytest.approx(ours.psnr_pool, abs=1e-5)  # a logarithm in float32
+    assert float(whole[..., 5:-5, 5:-5].mean()) == pytest.approx(ours.ssim, abs=1e-12)
+    at = slice(2) if clips is pair else slice(2, None)
+    assert table()["torchmetrics"][at] == [round(float(pooled), 2), round(float(ssim), 4)]
+    assert table()["ours"][at] == [round(ours.psnr_pool, 2), round(ours.ssim, 4)]
 
 
 def test_skimage_is_skimage(golden):

@@ -3,22 +3,21 @@
 import csv
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from golden import pair
-from job_folders import frames, write_job
+from golden import pair, write_pair
+from job_folders import frames, write_job, write_presets
 from typer.testing import CliRunner
 
 from vidsparse.cli import app
 from vidsparse.compare import filters, floor, measure
 from vidsparse.compare.files import FILES
 from vidsparse.compare.measure import KEPT, Settings
-from vidsparse.compare.run import InputError, Listener, Request, compare
+from vidsparse.compare.run import Request, compare
 from vidsparse.quality.frames import open_clip, write_clip, write_png, write_preview
 from vidsparse.quality.metrics import compare_clips
 
@@ -27,19 +26,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def golden(tmp_path):
-    """The golden pair on disk."""
-    for name, clip in zip(("ref", "test"), pair(), strict=True):
-        write_clip(tmp_path / f"{name}.mkv", clip, 8)
-    return tmp_path / "ref.mkv", tmp_path / "test.mkv"
+    return write_pair(tmp_path)
 
 
 @pytest.fixture
 def presets(tmp_path):
-    """Two prompts, two arms."""
-    for n, prompt in enumerate(("a red circle", "a blue ring")):
-        write_job(tmp_path / "balanced" / f"j{n}", prompt, n)
-        write_job(tmp_path / "fast" / f"j{n}", prompt, n, "fast", noise=9.0, density=0.1)
-    return tmp_path
+    return write_presets(tmp_path)
 
 
 def run(*arguments):
@@ -142,38 +134,6 @@ def test_codec_floor_is_exact_where_the_original_is_at_hand(tmp_path):
     assert floor.exact(clip, open_clip(preview.path)) is None
 
 
-def test_one_interrupted_clip_costs_one_clip(presets):
-    """A second run measures what the first has not, and no more."""
-
-    class Interrupted(Listener):
-        seen = 0
-
-        def pair(self, arm, clip):
-            self.seen += 1
-            if self.seen == 3:
-                raise KeyboardInterrupt
-
-    class Counting(Listener):
-        measured = 0
-
-        def frame(self, done):
-            self.measured += 1
-
-    tests = [(None, presets / "balanced"), (None, presets / "fast")]
-    request = Request(presets / "balanced", tests, presets / "out")
-    with pytest.raises(KeyboardInterrupt):
-        compare(request, Interrupted())
-    assert [p.name for p in (presets / "out").iterdir()] == [KEPT]
-    second, third = Counting(), Counting()
-    first = compare(request, second)
-    assert second.measured == 2 * 12
-    again = compare(request, third)
-    assert third.measured == 0
-    assert [row.measured.values() for row in again.rows] == [
-        row.measured.values() for row in first.rows
-    ]
-
-
 def test_what_was_measured_of_other_clips_or_otherwise_is_not_taken(golden, tmp_path):
     reference, test = golden
     out = tmp_path / "out"
@@ -244,47 +204,18 @@ def test_trim(tmp_path):
     assert content["protocol"]["frames"] == "all of the shorter clip"
 
 
-def test_bad_input_is_one_line_and_code_2(golden, tmp_path):
+def test_fps_may_be_said(golden, tmp_path):
     reference, test = golden
-    other = write_clip(tmp_path / "other.mkv", frames(), 8)
-    tiny = write_clip(tmp_path / "tiny.mkv", frames(height=10), 8)
-    cut = tmp_path / "cut.mkv"
-    cut.write_bytes(test.read_bytes()[:200])
-    (tmp_path / "empty").mkdir()
-    base = ["--ref", reference, "-o", tmp_path / "out"]
-    for arguments, said in [
-        ([*base, "--test", tmp_path / "nowhere"], "nowhere does not exist"),
-        ([*base, "--test", other], "the reference is 120x208, the test 48x64"),
-        (["--ref", tiny, "--test", tiny, "-o", tmp_path / "out"], "at least 11x11"),
-        ([*base, "--test", cut], "no video that ffmpeg can read"),
-        ([*base, "--test", tmp_path / "empty"], "holds no clip"),
-        ([*base, "--test", test, "--metrics", "fvd"], "--metrics fvd"),
-        ([*base, "--test", test, "--compat", "vbench"], "--compat vbench"),
-        ([*base, "--test", test, "--workers", 0], "--workers 0"),
-        ([*base, "--test", test, "--fail-under", "psnr"], "--fail-under 'psnr'"),
-        ([*base, "--test", test, "--fail-under", "vmaf=9"], "--metrics vmaf"),
-        ([*base, "--test", test, "--allow-mismatch", "colour"], "--allow-mismatch colour"),
-        ([*base, "--test", test, "--report-mb", 0], "--report-mb 0"),
-        ([*base, "--test", f"a={test}", "--test", f"a={other}"], "two arms named 'a'"),
-        (["--ref", reference, "--test", test, "-o", reference], "is a file, expected a folder"),
-    ]:
-        done = run(*arguments)
-        assert done.exit_code == 2, (arguments, done.output)
-        lines = [line for line in done.stderr.splitlines() if line.startswith("vidsparse: ")]
-        assert len(lines) == 1 and said in lines[0], (said, done.output)
-
-
-def test_a_mismatch_of_sidecars_names_the_field(presets):
-    write_job(presets / "other" / "j", "a red circle", 0, steps=99)
-    done = run("--ref", presets / "balanced", "--test", presets / "other", "-o", presets / "out")
-    assert done.exit_code == 2 and "steps is 99, the reference has 6" in done.output
-    done = run("--ref", presets / "balanced", "--test", presets / "other", "-o", presets / "out",
-               "--allow-mismatch", "steps")  # fmt: skip
-    assert done.exit_code == 0, done.output
-    content = json.loads((presets / "out" / "metrics.json").read_text())
-    assert content["protocol"]["mismatch_allowed"] == ["steps"]
-    assert content["unmatched"] == ["reference: a-blue-ring-seed1"]
-    assert any("a-blue-ring-seed1" in warning for warning in content["warnings"])
+    faster = write_clip(tmp_path / "faster.mkv", pair()[1], 16)
+    found = []
+    for path, fps in ((test, 8), (faster, 4)):
+        out = tmp_path / str(fps)
+        done = run("--ref", reference, "--test", path, "-o", out, "--fps", fps)
+        assert done.exit_code == 0, done.output
+        (clip,) = json.loads((out / "metrics.json").read_text())["clips"]
+        found.append(clip)
+    assert [clip["fps"] for clip in found] == [8, 4]
+    assert found[0]["psnr_slope"] == pytest.approx(2 * found[1]["psnr_slope"])
 
 
 def test_names_of_paths_with_an_equals_sign(tmp_path):
@@ -292,24 +223,6 @@ def test_names_of_paths_with_an_equals_sign(tmp_path):
     write_job(path)
     done = run("--ref", path, "--test", path, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_leaves_nothing_half_written(golden, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small])
-    if mounted.returncode:
-        pytest.skip("mounting is not permitted here")
-    try:
-        reference, test = golden
-        with pytest.raises(InputError, match="No space left"):
-            compare(Request(reference, [("t", test)], small / "out"))
-        left = {p.name for p in (small / "out").rglob("*") if p.is_file()}
-        assert not [name for name in left if ".part" in name]
-        assert "metrics.json" not in left
-    finally:
-        subprocess.run(["umount", small], check=True)
 
 
 def test_module_command(golden, tmp_path):

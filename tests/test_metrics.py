@@ -242,7 +242,7 @@ def test_files_bring_their_fps_and_must_agree_on_it(tmp_path):
     b = write_clip(tmp_path / "b.mkv", test, 4)
     assert compare_clips(a, str(b)) == compare_clips(dense, test, fps=4)
     c = write_clip(tmp_path / "c.mkv", test, 8)
-    with pytest.raises(ValueError, match=r"4\.0 fps, the test 8\.0"):
+    with pytest.raises(ValueError, match="4 fps, the test 8; say which"):
         compare_clips(a, open_clip(c))
     assert compare_clips(a, c, fps=2).fps == 2
 

@@ -44,16 +44,16 @@ class ClipBar:
     def next(self, arm: str, name: str) -> None:
         """A clip begins, so those before it are done."""
         self.begun += 1
-        self.note = printable(f"{arm}: {name}", 60)
+        self.note = printable(f"{arm}: {name}", 100)
         if self.progress is not None:
             self.progress.update(self.task, completed=self.begun - 1, note=self.note)
         else:
             self.say(f"{self.begun}/{self.total} {self.note}")
 
-    def frame(self, done: int) -> None:
-        """So many frames of the clip are done."""
+    def detail(self, text: str) -> None:
+        """How far the clip is; only a live bar shows it."""
         if self.progress is not None:
-            self.progress.update(self.task, note=f"{self.note}, frame {done}")
+            self.progress.update(self.task, note=f"{self.note}, {text}")
 
     def end(self) -> None:
         """All clips are done, or it was broken off."""

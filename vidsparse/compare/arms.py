@@ -85,6 +85,8 @@ def open_arm(path: Path, role: Role, name: str | None = None) -> Arm:
     """The clips of a file or folder. Raises ValueError that names what is wrong with it."""
     if not path.exists():
         raise ValueError(f"{path} does not exist")
+    if not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is neither a file nor a folder")
     found = list(_clips(path, role))
     if not found:
         raise ValueError(

@@ -25,7 +25,10 @@ class Align(StrEnum):
 
 def compare(
     reference: Annotated[
-        Path, typer.Option("--ref", help="Clip, folder of clips or of `vidsparse generate`.")
+        str,
+        typer.Option(
+            "--ref", metavar="PATH", help="Clip, folder of clips or of `vidsparse generate`."
+        ),
     ],
     tests: Annotated[
         list[str],
@@ -35,13 +38,17 @@ def compare(
             help="What is measured against it; again for more arms.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="PATH", help="Folder to write to.")],
     align: Annotated[
         Align, typer.Option(help="How clips find each other: by file name or by what sidecars say.")
     ] = Align.auto,
     trim: Annotated[
         bool, typer.Option("--trim", help="Compare as far as the shorter clip.")
     ] = False,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second.", show_default="what the files say"),
+    ] = None,
     metrics: Annotated[
         str, typer.Option(help="Of psnr, ssim, flicker (always), vmaf, xpsnr, lpips.")
     ] = "psnr,ssim,flicker",
@@ -79,15 +86,16 @@ def compare(
     names = tuple(dict.fromkeys(_words(metrics)))
     try:
         request = Request(
-            reference=reference.expanduser(),
+            reference=_path("--ref", reference),
             tests=[_named(text) for text in tests],
-            out=out.expanduser(),
+            out=_path("--out", out),
             align=align.value,
             settings=Settings(
                 tuple(name for name in names if name not in CORE),
                 tuple(_words(compat)),
                 trim,
                 cores() if workers is None else workers,
+                fps,
             ),
             thresholds=parse(fail_under) if fail_under is not None else (),
             allow_lossy=allow_lossy,
@@ -115,6 +123,13 @@ def _words(text: str | None) -> list[str]:
 def _named(text: str) -> tuple[str | None, Path]:
     """NAME=PATH; a path that exists is no name, whatever it contains."""
     name, equals, path = text.partition("=")
-    if not equals or Path(text).expanduser().exists() or not name:
-        return None, Path(text).expanduser()
-    return name, Path(path).expanduser()
+    if not equals or (text and Path(text).expanduser().exists()) or not name:
+        return None, _path("--test", text)
+    return name, _path("--test", path)
+
+
+def _path(option: str, text: str) -> Path:
+    """Raises ValueError for what a shell variable that is not set leaves behind."""
+    if not text:
+        raise ValueError(f"{option} is empty: expected a path")
+    return Path(text).expanduser()

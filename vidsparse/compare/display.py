@@ -21,6 +21,9 @@ class Display(ClipBar, Listener):
     def pair(self, arm: str, clip: str) -> None:
         self.next(arm, clip)
 
+    def frame(self, done: int) -> None:
+        self.detail(f"frame {done}")
+
     def finish(self, comparison: Comparison, out: Path) -> None:
         """Figures, warnings and files."""
         self.console.print(table(comparison))

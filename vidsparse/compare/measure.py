@@ -36,13 +36,14 @@ class Settings:
     """What is measured, and how.
 
     optional: of `OPTIONAL`. compat: of `conventions.CONVENTIONS`. trim: compare as many frames as
-    the shorter clip has. workers: threads, >= 1.
+    the shorter clip has. workers: threads, >= 1. fps: None: what the files say.
     """
 
     optional: tuple[str, ...] = ()
     compat: tuple[str, ...] = ()
     trim: bool = False
     workers: int = 1
+    fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _measure(
     lacking: Mapping[str, str],
     on_frame: Callable[[int], None] | None,
 ) -> Measured:
-    x, y, fps = opened(reference, test, None)
+    x, y, fps = opened(reference, test, settings.fps)
     others = [conventions.CONVENTIONS[name] for name in settings.compat]
 
     def also(a: Frame, b: Frame) -> Any:

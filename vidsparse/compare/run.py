@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isinf
+from math import isfinite, isinf
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,8 @@ from vidsparse.compare.thresholds import Threshold
 
 REPORT_MB = 15.0
 """Bound of report.html, if nobody sets one, in megabytes: what an issue tracker still takes."""
+MOST_WORKERS = 256
+"""Each holds a frame of both arms."""
 
 
 class InputError(ValueError):
@@ -126,8 +128,10 @@ def check(request: Request) -> None:
     for name in request.allow_mismatch:
         if name not in DECISIVE:
             raise ValueError(f"--allow-mismatch {name}: there are {', '.join(DECISIVE)}")
-    if settings.workers < 1:
-        raise ValueError(f"--workers {settings.workers}: expected an integer >= 1")
+    if not 1 <= settings.workers <= MOST_WORKERS:
+        raise ValueError(f"--workers {settings.workers}: expected an integer 1 .. {MOST_WORKERS}")
+    if settings.fps is not None and not (isfinite(settings.fps) and settings.fps > 0):
+        raise ValueError(f"--fps {settings.fps:g}: expected a positive number")
     if not 0.5 <= request.report_mb <= 1000:
         raise ValueError(f"--report-mb {request.report_mb:g}: expected a number in 0.5 .. 1000")
     if not request.tests:

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -17,19 +17,26 @@ from typing import Any
 from zipfile import BadZipFile
 
 import cv2
-import imageio.v2 as iio
 import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
 
 from vidsparse.interrupts import check, held
+from vidsparse.quality.decoder import Stream, decode, probe, version
 from vidsparse.quality.encoder import encode
 
 Frame = npt.NDArray[np.uint8]
 PathLike = str | os.PathLike[str]
 
-LOSSLESS = {("ffv1", "bgr0"), ("png", "rgb24")}
-"""Codecs and pixel formats of videos that keep every bit."""
+LOSSLESS = {
+    ("ffv1", "bgr0"),
+    ("ffvhuff", "bgr0"),
+    ("huffyuv", "bgr0"),
+    ("magicyuv", "gbrp"),
+    ("png", "rgb24"),
+    ("utvideo", "gbrp"),
+}
+"""Codecs and pixel formats of videos that keep every bit of 8-bit RGB."""
 
 
 @contextmanager
@@ -129,7 +136,7 @@ class Clip:
     def __iter__(self) -> Iterator[Frame]:
         if self.path.is_dir():
             return map(_read_png, _png_files(self.path))
-        return _load_npz(self.path) if self.codec == "npz" else _decode(self.path)
+        return _load_npz(self.path) if self.codec == "npz" else decode(self.path)
 
 
 def open_clip(path: PathLike) -> Clip:
@@ -149,14 +156,12 @@ def open_clip(path: PathLike) -> Clip:
         with _npz(path) as archive:
             fps = float(archive["fps"]) if "fps" in archive else None
         return Clip(path, fps, "npz", True, f"numpy {np.__version__}")
-    with closing(_reader(path)) as reader:
-        meta = reader.get_meta_data()
-    codec, pixels = meta["codec"].rstrip(","), meta["pix_fmt"].split("(")[0]
-    _check_pixels(path, codec, pixels)
-    lossless = (codec, pixels) in LOSSLESS
-    version = meta["ffmpeg_version"].split()[0]
-    decoder = f"imageio-ffmpeg {imageio_ffmpeg.__version__}, ffmpeg {version}"
-    return Clip(path, meta["fps"] or None, codec, lossless, decoder)
+    stream = probe(path)
+    if stream is None:
+        raise ValueError(f"{path} is no video that ffmpeg can read, no .npz and no folder of PNGs")
+    _check_pixels(path, stream)
+    lossless = (stream.codec, stream.pixels) in LOSSLESS
+    return Clip(path, stream.fps, stream.codec, lossless, version())
 
 
 def read_clip(path: PathLike) -> Frame:
@@ -268,31 +273,16 @@ def _encode(path: Path, frames: Iterator[Frame], fps: float, options: list[str])
             raise OSError(f"{path}: {found} of {written} frames arrived; {why}")
 
 
-def _reader(path: Path) -> Any:
-    try:
-        with held():  # it runs Python in the forked child, where an interrupt would be lost
-            return iio.get_reader(str(path), format="FFMPEG")
-    except (OSError, RuntimeError, IndexError) as error:
-        raise ValueError(
-            f"{path} is no video that ffmpeg can read, no .npz and no folder of PNGs"
-        ) from error
-
-
-def _check_pixels(path: Path, codec: str, pixels: str) -> None:
+def _check_pixels(path: Path, stream: Stream) -> None:
     """Raise ValueError if 8-bit RGB cannot hold what a pixel format of ffmpeg says."""
+    pixels = stream.pixels
     deep = re.search(r"(9|1[0246]|20|32|48|64)(le|be)$", pixels)
-    alpha = re.match(r"yuva|rgba|bgra|argb|abgr|gbrap|ya8|ya16", pixels) and codec != "gif"
+    alpha = re.match(r"yuva|rgba|bgra|argb|abgr|gbrap|ya8|ya16", pixels) and stream.codec != "gif"
     if deep or alpha:
         what = "more than 8 bits a channel" if deep else "an alpha channel"
         raise ValueError(
             f"{path} has {what} ({pixels}); expected 8 bits without alpha: convert it first"
         )
-
-
-def _decode(path: Path) -> Iterator[Frame]:
-    with closing(_reader(path)) as reader:
-        for frame in reader:  # never list(reader): its length is reported as sys.maxsize
-            yield np.asarray(frame)
 
 
 @contextmanager
@@ -309,6 +299,13 @@ def _npz(path: Path) -> Iterator[Any]:
 def _load_npz(path: Path) -> Iterator[Any]:
     with _npz(path) as archive:
         frames = archive["frames"]
+    if frames.ndim != 4 or not (
+        frames.dtype == np.uint8 or np.issubdtype(frames.dtype, np.floating)
+    ):
+        raise ValueError(
+            f"{path}: expected `frames` as uint8, or floats in [0, 1], of shape (frames, height, "
+            f"width, 3), got {frames.dtype} {frames.shape}"
+        )
     yield from frames
 
 

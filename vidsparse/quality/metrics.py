@@ -126,7 +126,9 @@ def opened(reference: Any, test: Any, fps: float | None) -> tuple[Any, Any, floa
     test, fps_test = _opened(test)
     if fps is None:
         if fps_ref and fps_test and fps_ref != fps_test:
-            raise ValueError(f"the reference has {fps_ref} fps, the test {fps_test}; pass fps=")
+            raise ValueError(
+                f"the reference has {fps_ref:g} fps, the test {fps_test:g}; say which counts: fps"
+            )
         return reference, test, fps_ref or fps_test or None
     if not (isfinite(fps) and fps > 0):
         raise ValueError(f"fps must be a positive number, got {fps!r}")
