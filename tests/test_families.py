@@ -105,7 +105,7 @@ def test_density_one_and_restore(case: Case, grid: zoo.Grid, dim: int) -> None:
     assert torch.equal(plain, accelerated(subject, "schedule.density=1.0", "layout.name=raster"))
     assert distance(plain, accelerated(subject, "schedule.density=1.0")) < case.rounding
     report = vidsparse.run_report(subject.pipe)
-    assert set(report.dense_reasons) == {"user", *case.dense}
+    assert set(report.dense_reasons) == {*(["user"] if case.sparse else []), *case.dense}
     vidsparse.restore_pipeline(subject.pipe)
     assert torch.equal(plain, subject.forward())
 
@@ -116,7 +116,7 @@ def test_sparse_at_the_density_asked_for(case: Case, grid: zoo.Grid, dim: int) -
     subject = case.build(grid, head_dim=dim)
     plain = subject.forward()
     assert distance(plain, accelerated(subject, *WHOLE)) < case.rounding
-    assert distance(plain, accelerated(subject)) > 1e-4
+    assert (distance(plain, accelerated(subject)) > 1e-4) == case.sparse
     report = vidsparse.run_report(subject.pipe)
     assert report.dense_reasons == case.dense
     layers = len(subject.adapter.self_attention(subject.model))
@@ -126,7 +126,7 @@ def test_sparse_at_the_density_asked_for(case: Case, grid: zoo.Grid, dim: int) -
             assert DENSITY - 0.15 < call.mean_density < DENSITY + 0.25
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.sparse], ids=str)
 def test_what_each_call_reads(case: Case) -> None:
     """Text rows are exact, and every row is a mean of values of the same sample."""
     subject, seen = case.build(), Counter[str]()

@@ -12,6 +12,7 @@ import diffusers
 import pytest
 import tiny
 import torch
+import zoo.skyreels_v2
 
 import vidsparse
 
@@ -79,6 +80,39 @@ def test_heun_evaluates_twice_per_step() -> None:
     pipe, call = accelerated(scheduler=diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0))
     followed_run(pipe, call, num_inference_steps=3)
     assert vidsparse.run_report(pipe).steps == 5
+
+
+FORCED = {
+    "each frame later": ({"ar_step": 2}, [8]),
+    "windows": ({"num_frames": 17, "base_num_frames": 9, "overlap_history": 5}, [4, 4, 4]),
+    "both": (
+        {"num_frames": 17, "base_num_frames": 9, "overlap_history": 5, "ar_step": 2},
+        [8, 4, 4],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORCED)
+def test_diffusion_forcing_walks_through_a_list_of_its_own(case: str) -> None:
+    """One copy of the scheduler for each frame makes the steps; a window is a run.
+
+    Later windows start with frames that are there already.
+    """
+    more, expected = FORCED[case]
+    pipe, call = zoo.skyreels_v2.forced("", **more)
+    pipe.set_progress_bar_config(disable=True)
+    vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
+    counted: list[list[int]] = []
+
+    def at_end(pipe: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        counted.extend([[]] if not i else [])
+        assert forwards(pipe)[-2:] == [(i, branch, "transformer") for branch in ("cond", "uncond")]
+        counted[-1].append(vidsparse.run_report(pipe).steps)
+        return kwargs
+
+    for _ in range(2):
+        tiny.run(pipe, call, callback_on_step_end=at_end)
+    assert counted == 2 * [[steps] * steps for steps in expected]
 
 
 def test_exchanged_scheduler() -> None:

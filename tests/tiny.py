@@ -73,8 +73,10 @@ def seeded(make: Callable[[], Any], seed: int = 0) -> Any:
     return make().eval()
 
 
-def transformer(seed: int = 0, heads: int = 2, head_dim: int = 16, **options: Any) -> Any:
-    """A Wan transformer: two layers unless options say otherwise."""
+def transformer(
+    seed: int = 0, heads: int = 2, head_dim: int = 16, kind: Any = None, **options: Any
+) -> Any:
+    """A Wan transformer, or a relative of this kind: two layers unless options say otherwise."""
     settings: dict[str, Any] = {
         "num_attention_heads": heads,
         "attention_head_dim": head_dim,
@@ -87,7 +89,7 @@ def transformer(seed: int = 0, heads: int = 2, head_dim: int = 16, **options: An
         "rope_max_seq_len": 32,
         **options,
     }
-    return seeded(lambda: diffusers.WanTransformer3DModel(**settings), seed)
+    return seeded(lambda: (kind or diffusers.WanTransformer3DModel)(**settings), seed)
 
 
 def forward_arguments(grid: tuple[int, int, int] = GRID, seed: int = 0) -> dict[str, Any]:
@@ -223,9 +225,9 @@ def wan_ti2v_image(**options: Any) -> tuple[Any, dict[str, Any]]:
     return pipe, arguments(128, 192, image=still(128, 192))
 
 
-def wan_i2v(**options: Any) -> tuple[Any, dict[str, Any]]:
-    """Image keys in cross-attention; the stock processor takes the last 512 tokens for text."""
-    vision = transformers.CLIPVisionConfig(
+def vision() -> dict[str, Any]:
+    """Image encoder and processor of a pipeline."""
+    config = transformers.CLIPVisionConfig(
         hidden_size=8,
         projection_dim=8,
         num_hidden_layers=2,
@@ -234,10 +236,17 @@ def wan_i2v(**options: Any) -> tuple[Any, dict[str, Any]]:
         intermediate_size=16,
         patch_size=4,
     )
+    return {
+        "image_encoder": seeded(lambda: transformers.CLIPVisionModelWithProjection(config)),
+        "image_processor": transformers.CLIPImageProcessor(size=16, crop_size=16),
+    }
+
+
+def wan_i2v(**options: Any) -> tuple[Any, dict[str, Any]]:
+    """Image keys in cross-attention; the stock processor takes the last 512 tokens for text."""
     pipe = diffusers.WanImageToVideoPipeline(
         transformer=transformer(in_channels=36, image_dim=8, added_kv_proj_dim=32, **options),
-        image_encoder=seeded(lambda: transformers.CLIPVisionModelWithProjection(vision)),
-        image_processor=transformers.CLIPImageProcessor(size=16, crop_size=16),
+        **vision(),
         **parts(),
     )
     return pipe, arguments(image=still(64, 96), max_sequence_length=512)

@@ -34,8 +34,10 @@ class Case:
     head_dims: that the model can have. heads: that it needs.
     controls: entries (as text) without which the output must differ; None: all of them.
     rounding: how far an output of order 1 may be off at density 1, from the order of summation.
-    dense: reason -> dense calls of a sparse forward. calls: self-attention calls of a forward per
-        sample of the batch, where it is not one per layer and batch.
+    dense: reason -> dense calls of a sparse forward. sparse: whether it has any others. calls:
+        self-attention calls of a forward per sample of the batch, where it is not one per layer
+        and batch.
+    grids: sizes of the video that it is proved for.
     """
 
     name: str
@@ -46,16 +48,18 @@ class Case:
     controls: tuple[str, ...] | None = None
     rounding: float = 2e-5
     dense: Mapping[str, int] = field(default_factory=dict)
+    sparse: bool = True
     grids: tuple[Grid, ...] = ((3, 6, 8), (3, 5, 7))
 
     def __str__(self) -> str:
         return self.name
 
-    def build(self, grid: Grid = (3, 6, 8), batch: int = 2, head_dim: int = 64) -> Subject:
-        """The transformer with the arguments of a forward."""
+    def build(self, grid: Grid | None = None, batch: int = 2, head_dim: int = 64) -> Subject:
+        """The transformer with the arguments of a forward; the first grid unless another is asked
+        for."""
         torch.manual_seed(0)
         model = lively(self.model(self.heads, head_dim))
-        return Subject(model, self.arguments(model, grid, batch))
+        return Subject(model, self.arguments(model, grid or self.grids[0], batch))
 
 
 class Around(DiffusionPipeline):  # type: ignore[misc]

@@ -1,8 +1,9 @@
-"""Wan 2.1 and 2.2: also with a timestep for each token. Whole pipelines stand in `tiny.py`."""
+"""Wan 2.1 and 2.2: also with a timestep for each token. Whole Wan pipelines stand in `tiny.py`."""
 
 from functools import partial
 from typing import Any
 
+import diffusers
 import tiny
 import torch
 
@@ -28,9 +29,19 @@ def token_times(model: Any, grid: zoo.Grid, batch: int) -> dict[str, Any]:
     return {**arguments(model, grid, batch), "timestep": times}
 
 
+def lucy() -> Any:
+    """The video to edit is given in further channels, with a timestep for each token."""
+    pipe = diffusers.LucyEditPipeline(
+        transformer=tiny.transformer(in_channels=96, out_channels=48),
+        expand_timesteps=True,
+        **tiny.parts(tiny.unipc(), wide=True),
+    )
+    return pipe, tiny.arguments(128, 192, video=[tiny.still(128, 192)] * 9)
+
+
 VIDEO = ("output of patch_embedding", "output of rope")
 CASES = [
     zoo.Case("wan", model, arguments, controls=VIDEO),
     zoo.Case("wan token times", model, token_times),
 ]
-PIPELINES = {name: partial(tiny.build, name) for name in tiny.WAN}
+PIPELINES = {**{name: partial(tiny.build, name) for name in tiny.WAN}, "lucy_edit": lucy}

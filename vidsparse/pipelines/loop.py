@@ -25,7 +25,8 @@ class Loop:
         self.running = False  # between the first forward of a run and its end
         self.source: object = None  # the timesteps object that the run walks through
         self.named: object = None  # the one that its scheduler has now
-        self.moment: object = None  # `_current_timestep` of the pipeline at the last forward
+        self.first: object = None  # `_current_timestep` of the pipeline at the first forward
+        self.moment: object = None  # the same at the last forward
         self.walked = 0  # `step_index` of its scheduler at the last forward
         self.told = False
         self.steps = self.index = self.forwards = 0
@@ -35,21 +36,22 @@ class Loop:
         """A run starts."""
         self.report, self.steps = report, steps
         self.source = self.named = source
-        self.running, self.told, self.moment = True, False, None
+        self.running, self.told, self.first, self.moment = True, False, None, None
         self.index = self.forwards = 0
 
     def goes_on(self, source: object, moment: object) -> bool:
         """Whether the run still runs. source: timesteps of its scheduler now; moment: as in `at`.
 
         They are the ones that it started with, or its scheduler was exchanged on the way and the
-        pipeline has come to another item of those that it started with.
+        pipeline has come to another item of those that it started with. A pipeline may walk through
+        a list of its own; after the last step, an item of another list is the next run.
         """
-        if not self.running:
+        if not self.running or (self._walked_all() and not shares_memory(moment, self.first)):
             return False
         counts = isinstance(source, int) and isinstance(self.named, int)
         if source is self.named or (counts and source == self.named):
             return True
-        walks = moment is not self.moment and _shares_memory(moment, self.source)
+        walks = moment is not self.moment and shares_memory(moment, self.source)
         self.named = source if walks else self.named
         return walks
 
@@ -79,7 +81,13 @@ class Loop:
         moved = self.moment is not None and moment is not self.moment
         if moved or walked != self.walked:
             self.count()
+        self.first = moment if self.first is None else self.first
         self.moment, self.walked = moment, walked
+
+    def _walked_all(self) -> bool:
+        """Whether every step had a forward, and all of them were at items of one list."""
+        done = self.index + (self.forwards > 0) >= self.steps
+        return done and self.steps > 1 and shares_memory(self.moment, self.first)
 
     def count(self) -> None:
         """A step was made; only the first time after a forward matters."""
@@ -95,7 +103,7 @@ class Loop:
         """
         running, self.running = self.running, False
         uncounted = running and not self.told and not self.index and self.forwards
-        self.source = self.named = self.moment = None
+        self.source = self.named = self.first = self.moment = None
         self.leave()
         if uncounted and self.steps > 1:
             name = type(self.pipe()).__name__
@@ -119,8 +127,8 @@ def identity(scheduler: Any) -> object:
     return timesteps if timesteps is getattr(scheduler, "timesteps", None) else len(timesteps)
 
 
-def _shares_memory(moment: object, source: object) -> bool:
-    """Whether a timestep is an item of these timesteps."""
+def shares_memory(moment: object, source: object) -> bool:
+    """Whether a timestep is an item of these timesteps, or of the same ones as another timestep."""
     if not isinstance(moment, Tensor) or not isinstance(source, Tensor):
         return False
     return moment.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()

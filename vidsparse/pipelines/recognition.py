@@ -32,22 +32,20 @@ def adapter_for(pipe: Any) -> Adapter:
     holds a transformer that is, what is wrong with the transformers; for a model of `REFUSED`, why.
     """
     known = adapters()
-    for adapter in known:
-        named = any(cls.__name__ in adapter.pipelines for cls in type(pipe).__mro__)
-        found = adapter.transformers(pipe)
+    adapter = next((a for a in known if a.transformers(pipe)), None)
+    adapter = adapter or next((a for a in known if _meant(a, pipe)), None)
+    if adapter is not None:
         held = {name: vars(pipe).get(name) for name in adapter.components}
-        inside = any(within(module, adapter.transformer) for module in held.values())
-        if found or named or inside:
-            for name, module in held.items():
-                _check_slot(adapter, type(pipe).__name__, name, module)
-            if not found:
-                state = {name: "None" if name in vars(pipe) else "missing" for name in held}
-                nothing = ", ".join(f"{name} is {how}" for name, how in state.items())
-                raise ValueError(
-                    f"this {type(pipe).__name__} holds no transformer ({nothing}): load it with "
-                    f"its weights, a {adapter.transformer.__name__}, before accelerate_pipeline"
-                )
-            return adapter
+        for name, module in held.items():
+            _check_slot(adapter, type(pipe).__name__, name, module)
+        if not adapter.transformers(pipe):
+            state = {name: "None" if name in vars(pipe) else "missing" for name in held}
+            nothing = ", ".join(f"{name} is {how}" for name, how in state.items())
+            raise ValueError(
+                f"this {type(pipe).__name__} holds no transformer ({nothing}): load it with "
+                f"its weights, a {adapter.transformer.__name__}, before accelerate_pipeline"
+            )
+        return adapter
     for name, module in vars(pipe).items():
         kind = type(eager(module)).__name__
         if kind in REFUSED:
@@ -56,6 +54,15 @@ def adapter_for(pipe: Any) -> Adapter:
             )
     supported = ", ".join(name for adapter in known for name in adapter.pipelines)
     raise ValueError(f"{type(pipe).__name__} is not supported; supported pipelines are {supported}")
+
+
+def _meant(adapter: Adapter, pipe: Any) -> bool:
+    """Whether a pipeline without a transformer of this family is one by its name, or holds one in
+    a wrapper."""
+    if any(cls.__name__ in adapter.pipelines for cls in type(pipe).__mro__):
+        return True
+    held = (vars(pipe).get(name) for name in adapter.components)
+    return any(within(module, adapter.transformer) for module in held)
 
 
 def within(module: Any, cls: type[nn.Module]) -> nn.Module | None:

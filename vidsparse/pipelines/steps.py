@@ -11,7 +11,8 @@ counted  calls of `scheduler.step`, of the scheduler that the running pipeline h
          repeat or are rescaled, and reading them would synchronise with the GPU. Two transformers
          share one count.
 run      starts with a new `scheduler.timesteps` object, unless the pipeline still walks through the
-         old one (its scheduler was exchanged on the way), and after the end of a pipeline call.
+         old one (its scheduler was exchanged on the way), with a new list of the pipeline's own
+         after the last item of one (diffusion forcing), and after the end of a pipeline call.
 branch   from the name of the running `cache_context`; by order for pipelines that never enter one.
 """
 
@@ -26,7 +27,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from vidsparse.pipelines import private
-from vidsparse.pipelines.loop import Loop, identity
+from vidsparse.pipelines.loop import Loop, identity, shares_memory
 from vidsparse.pipelines.position import Position, branch_of, manual_step, told_by
 from vidsparse.pipelines.report import RunReport
 from vidsparse.pipelines.runner import running_pipeline
@@ -155,7 +156,7 @@ class Runs:
         if told is not None:
             goes_on = goes_on and told[1] == loop.steps and told[0] >= loop.index
         if not goes_on:
-            steps = told[1] if told is not None else _steps(pipe, scheduler, running)
+            steps = told[1] if told is not None else _steps(pipe, scheduler, running, moment)
             self._start(loop, pipe, steps, source)
         loop.follow(scheduler)
         loop.at(moment, _walked(scheduler))
@@ -190,8 +191,9 @@ def _walked(scheduler: Any) -> int:
     return 0
 
 
-def _steps(pipe: Any, scheduler: Any, running: bool) -> int:
-    """Steps that this run executes; for video-to-video fewer than there are timesteps.
+def _steps(pipe: Any, scheduler: Any, running: bool, moment: object) -> int:
+    """Steps that this run executes; for video-to-video fewer than there are timesteps. More of them
+    only where the pipeline, at `moment`, walks through a list of its own.
 
     Raises RuntimeError if the scheduler has no timesteps.
     """
@@ -207,4 +209,7 @@ def _steps(pipe: Any, scheduler: Any, running: bool) -> int:
     if isinstance(begin, int):
         return known - begin
     executed = private.executed_steps(pipe) if running else None
-    return executed if isinstance(executed, int) and 0 < executed <= known else known
+    if not isinstance(executed, int) or executed < 1:
+        return known
+    own = moment is not None and not shares_memory(moment, timesteps)
+    return executed if executed <= known or own else known

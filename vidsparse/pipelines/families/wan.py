@@ -1,7 +1,8 @@
 """Wan 2.1 and 2.2: text, image or video to video, one or two transformers, per-token timesteps.
 
 Self-attention (`attn1` of each block) is over the video alone. Text and image enter through
-cross-attention (`attn2`), which stays untouched.
+cross-attention (`attn2`), which stays untouched. Lucy-Edit is such a transformer with the given
+video in further channels.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ ADAPTER = Adapter(
         "WanImageToVideoPipeline",
         "WanVideoToVideoPipeline",
         "WanModularPipeline",
+        "LucyEditPipeline",
     ),
     components=("transformer", "transformer_2"),
     transformer=WanTransformer3DModel,
