@@ -1,24 +1,32 @@
 """What diffusers does not promise to keep, and we use all the same: here and nowhere else.
 
 Its hook registries, cache contexts and layer-skip hooks, and attributes with a leading underscore.
-Checked with the releases of `CHECKED`, by a test for each name. `require` says what has moved if a
-release lacks one.
+Checked with the releases of `CHECKED`, by a test for each name; what a release lacks is said when
+this is imported.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
-from diffusers.hooks.hooks import BaseState, CacheContext, HookFunctionReference, StateManager
-from diffusers.hooks.layer_skip import AttentionProcessorSkipHook
+import diffusers
 from torch import nn
-
-__all__ = ["BaseState", "CacheContext", "ModelHook", "StateManager"]
 
 CHECKED = ("0.42.0", "0.42.1")
 """Lowest and highest release of diffusers on which all of this was checked."""
+
+try:
+    from diffusers.hooks import HookRegistry, ModelHook
+    from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
+    from diffusers.hooks.hooks import BaseState, CacheContext, HookFunctionReference, StateManager
+    from diffusers.hooks.layer_skip import AttentionProcessorSkipHook
+except ImportError as error:
+    raise ImportError(
+        f"diffusers {diffusers.__version__} has moved what vidsparse hooks into ({error}): use a "
+        f"release from {CHECKED[0]} to {CHECKED[1]}, on which it was checked"
+    ) from error
+
+__all__ = ["BaseState", "CacheContext", "ModelHook", "StateManager"]
 
 REGISTRY = "_diffusers_hook"
 """Attribute of a module that holds its hook registry."""

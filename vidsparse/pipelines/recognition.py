@@ -8,7 +8,7 @@ from torch import nn
 
 from vidsparse.pipelines import private
 from vidsparse.pipelines.adapter import Adapter, eager
-from vidsparse.pipelines.families import REFUSED, adapters
+from vidsparse.pipelines.families import MISSING, REFUSED, adapters
 
 
 def require_pipeline(pipe: object) -> None:
@@ -52,8 +52,12 @@ def adapter_for(pipe: Any) -> Adapter:
             raise ValueError(
                 f"{type(pipe).__name__} is not supported: {name} is a {kind}, and {REFUSED[kind]}"
             )
-    supported = ", ".join(name for adapter in known for name in adapter.pipelines)
-    raise ValueError(f"{type(pipe).__name__} is not supported; supported pipelines are {supported}")
+    supported = ", ".join(sorted(name for adapter in known for name in adapter.pipelines))
+    missing = "".join(f"; this diffusers lacks {family}: {why}" for family, why in MISSING.items())
+    raise ValueError(
+        f"{type(pipe).__name__} is not supported; supported pipelines are {supported}{missing}; "
+        'for others there is accelerate_pipeline(..., adapter="generic")'
+    )
 
 
 def _meant(adapter: Adapter, pipe: Any) -> bool:

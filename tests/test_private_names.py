@@ -1,0 +1,144 @@
+"""Each private thing of diffusers that we touch is there, and means what we take it for."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import tiny
+import torch
+from diffusers.hooks import LayerSkipConfig, apply_layer_skip
+
+import vidsparse
+from vidsparse.pipelines import families, private
+from vidsparse.pipelines.recognition import adapter_for
+
+PACKAGE = Path(vidsparse.__file__).resolve().parent
+PRIVATE = ("_diffusers_hook", "_hook_order", "_fn_refs", "_parallel_config", "_attention_backend")
+PRIVATE += ("_current_timestep", "_num_timesteps", "_hf_hook")
+
+
+def test_they_stand_in_one_file() -> None:
+    """Names of attributes, and modules of diffusers' hooks."""
+    for file in PACKAGE.rglob("*.py"):
+        if file.name == "private.py":
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            name = node.attr if isinstance(node, ast.Attribute) else None
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                name = node.value
+            assert name not in PRIVATE, f"{file.name}:{node.lineno}"  # type: ignore[attr-defined]
+            module = getattr(node, "module", None) or ""
+            assert not module.startswith("diffusers.hooks"), file.name
+
+
+class Noted(private.ModelHook):  # type: ignore[misc]
+    """Changes nothing."""
+
+
+def test_an_observer_comes_and_goes() -> None:
+    model = tiny.transformer()
+    private.place_observer(model, Noted(), "ours")
+    registry = getattr(model, private.REGISTRY)
+    assert registry._hook_order == ["ours"] and len(registry._fn_refs) == 1
+    private.remove_observer(model, "ours")
+    assert not hasattr(model, private.REGISTRY)
+
+
+def test_context_parallel_hooks_have_their_prefix() -> None:
+    from diffusers.hooks.context_parallel import _CONTEXT_PARALLEL_INPUT_HOOK_TEMPLATE as template
+
+    assert template.startswith("cp_")
+    model = tiny.transformer()
+    assert not private.is_context_parallel(model.rope)
+    private.HookRegistry.check_if_exists_or_initialize(model.rope).register_hook(
+        Noted(), template.format("rope")
+    )
+    assert private.is_context_parallel(model.rope)
+
+
+def test_skipped_scores() -> None:
+    """Diffusers looks our class up, as it does not find the stock one of Wan."""
+    pipe, _ = tiny.build("wan")
+    vidsparse.accelerate_pipeline(pipe, tiny.DENSE)
+    config = LayerSkipConfig(
+        [1], fqn="blocks", skip_attention=False, skip_ff=False, skip_attention_scores=True
+    )
+    apply_layer_skip(pipe.transformer, config)
+    skipped = [private.skips_scores(block.attn1) for block in pipe.transformer.blocks]
+    assert skipped == [False, True]
+
+
+def test_what_processors_and_pipelines_tell() -> None:
+    pipe, call = tiny.build("wan")
+    pipe.transformer.set_attention_backend("native")
+    processor = pipe.transformer.blocks[0].attn1.processor
+    assert private.backend(processor) == "native"
+    assert private.parallel_config(processor) is None
+    seen: list[tuple[Any, Any]] = []
+
+    def look(pipe: Any, step: int, time: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        seen.append((private.current_timestep(pipe), private.executed_steps(pipe)))
+        return inputs
+
+    tiny.run(pipe, call, callback_on_step_end=look)
+    assert [steps for _, steps in seen] == [tiny.STEPS] * tiny.STEPS
+    assert torch.equal(torch.stack([t for t, _ in seen]), pipe.scheduler.timesteps)
+
+
+def test_offloaded_modules() -> None:
+    from accelerate import cpu_offload
+
+    model = tiny.transformer()
+    assert not private.is_offloaded(model)
+    cpu_offload(model, torch.device("cpu"))
+    assert private.is_offloaded(model)
+
+
+def test_the_checked_releases_are_those_that_are_asked_for() -> None:
+    low, _ = private.CHECKED
+    text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"diffusers>={low.removesuffix(".0")}"' in text
+    installed = tuple(int(part) for part in diffusers.__version__.split(".")[:3])
+    assert installed >= tuple(map(int, low.split(".")))
+
+
+def test_a_release_that_has_moved_them() -> None:
+    """In a process of its own, as what is imported stays."""
+    code = (
+        "import sys, diffusers.hooks.hooks as hooks\n"
+        "del hooks.StateManager\n"
+        "try:\n    import vidsparse.pipelines.private\n"
+        "except ImportError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "has moved what vidsparse hooks into (cannot import name 'StateManager'" in done.stdout
+    assert f"from {private.CHECKED[0]} to {private.CHECKED[1]}" in done.stdout
+
+
+def test_a_family_that_a_release_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.import_module
+
+    def lacking(name: str, *args: Any) -> Any:
+        if name.endswith("cogvideox"):
+            raise ImportError("cannot import name 'CogVideoXTransformer3DModel'")
+        return real(name, *args)
+
+    monkeypatch.setattr(importlib, "import_module", lacking)
+    monkeypatch.setattr(families, "MISSING", families.MISSING)
+    families.adapters.cache_clear()
+    try:
+        names = [adapter.transformer.__name__ for adapter in families.adapters()]
+        assert "WanTransformer3DModel" in names and "CogVideoXTransformer3DModel" not in names
+        with pytest.raises(ValueError, match="lacks cogvideox: cannot import name 'CogVideoXTr"):
+            adapter_for(diffusers.DiffusionPipeline())
+    finally:
+        families.MISSING.clear()
+        families.adapters.cache_clear()
