@@ -1,5 +1,6 @@
 # make demo   two videos of one prompt, dense and sparse, side by side
 # make test   the test suite; where triton is, its kernels in the interpreter and the compile gate
+# make test-slow   the slow tests that it leaves out
 # make check  lint, format, types
 # make bench  the CPU bench
 # make mutate MUTANTS="vidsparse.plan*"  which of the faults planted there no test notices; hours for all
@@ -10,7 +11,7 @@ BIN := .venv/bin
 
 MUTANTS ?=
 
-.PHONY: demo test check bench mutate
+.PHONY: demo test test-slow check bench mutate
 .DEFAULT_GOAL := demo
 
 .venv/.installed: pyproject.toml
@@ -26,9 +27,16 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/python -m pytest
 	@if $(BIN)/python -c 'import triton' 2>/dev/null; then \
-	    set -x; TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interp && $(BIN)/python kernels/aot_gate.py; \
+	    set -x; TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m "interp and not slow" && \
+	    $(BIN)/python kernels/aot_gate.py; \
 	else \
 	    echo "skipped: the Triton kernels in the interpreter and the compile gate; triton is not installed (it exists for Linux)"; \
+	fi
+
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m "slow and not interp"
+	@if $(BIN)/python -c 'import triton' 2>/dev/null; then \
+	    set -x; TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m "slow and interp"; \
 	fi
 
 check: .venv/.installed

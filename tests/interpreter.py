@@ -4,10 +4,15 @@ The interpreter keeps bfloat16 as uint16 and, without an error, multiplies, adds
 bits, and truncates float32 to bfloat16. `install` replaces four methods of its builder: casts then
 equal torch's bit for bit, products and element-wise operations are computed in float32. Reductions
 of bfloat16 stay wrong: a kernel casts to float32 before it reduces.
+
+It also patches the language once for a launch, not again at every call of a function inside.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -50,6 +55,7 @@ def install() -> None:
         setattr(builder, name, lambda self, src, dst: self.cast_impl(src, dst))
     builder.create_dot = _dot(builder.create_dot)
     builder.binary_op = _binary(builder.binary_op)
+    interpreter._patch_lang = _once_in_a_launch(interpreter._patch_lang)
     builder.honest_bfloat16 = True
     if version == (3, 6):
         _accept_loaded_loop_bounds()
@@ -108,6 +114,32 @@ def _binary(original: Any) -> Any:
         return _handle(torch.from_numpy(np.asarray(result)).to(torch.bfloat16), tl.bfloat16)
 
     return binary
+
+
+def _once_in_a_launch(original: Any) -> Any:
+    """Patching is looking through the whole language: a third of the time of a launch."""
+    patched: set[ModuleType] = set()
+
+    @cache
+    def modules(fn: Callable[..., Any]) -> frozenset[ModuleType]:
+        return frozenset(x for x in fn.__globals__.values() if x is tl or x is tl.core)
+
+    class Scope:
+        """Of a launch; those of the functions inside are dropped by the interpreter."""
+
+        def __init__(self, scope: Any) -> None:
+            self.scope = scope
+
+        def restore(self) -> None:
+            patched.clear()
+            self.scope.restore()
+
+    def patch(fn: Callable[..., Any]) -> Scope:
+        new = modules(fn) - patched
+        patched.update(new)
+        return Scope(original(fn) if new else interpreter._LangPatchScope())
+
+    return patch
 
 
 def _accept_loaded_loop_bounds() -> None:

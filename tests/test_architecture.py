@@ -142,6 +142,7 @@ print("works")
 """
 
 
+@pytest.mark.slow
 def test_everything_on_the_cpu_works_without_triton():
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED], capture_output=True, text=True, timeout=300, cwd=ROOT

@@ -124,6 +124,7 @@ def test_a_full_disk_leaves_nothing_half_written(golden, tmp_path):
         subprocess.run(["umount", small], check=True)
 
 
+@pytest.mark.slow
 def test_one_interrupted_clip_costs_one_clip(presets):
     """A second run measures what the first has not, and no more."""
 

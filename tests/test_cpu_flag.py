@@ -56,6 +56,7 @@ def others_multiply() -> Iterator[Callable[[], set[str]]]:
     assert len(worst) > 10 and max(worst) <= 1e-6
 
 
+@pytest.mark.slow
 def test_probing_leaves_other_threads_alone(
     unmeasured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,6 @@ import argparse, os, signal, sys, time
 sys.path.insert(0, {kernels!r})
 from dataclasses import replace
 from pathlib import Path
-from gpu_results import Machine
 from gpu_rows import Check, Facts
 from gpu_units import Hand, Unit, to_pipe, work
 parser = argparse.ArgumentParser()
@@ -314,6 +313,7 @@ print("listed")
     assert done.stdout == "listed\n", done.stderr
 
 
+@pytest.mark.slow
 def test_a_part_without_its_packages_is_named_and_the_others_run(tmp_path: Path) -> None:
     command = [str(KERNELS / "gpu_suite.py"), "--dry-run", "--out", str(tmp_path / "out")]
     parts = ["--only", "check", "model", "--units", "block means; "]

@@ -328,8 +328,9 @@ def places(draw):
 PARTS = {"pipe": tiny.build("wan")[0]}
 
 
+@pytest.mark.slow
 @settings(
-    max_examples=25,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

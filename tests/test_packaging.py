@@ -21,7 +21,7 @@ INDIRECT = {"accelerate", "ftfy"}
 """Needed by what we call, not imported by us; pyproject.toml says by whom."""
 OPTIONAL = {"lpips"}
 """Taken where they are found; `vidsparse compare` says so where they are not."""
-TOOLS = {"ruff", "mypy", "types-pyyaml", "hatchling", "hatch-fancy-pypi-readme"}
+TOOLS = {"ruff", "mypy", "types-pyyaml", "hatchling", "hatch-fancy-pypi-readme", "pytest-xdist"}
 """Run as programs."""
 
 

@@ -17,6 +17,7 @@ GRADIENTS = r"requires grad: sparse attention is inference only; call it under t
 TOKEN_TIMES = 10 * torch.arange(72)[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("timestep", "grad"),
     [(torch.tensor([500]), True), (TOKEN_TIMES, False)],
@@ -58,6 +59,7 @@ def test_exporting_is_no_step_of_a_run() -> None:
     assert not any(loop.running for loop in installation_of(pipe.transformer).runs.loops.values())
 
 
+@pytest.mark.slow
 def test_dynamic_sizes_of_an_exported_program() -> None:
     """Batch and text may be dynamic; the video may not, which is said before a program is made."""
     pipe, _ = tiny.build("wan", num_layers=1)

@@ -121,7 +121,7 @@ def test_layer_skip_guidance(scores_only: bool) -> None:
         assert float((skipped - tiny.forward(pipe.transformer)).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["wan", "wan_i2v"])
+@pytest.mark.parametrize("name", ["wan", pytest.param("wan_i2v", marks=pytest.mark.slow)])
 def test_regional_compile_is_one_graph_for_all_layers_and_steps(name: str) -> None:
     pipe, call = tiny.build(name, num_layers=3)
     vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)

@@ -54,14 +54,14 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "batch"), zip(METHODS, (1, 1, 2, 1), strict=True))
 def test_every_stage_on_the_device(
-    name: str, stages: set[str], monkeypatch: pytest.MonkeyPatch
+    name: str, batch: int, stages: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schedule = {"name": "constant", "density": 0.35, "min_tokens": 0}
     kernel = {"block_q": 32, "block_k": 16}
     config = SparseConfig.from_dict({**METHODS[name], "schedule": schedule, "kernel": kernel})
-    q, k, v = (torch.randn(2, GRID.tokens, 2, 64) for _ in range(3))
+    q, k, v = (torch.randn(batch, GRID.tokens, 2, 64) for _ in range(3))
     arguments: dict[str, Any] = dict(grid=GRID, config=config, return_lse=True, return_plan=True)
     out, lse, plan = sparse_attention(q, k, v, impl="triton", **arguments)
     assert stages == STAGES

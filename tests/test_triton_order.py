@@ -5,6 +5,7 @@ TRITON_INTERPRET=1 pytest tests/test_triton_order.py
 
 import os
 import re
+from itertools import product
 from typing import Any
 
 import pytest
@@ -77,11 +78,26 @@ def assert_order_is_free(
     assert out.isfinite().all() and out.transpose(1, 2).is_contiguous()
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["exact", "mixed+first order"])
-@pytest.mark.parametrize("sizes", [(64, 32), (32, 64), (128, 128)], ids=str)
+SIZES = (64, 32), (32, 64), (128, 128)
+QUICK = {*zip(GRIDS, SIZES, strict=True)}
+"""Each grid and each pair of sizes once; the other pairs are slow."""
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("grid", GRIDS)
-def test_plans(grid: str, sizes: tuple[int, int], full: bool) -> None:
-    assert_order_is_free(GRIDS[grid], plan_of(GRIDS[grid], sizes, full))
+def test_exact_plans(grid: str, sizes: tuple[int, int]) -> None:
+    assert_order_is_free(GRIDS[grid], plan_of(GRIDS[grid], sizes, False))
+
+
+@pytest.mark.parametrize(
+    ("grid", "sizes"),
+    [
+        pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+        for pair in product(GRIDS, SIZES)
+    ],
+)
+def test_plans_with_every_level_and_the_first_order(grid: str, sizes: tuple[int, int]) -> None:
+    assert_order_is_free(GRIDS[grid], plan_of(GRIDS[grid], sizes, True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
