@@ -150,7 +150,7 @@ def test_dependencies_are_those_that_the_package_imports():
 
 def test_extras_are_those_that_tests_and_scripts_import():
     files = [p for f in ("tests", "kernels", "pipelines") for p in (ROOT / f).rglob("*.py")]
-    own = {"vidsparse", *(p.stem for p in files)}
+    own = {"vidsparse", *(p.parent.name if p.stem == "__init__" else p.stem for p in files)}
     base = {plain(r) for r in PROJECT["dependencies"]}
     extras = {name: {plain(r) for r in rs} for name, rs in PROJECT["optional-dependencies"].items()}
     tests = distributions(imported("tests"), own) - base
