@@ -119,6 +119,20 @@ def words(batch: int, rows: int = TEXT) -> Tensor:
     return (torch.arange(rows) < real[:, None]).long()
 
 
+def prompts(batch: int, width: int, mask: str, rows: int = TEXT) -> dict[str, Tensor]:
+    """Arguments of a pipeline: embedded prompts of unlike length, and the negative ones.
+
+    mask: name of the argument that says which rows are real.
+    """
+    real, negative = words(2 * batch, rows).split(batch)
+    return {
+        "prompt_embeds": noise(batch, rows, width, seed=1),
+        mask: real,
+        "negative_prompt_embeds": noise(batch, rows, width, seed=2),
+        f"negative_{mask}": negative,
+    }
+
+
 STEPS = 4
 """Of every pipeline's call."""
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoAttnProcessor2_0,
     HunyuanVideoTransformer3DModel,
 )
+from torch import Tensor
 
 from vidsparse.pipelines.adapter import Adapter, Arguments, RealText, Site
 from vidsparse.pipelines.processor import SparseProcessor
@@ -41,6 +43,11 @@ def cuts(transformer: Any, arguments: Arguments, grid: TokenGrid) -> tuple[int, 
     return (1,) if apart and grid.frames > 1 else ()
 
 
+def real_rows(mask: Tensor) -> Tensor:
+    """So many rows of the text; the mask may be of a float type that cannot count so far."""
+    return mask.sum(1, dtype=torch.int64)
+
+
 ADAPTER = Adapter(
     pipelines=(
         "HunyuanVideoPipeline",
@@ -55,6 +62,6 @@ ADAPTER = Adapter(
     entries=(Site("output", "x_embedder", 1), Site("output", "rope", 0)),
     exit=Site("input", "proj_out", 1),
     text="last",
-    real_text=RealText(("encoder_attention_mask",), lambda mask: mask.sum(1)),
+    real_text=RealText(("encoder_attention_mask",), real_rows),
     cuts=cuts,
 )
