@@ -76,7 +76,10 @@ def seeded(make: Callable[[], Any], seed: int = 0) -> Any:
 def transformer(
     seed: int = 0, heads: int = 2, head_dim: int = 16, kind: Any = None, **options: Any
 ) -> Any:
-    """A Wan transformer, or a relative of this kind: two layers unless options say otherwise."""
+    """A Wan transformer, or a relative of this kind: two layers unless options say otherwise.
+
+    An option that is None stays away, for relatives that do not have it.
+    """
     settings: dict[str, Any] = {
         "num_attention_heads": heads,
         "attention_head_dim": head_dim,
@@ -89,6 +92,7 @@ def transformer(
         "rope_max_seq_len": 32,
         **options,
     }
+    settings = {name: value for name, value in settings.items() if value is not None}
     return seeded(lambda: (kind or diffusers.WanTransformer3DModel)(**settings), seed)
 
 
