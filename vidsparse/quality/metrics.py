@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidsparse.quality.frames import Clip, Frame, iter_frames, open_clip
-from vidsparse.quality.ssim import SSIM_SIDE, planes, similarity
+from vidsparse.quality.ssim import SSIM_SIDE, similarity
 
 PSNR_CAP = 100.0
 
@@ -181,7 +181,7 @@ def ssim(reference: Any, test: Any) -> tuple[float, float]:
     Raises ValueError below 11 pixels and for sizes that differ.
     """
     ((x, y),) = _pairs(iter_frames([reference], "reference"), iter_frames([test], "test"))
-    return similarity(planes(x), planes(y))
+    return similarity(x, y)[:2]
 
 
 def _frame(
@@ -204,9 +204,7 @@ def _frame(
 def _measure(x: Frame, y: Frame) -> dict[str, Any]:
     difference = cv2.absdiff(x, y).astype(np.int32)
     mse = int(np.sum(difference * difference, dtype=np.int64)) / difference.size
-    planes_x, planes_y = planes(x), planes(y)
-    mse_y = float(np.mean((planes_x[..., 3] - planes_y[..., 3]) ** 2))
-    ssim_rgb, ssim_y = similarity(planes_x, planes_y)
+    ssim_rgb, ssim_y, mse_y = similarity(x, y)
     return {
         "mse": mse,
         "psnr": psnr(mse),
