@@ -54,11 +54,12 @@ class Case:
     def __str__(self) -> str:
         return self.name
 
-    def build(self, grid: Grid | None = None, batch: int = 2, head_dim: int = 64) -> Subject:
-        """The transformer with the arguments of a forward; the first grid unless another is asked
-        for."""
+    def build(
+        self, grid: Grid | None = None, batch: int = 2, head_dim: int | None = None
+    ) -> Subject:
+        """The transformer with the arguments of a forward; grid, head_dim: None is the first."""
         torch.manual_seed(0)
-        model = lively(self.model(self.heads, head_dim))
+        model = lively(self.model(self.heads, head_dim or self.head_dims[0]))
         return Subject(model, self.arguments(model, grid or self.grids[0], batch))
 
 
