@@ -15,11 +15,15 @@ def model(heads: int, head_dim: int, **options: Any) -> Any:
         num_attention_heads=heads,
         attention_head_dim=head_dim,
         num_layers=2,
-        in_channels=4,
         out_channels=4,
         time_embed_dim=8,
         max_text_seq_length=zoo.TEXT,
-        **{"use_rotary_positional_embeddings": True, "text_embed_dim": WIDTH, **options},
+        **{
+            "use_rotary_positional_embeddings": True,
+            "text_embed_dim": WIDTH,
+            "in_channels": 4,
+            **options,
+        },
     )
 
 
