@@ -49,21 +49,19 @@ def grid_of(position_ids: Tensor, video: Tensor, audio: Tensor, text: Tensor) ->
     kinds = [set(kind.tolist()) for kind in (text, audio, video)]
     rows, words = len(position_ids), len(kinds[0])
     first = 1 + max(kinds[0] | kinds[1], default=-1)
+    behind = set(range(first, rows))
+    if kinds[0] != set(range(words)) or not behind or not behind <= kinds[2]:
+        raise ValueError(_UNKNOWN)
     time, y, x = position_ids[first:].T.cpu()
     height, width = len(y.unique()), len(x.unique())
     plane = height * width
     views = ((time[::plane], (-1, 1, 1)), (y[:plane:width], (1, -1, 1)), (x[:width], (1, 1, -1)))
-    if (
-        kinds[0] != set(range(words))
-        or not kinds[2].issuperset(range(first, rows))
-        or (rows - first) % max(plane, 1)
-        or not all(
-            (coordinate.view(-1, height, width) == axis.view(view)).all()
-            for coordinate, (axis, view) in zip((time, y, x), views, strict=True)
-        )
+    if len(behind) % plane or not all(
+        (coordinate.view(-1, height, width) == axis.view(view)).all()
+        for coordinate, (axis, view) in zip((time, y, x), views, strict=True)
     ):
         raise ValueError(_UNKNOWN)
-    return TokenGrid((rows - first) // plane, height, width, before=first - words)
+    return TokenGrid(len(behind) // plane, height, width, before=first - words)
 
 
 _UNKNOWN = (
