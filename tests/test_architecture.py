@@ -15,6 +15,7 @@ ROOMS = [
     "__main__",
     "cli",
     "inspecting",
+    "models",
     "generate",
     "vbench",
     "compare",

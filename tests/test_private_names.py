@@ -133,7 +133,7 @@ def test_a_family_that_a_release_does_not_have(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(importlib, "import_module", lacking)
     monkeypatch.setattr(families, "MISSING", families.MISSING)
-    families.adapters.cache_clear()
+    families.by_family.cache_clear()
     try:
         names = [adapter.transformer.__name__ for adapter in families.adapters()]
         assert "WanTransformer3DModel" in names and "CogVideoXTransformer3DModel" not in names
@@ -141,4 +141,4 @@ def test_a_family_that_a_release_does_not_have(monkeypatch: pytest.MonkeyPatch) 
             adapter_for(diffusers.DiffusionPipeline())
     finally:
         families.MISSING.clear()
-        families.adapters.cache_clear()
+        families.by_family.cache_clear()

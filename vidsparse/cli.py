@@ -1,4 +1,4 @@
-"""The command `vidsparse`: generate | compare | inspect | vbench | presets | doctor.
+"""The command `vidsparse`: generate | compare | inspect | vbench | presets | models | doctor.
 
 Results go to stdout, everything else to stderr. A user's mistake is one line and exit code 2, an
 interrupt exit code 130; a traceback is a defect of ours. torch and diffusers are imported inside
@@ -183,6 +183,17 @@ def presets(as_json: Json = False) -> None:
         return
     for row in rows:
         print(f"{row['name']:10} {row['density']:<6} {row['about']}")
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models: families that can be accelerated, checkpoints that `generate` knows."""
+    with redirect_stdout(sys.stderr):
+        from vidsparse.models import describe, supported
+
+        quiet_libraries()
+        found = supported()
+    print(json.dumps(found) if as_json else describe(found))
 
 
 @app.command()

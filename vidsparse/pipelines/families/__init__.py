@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 
 from vidsparse.pipelines.adapter import Adapter
@@ -36,13 +37,13 @@ MISSING: dict[str, str] = {}
 
 
 @cache
-def adapters() -> tuple[Adapter, ...]:
-    """The adapters of all family files, in the order of the file names.
+def by_family() -> Mapping[str, tuple[Adapter, ...]]:
+    """Name of each family file -> its adapters.
 
     A family that the installed diffusers does not have, or no longer as it was, is left out, and
     stands in `MISSING`.
     """
-    found: list[Adapter] = []
+    found: dict[str, tuple[Adapter, ...]] = {}
     for file in pkgutil.iter_modules(__path__):
         try:
             module = importlib.import_module(f"{__name__}.{file.name}")
@@ -51,5 +52,10 @@ def adapters() -> tuple[Adapter, ...]:
                 raise
             MISSING[file.name] = str(error)
             continue
-        found += getattr(module, "ADAPTERS", None) or [module.ADAPTER]
-    return tuple(found)
+        found[file.name] = tuple(getattr(module, "ADAPTERS", None) or [module.ADAPTER])
+    return found
+
+
+def adapters() -> tuple[Adapter, ...]:
+    """All adapters, in the order of the file names."""
+    return tuple(adapter for family in by_family().values() for adapter in family)
