@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import diffusers
 import pytest
 import tiny
 import torch
+import zoo.anyflow
 from diffusers.hooks import LayerSkipConfig, apply_layer_skip
 
 import vidsparse
@@ -21,7 +23,7 @@ from vidsparse.pipelines.recognition import adapter_for
 
 PACKAGE = Path(vidsparse.__file__).resolve().parent
 PRIVATE = ("_diffusers_hook", "_hook_order", "_fn_refs", "_parallel_config", "_attention_backend")
-PRIVATE += ("_current_timestep", "_num_timesteps", "_hf_hook")
+PRIVATE += ("_current_timestep", "_num_timesteps", "_hf_hook", "_reset_stateful_cache")
 
 
 def test_they_stand_in_one_file() -> None:
@@ -50,6 +52,19 @@ def test_an_observer_comes_and_goes() -> None:
     assert registry._hook_order == ["ours"] and len(registry._fn_refs) == 1
     private.remove_observer(model, "ours")
     assert not hasattr(model, private.REGISTRY)
+
+
+@pytest.mark.parametrize("build", [zoo.anyflow.pipeline, partial(tiny.build, "wan")])
+def test_the_end_of_a_call_is_told(build: Any) -> None:
+    """Also by a model that has no caches, such as AnyFlow."""
+    pipe, call = build()
+    plain = set(vars(pipe.transformer))
+    vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
+    tiny.run(pipe, call)
+    assert "step" not in vars(pipe.scheduler), "between runs the scheduler is untouched"
+    assert len(vidsparse.run_report(pipe).calls) > 0
+    vidsparse.restore_pipeline(pipe)
+    assert set(vars(pipe.transformer)) == plain
 
 
 def test_context_parallel_hooks_have_their_prefix() -> None:

@@ -7,6 +7,7 @@ this is imported.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -31,12 +32,16 @@ __all__ = ["BaseState", "CacheContext", "ModelHook", "StateManager"]
 REGISTRY = "_diffusers_hook"
 """Attribute of a module that holds its hook registry."""
 
+RESET = "_reset_stateful_cache"
+"""Method of a model that a pipeline calls at the end of its call."""
+
 
 def place_observer(module: nn.Module, hook: ModelHook, name: str) -> None:
     """Have diffusers tell `hook` about contexts and resets; without effect if it already does.
 
     It stands first in the registry, where no other hook's removal looks for a predecessor, and is
-    no link in the chain of forwards: `register_hook` would put one around `module.forward`.
+    no link in the chain of forwards: `register_hook` would put one around `module.forward`. A model
+    that cannot be cached has no method that pipelines call at their end, so it gets one.
     """
     registry = HookRegistry.check_if_exists_or_initialize(module)
     if registry.hooks.get(name) is not hook:
@@ -45,6 +50,8 @@ def place_observer(module: nn.Module, hook: ModelHook, name: str) -> None:
         registry.hooks[name] = hook
         registry._hook_order.insert(0, name)
         registry._fn_refs.insert(0, HookFunctionReference())
+        if not hasattr(module, RESET):
+            setattr(module, RESET, partial(hook.reset_state, module))
 
 
 def remove_observer(module: nn.Module, name: str) -> None:
@@ -55,6 +62,7 @@ def remove_observer(module: nn.Module, name: str) -> None:
     if name in registry.hooks:
         index = registry._hook_order.index(name)
         del registry.hooks[name], registry._hook_order[index], registry._fn_refs[index]
+        vars(module).pop(RESET, None)
     if not registry.hooks:
         delattr(module, REGISTRY)
 
