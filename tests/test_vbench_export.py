@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from job_folders import frames, write_job
 from typer.testing import CliRunner
@@ -85,8 +86,6 @@ def test_lossy_sources_are_linked_and_others_encoded_alike(tmp_path):
 
 
 def test_clips_without_a_frame_rate_need_one(tmp_path):
-    import numpy as np
-
     (tmp_path / "v").mkdir()
     np.savez(tmp_path / "v" / "a cat.npz", frames=frames(0, *SIZE))
     with pytest.raises(ValueError, match="give --fps"):
@@ -241,12 +240,19 @@ def test_every_exported_clip_finds_its_way_back(jobs, tmp_path, custom):
 
 def test_the_command_line_says_mistakes_in_one_line(clips, tmp_path):
     (tmp_path / "a=b").mkdir()
-    for arguments in (
-        ["--from", str(tmp_path / "none"), "-o", str(tmp_path / "out")],
-        ["--from", str(tmp_path / "a=b"), "-o", str(tmp_path / "out")],
-        ["--from", str(clips), "-o", str(tmp_path / "out"), "--version", "3"],
+    np.savez(tmp_path / "none.npz", frames=np.zeros((0, *SIZE[1:], 3), np.uint8), fps=8)
+    out = str(tmp_path / "out")
+    for arguments, said in (
+        (["--from", str(tmp_path / "none"), "-o", out], "none does not exist"),
+        (["--from", str(tmp_path / "a=b"), "-o", out], "a=b holds no clip"),
+        (["--from", str(clips), "-o", out, "--version", "3"], "--version 3"),
+        (["--from", "", "-o", out], "--from is empty"),
+        (["--from", str(clips), "-o", ""], "--out is empty"),
+        (["--from", str(tmp_path / "none.npz"), "--custom", "-o", out], "none.npz holds no frames"),
     ):
         done = CliRunner().invoke(app, ["export", *arguments])
-        assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output
+        lines = [line for line in done.stderr.splitlines() if line.startswith("vidsparse: ")]
+        assert done.exit_code == 2 and len(lines) == 1 and said in lines[0], done.output
+    assert not (tmp_path / "out").exists()
     done = CliRunner().invoke(app, ["export", "--from", f"{clips}=mine", "-o", str(tmp_path / "o")])
     assert done.exit_code == 0 and (tmp_path / "o" / "mine").is_dir()

@@ -159,9 +159,10 @@ def test_results_must_be_of_the_clips_that_were_compared(made, into):
     (into / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(ValueError, match="no clip of fa<b>st was compared there"):
         merge([file], into)
-    (into / "metrics.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no folder that `vidsparse compare` wrote"):
-        merge([file], into)
+    for content in ({}, {"schema": metrics["schema"]}, {**metrics, "clips": [{"arm": "a"}]}):
+        (into / "metrics.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="is no folder that `vidsparse compare` wrote"):
+            merge([file], into)
 
 
 HAND = {  # dimension: (score, score scaled to its range by hand)

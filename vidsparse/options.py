@@ -1,7 +1,8 @@
-"""Options that several commands have, declared once; nothing that takes long to import."""
+"""Options that several commands have, declared and read once; nothing that takes long to import."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,3 +33,13 @@ Dtype = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:N.", show_default="cuda if there is one")
 ]
+
+
+def path(option: str, text: str) -> Path:
+    """A path that an option names; ~ is the home folder.
+
+    Raises ValueError for what a shell variable that is not set leaves behind.
+    """
+    if not text:
+        raise ValueError(f"{option} is empty: expected a path")
+    return Path(text).expanduser()

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from vidsparse.ending import fail, leave
-from vidsparse.options import Json
+from vidsparse.options import Json, path
 
 
 class Align(StrEnum):
@@ -86,9 +86,9 @@ def compare(
     names = tuple(dict.fromkeys(_words(metrics)))
     try:
         request = Request(
-            reference=_path("--ref", reference),
+            reference=path("--ref", reference),
             tests=[_named(text) for text in tests],
-            out=_path("--out", out),
+            out=path("--out", out),
             align=align.value,
             settings=Settings(
                 tuple(name for name in names if name not in CORE),
@@ -122,14 +122,7 @@ def _words(text: str | None) -> list[str]:
 
 def _named(text: str) -> tuple[str | None, Path]:
     """NAME=PATH; a path that exists is no name, whatever it contains."""
-    name, equals, path = text.partition("=")
+    name, equals, rest = text.partition("=")
     if not equals or (text and Path(text).expanduser().exists()) or not name:
-        return None, _path("--test", text)
-    return name, _path("--test", path)
-
-
-def _path(option: str, text: str) -> Path:
-    """Raises ValueError for what a shell variable that is not set leaves behind."""
-    if not text:
-        raise ValueError(f"{option} is empty: expected a path")
-    return Path(text).expanduser()
+        return None, path("--test", text)
+    return name, path("--test", rest)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vidsparse.ending import fail
+from vidsparse.options import path
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,7 +40,7 @@ def export(
             help="Folder of clips or of `vidsparse generate`; again for more arms.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="PATH", help="Folder to write to.")],
     version: Annotated[int, typer.Option(help="1: VBench 0.1.5; 2: VBench-2.0.")] = 1,
     custom: Annotated[
         bool, typer.Option("--custom", help="For clips of any prompt: VBench's custom input.")
@@ -67,7 +68,7 @@ def export(
     with mistakes():
         request = Request(
             [_named(text) for text in sources],
-            out.expanduser(),
+            path("--out", out),
             version,
             custom,
             fps,
@@ -81,8 +82,12 @@ def export(
 @app.command()
 def run(
     python: Annotated[Path, typer.Option(help="Python of the environment with VBench.")],
-    videos: Annotated[Path, typer.Option(help="Export, an arm of it, or a folder of clips.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
+    videos: Annotated[
+        str, typer.Option(metavar="PATH", help="Export, an arm of it, or a folder of clips.")
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="PATH", help="Folder for the results.")
+    ],
     dimension: Annotated[
         list[str] | None,
         typer.Option(help="Of VBench; again for more.", show_default="all that apply"),
@@ -112,8 +117,8 @@ def run(
     with mistakes():
         request = Request(
             python,
-            videos.expanduser(),
-            out.expanduser(),
+            path("--videos", videos),
+            path("--out", out),
             tuple(dimension or ()),
             device,
             custom,
@@ -153,5 +158,5 @@ def _named(text: str) -> tuple[Path, str | None]:
     """FOLDER=NAME; a path that exists has no name, whatever it contains."""
     folder, equals, name = text.rpartition("=")
     if not equals or Path(text).expanduser().exists() or not name:
-        return Path(text).expanduser(), None
-    return Path(folder).expanduser(), name
+        return path("--from", text), None
+    return path("--from", folder), name

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from vidsparse.compare.arms import ClipFile
 from vidsparse.compare.measure import sha256
 from vidsparse.interrupts import check, held, interruptible
-from vidsparse.quality.frames import write_preview
+from vidsparse.quality.frames import iter_frames, write_preview
 from vidsparse.vbench import names
 from vidsparse.vbench.dimensions import SECOND, SECOND_CUSTOM
 from vidsparse.vbench.placing import Placed, Rules, read_list
@@ -248,7 +249,11 @@ def _put(file: ClipFile, target: Path, fps: float | None, first: Path | None) ->
     if rate is None:
         raise ValueError(f"{source} does not say its frames per second; give --fps")
     with interruptible():
-        write_preview(target, file.clip, rate)
+        frames = iter_frames(file.clip, str(source))
+        head = next(frames, None)
+        if head is None:
+            raise ValueError(f"{source} holds no frames")
+        write_preview(target, chain([head], frames), rate)
     return ENCODE
 
 

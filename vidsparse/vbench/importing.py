@@ -28,6 +28,8 @@ from vidsparse.vbench.scores import Judged, read_results, scores
 
 BEGIN, END = "<!-- vbench -->", "<!-- /vbench -->"
 """What stands between them in summary.md and report.html is ours."""
+JOINED = ("arm", "clip", "sha256_test", "sha256_reference", "tf_test", "tf_ref")
+"""What of a compared clip is read."""
 APART = 1e-3
 """Averages that differ by more than this from VBench's are told."""
 NOTE = (
@@ -83,6 +85,7 @@ def _comparison(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         known = content["schema"] == COMPARISON
+        known &= all(key in clip for clip in content["clips"] for key in JOINED)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         known = False
     if not known:
