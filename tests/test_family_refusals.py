@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from test_family_pipelines import run
 
 import vidsparse
+from vidsparse.pipelines.families import flux
 
 CASES = {case.name: case for case in zoo.cases()}
 
@@ -47,3 +49,35 @@ def test_minimax_h3_with_rows_in_another_order() -> None:
     refuse("minimax_h3 frames", "audio_indices", audio_indices=sound)
     text = rows["text_indices"] + 1
     refuse("minimax_h3 frames", "text_indices", text_indices=text)
+
+
+@pytest.mark.parametrize("case", ["flux", "flux2"])
+def test_flux_with_a_mask(case: str) -> None:
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    refuse(case, "attention_mask", joint_attention_kwargs={"attention_mask": mask})
+
+
+def test_flux_out_of_raster_order() -> None:
+    ids = zoo.flux.places(12, 12)
+    refuse("flux", "img_ids.*12 x 12", img_ids=ids[torch.randperm(144)])
+
+
+@pytest.mark.parametrize("mode", ["extract", "cached"])
+def test_flux2_with_cached_keys(mode: str) -> None:
+    refuse("flux2 klein kv", f"kv_cache_mode='{mode}'.*Flux2KleinPipeline", kv_cache_mode=mode)
+
+
+def test_qwen_image_with_layers_of_unlike_size() -> None:
+    shapes = [[(1, 6, 8), (1, 8, 6), (1, 5, 7)]]
+    refuse("qwen_image layered", "img_shapes", img_shapes=shapes)
+
+
+def test_flux_waits_for_its_grid_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, reads = flux._read, []
+    monkeypatch.setattr(flux, "_read", lambda ids: reads.append(1) or read(ids))
+    pipe, call = zoo.pipelines()["flux"]()
+    vidsparse.accelerate_pipeline(pipe, "balanced")
+    run(pipe, call)
+    assert len(reads) == 1
+    run(pipe, call)
+    assert len(reads) == 2

@@ -203,7 +203,7 @@ class Installation:
         }
         lost = sum(
             m.processor is not ours.get(id(m), m.processor)
-            and type(m.processor) not in others[id(m)]
+            and _stock_class(m.processor) not in others[id(m)]
             for m in modules
         )
         if lost:
@@ -242,6 +242,12 @@ def installation_of(module: Any) -> Installation | None:
 
 def _nothing() -> None:
     return None
+
+
+def _stock_class(processor: Any) -> type:
+    """Of a processor; one of ours that is linked to nothing, as unfusing puts back, is stock."""
+    unlinked = isinstance(processor, SparseProcessor) and processor.link is None
+    return processor.stock_class if unlinked else type(processor)
 
 
 def check_stock(adapter: Adapter, name: str, transformer: nn.Module) -> None:

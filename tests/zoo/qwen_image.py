@@ -1,0 +1,130 @@
+"""Qwen-Image: padded text before an image, images to edit behind it, layers."""
+
+from functools import partial
+from typing import Any
+
+import diffusers
+import tiny
+
+import zoo
+from zoo.flux import IMAGES
+
+WIDTH = 16
+
+
+def model(heads: int, head_dim: int, **options: Any) -> Any:
+    side = head_dim // 3 // 2 * 2
+    return diffusers.QwenImageTransformer2DModel(
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        num_layers=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(head_dim - 2 * side, side, side),
+        **{"in_channels": 4, "out_channels": 1, **options},
+    )
+
+
+def layered(heads: int, head_dim: int) -> Any:
+    return model(heads, head_dim, use_layer3d_rope=True)
+
+
+def apart(heads: int, head_dim: int, **options: Any) -> Any:
+    """Images to edit, or all layers but the first, are modulated as for timestep 0."""
+    return model(heads, head_dim, zero_cond_t=True, **options)
+
+
+GIVEN = (1, 5, 7)
+
+
+def arguments(
+    model: Any, grid: zoo.Grid, batch: int, given: int = 0, left: bool = False
+) -> dict[str, Any]:
+    """given: number of images behind the generated one, or behind all its layers."""
+    frames, height, width = grid
+    shapes = [(1, height, width)] * frames + [GIVEN] * given
+    mask = zoo.words(batch)
+    return {
+        "hidden_states": zoo.noise(batch, sum(h * w for _, h, w in shapes), 4),
+        "encoder_hidden_states": zoo.noise(batch, zoo.TEXT, WIDTH),
+        "encoder_hidden_states_mask": (mask.flip(1) if left else mask).bool(),
+        "timestep": zoo.times(batch) / 1000,
+        "img_shapes": [shapes] * batch,
+    }
+
+
+def controlled(model: Any, grid: zoo.Grid, batch: int) -> dict[str, Any]:
+    tokens, width = grid[1] * grid[2], model.inner_dim
+    residual = zoo.noise(batch, tokens, width, seed=4)
+    return {**arguments(model, grid, batch), "controlnet_block_samples": [residual]}
+
+
+ALONE = ("hidden_states", "output of pos_embed")
+image = partial(zoo.Case, grids=IMAGES, controls=ALONE)
+CASES = [
+    image("qwen_image", model, arguments),
+    image("qwen_image edit", apart, partial(arguments, given=2, left=True)),
+    zoo.Case("qwen_image layered", layered, partial(arguments, given=1), controls=ALONE),
+    zoo.Case(
+        "qwen_image layered apart",
+        partial(apart, use_layer3d_rope=True),
+        partial(arguments, given=1),
+        controls=ALONE,
+    ),
+    zoo.Case("qwen_image controlnet", model, controlled, grids=IMAGES),
+]
+
+
+def vae(halvings: int) -> Any:
+    return tiny.seeded(
+        lambda: diffusers.AutoencoderKLQwenImage(
+            base_dim=2,
+            z_dim=4,
+            dim_mult=[1] * (halvings + 1),
+            num_res_blocks=0,
+            temperal_downsample=[False] * halvings,
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        )
+    )
+
+
+def pipeline(
+    kind: Any, batch: int = 2, halvings: int = 3, **more: Any
+) -> tuple[Any, dict[str, Any]]:
+    pipe = kind(
+        transformer=zoo.lively(model(2, 16, in_channels=16, out_channels=4)),
+        vae=vae(halvings),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        text_encoder=None,
+        tokenizer=None,
+        **more.pop("components", {}),
+    )
+    call = {
+        **zoo.prompts(batch, WIDTH, mask="prompt_embeds_mask"),
+        "true_cfg_scale": 2.0,
+        "height": 160,
+        "width": 160,
+        "num_inference_steps": zoo.STEPS,
+        **more,
+    }
+    return pipe, call
+
+
+def from_text() -> tuple[Any, dict[str, Any]]:
+    return pipeline(diffusers.QwenImagePipeline)
+
+
+def edited() -> tuple[Any, dict[str, Any]]:
+    """The pipeline makes a million pixels of the given image, so the VAE has to be deep."""
+    return pipeline(
+        diffusers.QwenImageEditPipeline,
+        components={"processor": None},
+        batch=1,
+        halvings=6,
+        height=1280,
+        width=1280,
+        image=tiny.still(64, 64),
+    )
+
+
+PIPELINES = {"qwen_image": from_text, "qwen_image edit": edited}
