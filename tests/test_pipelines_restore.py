@@ -213,9 +213,10 @@ def test_acceleration_outlives_the_pipeline_that_asked_for_it() -> None:
 
 def test_unsupported_pipelines_are_named() -> None:
     pipe, _ = tiny.build("latte")
-    with pytest.raises(
-        ValueError, match=r"LattePipeline is not supported.*WanPipeline, WanImageTo"
-    ):
+    with pytest.raises(ValueError, match="LattePipeline is not supported: transformer is a Latte"):
+        vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
+    pipe.transformer = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"is not supported; supp.*WanImageTo.*=.generic"):
         vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
 
 
