@@ -2,7 +2,9 @@
 
 names.py        what a clip must be called
 dimensions.py   what VBench measures, and how it weighs it
-export.py       arms of clips -> folders and a manifest
+samples.py      arms of clips -> samples of prompts, numbered
+placing.py      a sample -> the folders and the name under which VBench looks for it
+export.py       placed samples -> folders and a manifest
 run.py          an installed VBench, in a child process (child.py)
 scores.py       a result file -> figures per clip, averages, Quality / Semantic / Total
 importing.py    those figures into a comparison's folder
