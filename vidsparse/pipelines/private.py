@@ -7,6 +7,7 @@ this is imported.
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import Any
 
@@ -85,7 +86,8 @@ def skips_scores(attention: nn.Module) -> bool:
 def skip_as(ours: type, stock: type) -> None:
     """Layer-skip guidance, which looks processors up by exact class, treats ours as the stock one.
 
-    Where diffusers has not registered the stock class, a skipped layer gives its input.
+    Where diffusers has not registered the stock class, a skipped layer gives its input: of a joint
+    one, video and text.
     """
     try:
         metadata = AttentionProcessorRegistry.get(stock)
@@ -94,8 +96,11 @@ def skip_as(ours: type, stock: type) -> None:
     AttentionProcessorRegistry.register(ours, metadata)
 
 
-def _input(attn: nn.Module, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-    return hidden_states
+def _input(attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What an attention module would return if it changed nothing."""
+    given = inspect.signature(type(attn).forward).bind(attn, *args, **kwargs).arguments
+    hidden, text = given["hidden_states"], given.get("encoder_hidden_states")
+    return hidden if text is None else (hidden, text)
 
 
 def parallel_config(processor: Any) -> Any | None:
