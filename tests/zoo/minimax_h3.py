@@ -96,7 +96,7 @@ def pipeline() -> Any:
         "prompt_embeds": zoo.noise(1, zoo.TEXT, WIDTH),
         "text_token_tags": torch.ones(zoo.TEXT, dtype=torch.long),
         "height": 64,
-        "width": 64,
+        "width": 96,
         "num_frames": 124,
         "num_inference_steps": zoo.STEPS,
         "output": "latents",
