@@ -82,7 +82,14 @@ def test_fingerprint_of_large_files_sees_every_tensor(tmp_path, monkeypatch):
     assert same == found(tensors)
     for name, tensor in tensors.items():
         assert found({**tensors, name: tensor * 1.001}) != same, name
+        for at in (0, tensor.size // 2):  # begin and middle are read, for every tensor
+            moved = tensor.copy()
+            moved[at] += 1.0
+            assert found({**tensors, name: moved}) != same, (name, at)
     assert found({"renamed" if n == "t0" else n: t for n, t in tensors.items()}) != same
+    (tmp_path / "unet" / ".cache").mkdir()
+    (tmp_path / "unet" / ".cache" / "of-a-tool").write_text("hidden")
+    assert found(tensors) == same
     for size in (100_000, 100_001):
         (tmp_path / "unet" / "model.safetensors").write_bytes(b"not weights" * size)
         other = identity.fingerprint(tmp_path, {"unet": ["diffusers", "X"]})

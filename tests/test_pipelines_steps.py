@@ -257,8 +257,9 @@ def test_manual_step_arguments() -> None:
     for index, total in ((3, 3), (-1, 3), (0, 0)):
         with pytest.raises(ValueError, match="0 <= index < total"), vidsparse.step(index, total):
             pass
-    with pytest.raises(TypeError, match="expected two integers"), vidsparse.step(0.5, 3):  # type: ignore[arg-type]
-        pass
+    for index, total in ((0.5, 3), (0, 3.0), (False, 3), (0, True)):
+        with pytest.raises(TypeError, match="two integers"), vidsparse.step(index, total):  # type: ignore[arg-type]
+            pass
     with pytest.raises(ValueError, match="cond, uncond"), vidsparse.step(0, 3, "left"):  # type: ignore[arg-type]
         pass
 

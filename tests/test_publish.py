@@ -1,45 +1,18 @@
-"""A job's folder is published whole or not at all, and repaired after a kill."""
+"""A job's folder is published whole or not at all."""
 
 import errno
-import json
 import os
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from disks import small_disk
+from published import contents, fill, made, names
 
-from vidsparse.jobs import workplace
-from vidsparse.jobs.layout import METRICS, SCHEMA
+from vidsparse.jobs.layout import METRICS
 from vidsparse.jobs.publish import NotPlaced, Refused, publishing
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def names(folder):
-    return {path.name for path in folder.iterdir()}
-
-
-def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def fill(folder, id, text="new", files=("sparse.mp4",)):
-    """What a job writes."""
-    for name in files:
-        (folder / name).write_text(text)
-    sidecar = {"schema": SCHEMA, "id": id, "files": [*files, METRICS], "prompt": f"of {id}"}
-    (folder / METRICS).write_text(json.dumps(sidecar))
-
-
-def made(folder, id, text="old", files=("sparse.mp4",)):
-    folder.mkdir(parents=True)
-    fill(folder, id, text, files)
-    return folder
 
 
 def test_a_folder_appears_whole(tmp_path):
@@ -64,6 +37,22 @@ def test_the_same_job_replaces_its_files_and_keeps_those_of_the_user(tmp_path):
     kept = {"notes.txt": b"mine", "more/notes.txt": b"mine too", "sparse.mp4": b"new"}
     assert contents(out) == {**kept, METRICS: (out / METRICS).read_bytes()}
     assert stat.S_IMODE(out.stat().st_mode) == 0o2775 and names(tmp_path) == {"out"}
+
+
+def test_files_of_the_user_stay_whatever_a_sidecar_says_of_them(tmp_path):
+    """Only names that a job can write are a job's; where both have one, the new job's counts."""
+    out = made(tmp_path / "out", "1", files=("sparse.mp4", "notes.txt"))
+    with publishing(out, "1") as stage:
+        fill(stage.folder, "1")
+    assert (out / "notes.txt").read_text() == "old" and (out / "sparse.mp4").read_text() == "new"
+    (out / METRICS).unlink()
+    with publishing(out, "2", overwrite=True) as stage:
+        fill(stage.folder, "2", "newer", ("dense.mp4", "sparse.mp4"))
+    assert {name: (out / name).read_text() for name in names(out) - {METRICS}} == {
+        "notes.txt": "old",
+        "dense.mp4": "newer",
+        "sparse.mp4": "newer",
+    }
 
 
 @pytest.mark.parametrize("what", ["another job", "notes.txt", "no id"])
@@ -166,89 +155,14 @@ def test_a_complete_folder_that_cannot_take_its_place_is_kept(tmp_path, monkeypa
 
 def test_somebody_who_came_in_between_is_not_overwritten(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(NotPlaced, match="out-part1"), publishing(out, "1") as stage:
-        fill(stage.folder, "1")
-        made(out, "2", "theirs")
-    assert (out / "sparse.mp4").read_text() == "theirs"
-    assert (tmp_path / "out-part1" / "sparse.mp4").read_text() == "new"
-    assert names(tmp_path) == {"out", "out-part1"}
-
-
-CHILD = """
-import json, os, sys, time
-from pathlib import Path
-from vidsparse.jobs import publish
-out, stop = Path(sys.argv[1]), sys.argv[2]
-rename = os.rename
-def stopping(source, target):
-    rename(source, target)
-    if stop == Path(target).name:
-        print("there", flush=True)
-        time.sleep(60)
-os.rename = stopping
-with publish.publishing(out, "1") as stage:
-    if stop == "filling":
-        (stage.folder / "sparse.mp4").write_text("half")
-        print("there", flush=True)
-        time.sleep(60)
-    (stage.folder / "sparse.mp4").write_text("new")
-    sidecar = {"schema": "vidsparse.generate/1", "id": "1", "files": ["sparse.mp4"]}
-    (stage.folder / "metrics.json").write_text(json.dumps(sidecar))
-"""
-
-
-def child(out, stop):
-    """A process that publishes to `out` and stands still at a point of it."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(out), stop], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "there\n"
-    return process
-
-
-KILLED = {"filling": "old", "old": "new", "out": "new"}
-"""Where a process is killed: while filling, after the first rename, after the second -> outcome."""
-
-
-@pytest.mark.parametrize("stop", KILLED)
-@pytest.mark.parametrize("next_one", ["same target", "another target"])
-def test_the_next_run_repairs_what_a_killed_one_left(tmp_path, stop, next_one):
-    out = made(tmp_path / "out", "1")
-    (out / "notes.txt").write_text("mine")
-    process = child(out, stop)
-    with pytest.raises(Refused, match="another run is writing"), publishing(out, "1"):
-        raise AssertionError("it has the lock")
-    workplace.sweep(tmp_path)
-    assert any(name.startswith(".unfinished-") for name in names(tmp_path)), "it is in use"
-    process.kill()
-    process.wait()
-    target = out if next_one == "same target" else tmp_path / "other"
-    with pytest.raises(ZeroDivisionError), publishing(target, "1"):
-        raise ZeroDivisionError
-    assert names(tmp_path) == {"out"}
-    assert (out / "sparse.mp4").read_text() == KILLED[stop]
-    assert (out / "notes.txt").read_text() == "mine"
-
-
-def test_a_video_that_was_complete_when_its_process_was_killed_is_not_lost(tmp_path):
-    place = workplace.Workplace(tmp_path / "out")
-    place.enter()
-    fill(place.new, "1")
-    os.close(place._lock)  # as the end of the process does
-    workplace.sweep(tmp_path)
-    assert names(tmp_path) == {"out"} and (tmp_path / "out" / "sparse.mp4").read_text() == "new"
-
-
-def test_what_only_looks_like_a_workplace_is_left_alone(tmp_path):
-    for name in (".unfinished-symphony", ".unfinished-0123456789ab", ".unfinished-abcdefabcdef"):
-        (tmp_path / name / "new").mkdir(parents=True)
-        (tmp_path / name / "new" / "notes.txt").write_text("mine")
-    (tmp_path / ".unfinished-abcdefabcdef" / "lock").write_text("not its hash")
-    before = contents(tmp_path)
-    with publishing(tmp_path / "out", "1") as stage:
-        fill(stage.folder, "1")
-    shutil.rmtree(tmp_path / "out")
-    assert contents(tmp_path) == before
+    for kept in ("out-part1", "out-part2"):
+        with pytest.raises(NotPlaced, match=kept), publishing(out, "1") as stage:
+            fill(stage.folder, "1", kept)
+            made(out, "2", "theirs")
+        assert (out / "sparse.mp4").read_text() == "theirs"
+        shutil.rmtree(out)
+    assert names(tmp_path) == {"out-part1", "out-part2"}
+    assert all((tmp_path / n / "sparse.mp4").read_text() == n for n in names(tmp_path))
 
 
 def test_a_signal_waits_for_a_point_where_it_does_no_harm(tmp_path):
