@@ -33,10 +33,9 @@ class Case:
         its forward, random.
     head_dims: that the model can have. heads: that it needs.
     controls: entries (as text) without which the output must differ; None: all of them.
+    cuts: the model treats parts of the video apart, so an order must not mix them.
     rounding: how far an output of order 1 may be off at density 1, from the order of summation.
-    dense: reason -> dense calls of a sparse forward. sparse: whether it has any others. calls:
-        self-attention calls of a forward per sample of the batch, where it is not one per layer
-        and batch.
+    dense: reason -> dense calls of a sparse forward. sparse: whether it has any others.
     grids: sizes of the video that it is proved for.
     """
 
@@ -46,6 +45,7 @@ class Case:
     head_dims: tuple[int, ...] = (64, 128)
     heads: int = 2
     controls: tuple[str, ...] | None = None
+    cuts: bool = False
     rounding: float = 2e-5
     dense: Mapping[str, int] = field(default_factory=dict)
     sparse: bool = True
@@ -143,14 +143,15 @@ Pipelines = dict[str, Callable[[], tuple[Any, dict[str, Any]]]]
 
 def cases() -> list[Case]:
     """Of all files, in the order of their names."""
-    return [case for file in _files() for case in file.CASES]
+    return [case for file in files().values() for case in file.CASES]
 
 
 def pipelines() -> Pipelines:
     """Of all files."""
-    return {name: build for file in _files() for name, build in file.PIPELINES.items()}
+    return {name: build for file in files().values() for name, build in file.PIPELINES.items()}
 
 
-def _files() -> list[Any]:
+def files() -> dict[str, Any]:
+    """Name -> file, of every family."""
     names = [file.name for file in pkgutil.iter_modules(__path__)]
-    return [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in names}

@@ -47,7 +47,7 @@ def arguments(model: Any, grid: zoo.Grid, batch: int) -> dict[str, Any]:
 
 CASES = [
     zoo.Case("hunyuan_video", model, arguments),
-    zoo.Case("hunyuan_video token_replace", token_replace, arguments),
+    zoo.Case("hunyuan_video token_replace", token_replace, arguments, cuts=True),
 ]
 
 

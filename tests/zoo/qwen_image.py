@@ -68,6 +68,7 @@ CASES = [
         "qwen_image layered apart",
         partial(apart, use_layer3d_rope=True),
         partial(arguments, given=1),
+        cuts=True,
         controls=ALONE,
     ),
     zoo.Case("qwen_image controlnet", model, controlled, grids=IMAGES),

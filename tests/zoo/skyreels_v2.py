@@ -52,11 +52,12 @@ def forced(kind: str, **more: Any) -> Any:
 
 CASES = [
     zoo.Case("skyreels_v2", model, wan.arguments),
-    zoo.Case("skyreels_v2 forcing", model, forcing),
+    zoo.Case("skyreels_v2 forcing", model, forcing, cuts=True),
     zoo.Case(
         "skyreels_v2 causal",
         causal,
         wan.arguments,
+        cuts=True,
         grids=((4, 5, 7),),
         sparse=False,
         dense={"masked": 2},

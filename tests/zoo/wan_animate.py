@@ -55,5 +55,5 @@ def pipeline() -> Any:
     return pipe, call
 
 
-CASES = [zoo.Case("wan_animate", model, arguments)]
+CASES = [zoo.Case("wan_animate", model, arguments, cuts=True)]
 PIPELINES: zoo.Pipelines = {"wan_animate": pipeline}

@@ -1,0 +1,120 @@
+"""Writes docs/models.md: what the tests have shown of every family, and what is not supported.
+
+    python tests/support_table.py
+    python tests/support_table.py --junit FILE
+
+Runs the tests of families and of their pipelines, which takes a few minutes, or takes the report
+that a run of all tests has left (`pytest --junitxml=FILE`), and writes how they ended. Exit status
+1 if one failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from pathlib import Path
+
+import zoo
+
+from vidsparse.models import supported
+
+TESTS = Path(__file__).resolve().parent
+TABLE = TESTS.parent / "docs" / "models.md"
+FILES = ("test_families.py", "test_family_pipelines.py")
+PROOFS = {
+    "test_a_random_order_changes_nothing": "any token order",
+    "test_each_entry_matters": "no entry left out",
+    "test_cuts_matter_where_there_are_some": "parts kept apart",
+    "test_density_one_and_restore": "density 1 is stock",
+    "test_sparse_at_the_density_asked_for": "as sparse as asked",
+    "test_what_each_call_reads": "text exact",
+    "test_a_pipeline": "whole pipelines",
+}
+"""Test -> what it proves, in two or three words."""
+
+HEAD = """# Supported models
+
+Written by `python tests/support_table.py` from what the tests have shown on tiny random models of
+each family, of diffusers {version}: the number of forms (ways to call the transformer, token grids,
+head sizes) in which each holds. Weights of real checkpoints were not at hand. Columns:
+
+- any token order: a random one gives what stock gives;
+- no entry left out: without one of them the output differs;
+- parts kept apart: an order that mixes what the model treats apart is noticed;
+- density 1 is stock: and so is the model after restoring, bit by bit;
+- as sparse as asked: and stock if one block is all there is;
+- text exact: its rows are those of dense attention;
+- whole pipelines: of diffusers, run sparse, interrupted and restored.
+"""
+
+
+def main() -> int:
+    import diffusers
+
+    parser = argparse.ArgumentParser(description="Writes docs/models.md.")
+    parser.add_argument("--junit", type=Path, help="report of a finished run of the tests")
+    given: Path | None = parser.parse_args().junit
+    outcomes = run() if given is None else read(given)
+    lines = ["| family | " + " | ".join(PROOFS.values()) + " |", "|---" * (len(PROOFS) + 1) + "|"]
+    failed = 0
+    for name, file in zoo.files().items():
+        subjects = {str(case) for case in file.CASES} | set(file.PIPELINES)
+        cells = []
+        for test in PROOFS:
+            ends = [passed for subject, passed in outcomes[test] if subject in subjects]
+            failed += ends.count(False)
+            bad = f", {ends.count(False)} FAIL" if not all(ends) else ""
+            cells.append(f"{ends.count(True)}{bad}" if ends else "-")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    found = supported()
+    lines += ["", "## Pipelines", "", "| family | transformer | pipelines |", "|---|---|---|"]
+    for name, classes in found["families"].items():
+        for entry in classes:
+            pipelines = ", ".join(f"`{pipeline}`" for pipeline in entry["pipelines"])
+            lines.append(f"| {name} | `{entry['transformer']}` | {pipelines} |")
+    lines += ["", "Other pipelines that hold one of these transformers are taken, too.", ""]
+    lines += ["## Not accelerated", "", "| transformer | because |", "|---|---|"]
+    lines += [f"| `{name}` | {why} |" for name, why in found["refused"].items()]
+    lines += [
+        "",
+        'Any other: `accelerate_pipeline(pipe, adapter="generic")`, see `generic_adapter`, or an',
+        "adapter of your own, see CONTRIBUTING.",
+    ]
+    TABLE.parent.mkdir(exist_ok=True)
+    text = HEAD.format(version=diffusers.__version__) + "\n" + "\n".join(lines) + "\n"
+    TABLE.write_text(text, encoding="utf-8")
+    print(f"{TABLE}: {failed} failed")
+    return 1 if failed else 0
+
+
+Outcomes = dict[str, list[tuple[str, bool]]]
+"""Test -> (case or pipeline, whether it passed), for each form."""
+
+
+def run() -> Outcomes:
+    """Of a run of the tests now."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}"]
+        subprocess.run([*command, *(str(TESTS / file) for file in FILES)], check=False)
+        return read(report)
+
+
+def read(report: Path) -> Outcomes:
+    """Of a JUnit report."""
+    found: Outcomes = defaultdict(list)
+    for case in ElementTree.parse(report).iter("testcase"):
+        named = re.match(r"(\w+)\[(.*?)(?:-\(\d+, \d+, \d+\)-\d+)?\]$", case.get("name", ""))
+        if named and named[1] in PROOFS and not any(child.tag == "skipped" for child in case):
+            failed = any(child.tag in ("failure", "error") for child in case)
+            found[named[1]].append((named[2], not failed))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
