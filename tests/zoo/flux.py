@@ -116,10 +116,44 @@ def from_text() -> tuple[Any, dict[str, Any]]:
     return pipeline(diffusers.FluxPipeline)
 
 
+NO_ADAPTER = {"image_encoder": None, "feature_extractor": None}
+
+
 def edited() -> tuple[Any, dict[str, Any]]:
     kind, image = diffusers.FluxKontextPipeline, tiny.still(12, 16)
-    parts = {"image_encoder": None, "feature_extractor": None}
-    return pipeline(kind, components=parts, batch=1, image=image, max_area=400, _auto_resize=False)
+    return pipeline(
+        kind, components=NO_ADAPTER, batch=1, image=image, max_area=400, _auto_resize=False
+    )
 
 
-PIPELINES = {"flux": from_text, "flux kontext": edited}
+def redrawn() -> tuple[Any, dict[str, Any]]:
+    """Three of four steps."""
+    kind, image = diffusers.FluxImg2ImgPipeline, tiny.still(20, 20)
+    return pipeline(kind, components=NO_ADAPTER, batch=1, image=image, strength=0.8)
+
+
+def guided() -> tuple[Any, dict[str, Any]]:
+    """A ControlNet with a residual for each block."""
+    net = tiny.seeded(
+        lambda: diffusers.FluxControlNetModel(
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=8,
+            axes_dims_rope=(8, 4, 4),
+        )
+    )
+    parts = {**NO_ADAPTER, "controlnet": zoo.lively(net)}
+    kind, image = diffusers.FluxControlNetPipeline, tiny.still(20, 20)
+    return pipeline(kind, components=parts, batch=1, control_image=image)
+
+
+PIPELINES = {
+    "flux": from_text,
+    "flux kontext": edited,
+    "flux img2img": redrawn,
+    "flux controlnet": guided,
+}

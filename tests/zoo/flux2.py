@@ -109,4 +109,9 @@ def klein() -> tuple[Any, dict[str, Any]]:
     )
 
 
-PIPELINES = {"flux2": from_text, "flux2 klein": klein}
+def klein_kv() -> tuple[Any, dict[str, Any]]:
+    """Without a reference image, so without a cache."""
+    return pipeline(diffusers.Flux2KleinKVPipeline)
+
+
+PIPELINES = {"flux2": from_text, "flux2 klein": klein, "flux2 klein kv": klein_kv}

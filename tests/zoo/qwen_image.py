@@ -115,17 +115,16 @@ def from_text() -> tuple[Any, dict[str, Any]]:
     return pipeline(diffusers.QwenImagePipeline)
 
 
-def edited() -> tuple[Any, dict[str, Any]]:
-    """The pipeline makes a million pixels of the given image, so the VAE has to be deep."""
-    return pipeline(
-        diffusers.QwenImageEditPipeline,
-        components={"processor": None},
-        batch=1,
-        halvings=6,
-        height=1280,
-        width=1280,
-        image=tiny.still(64, 64),
-    )
+def edited(kind: Any, image: Any) -> tuple[Any, dict[str, Any]]:
+    """The pipeline makes a million pixels of a given image, so the VAE has to be deep."""
+    size, parts = {"height": 1280, "width": 1280}, {"processor": None}
+    return pipeline(kind, components=parts, batch=1, halvings=6, image=image, **size)
 
 
-PIPELINES = {"qwen_image": from_text, "qwen_image edit": edited}
+PIPELINES = {
+    "qwen_image": from_text,
+    "qwen_image edit": partial(edited, diffusers.QwenImageEditPipeline, tiny.still(64, 64)),
+    "qwen_image edit plus": partial(
+        edited, diffusers.QwenImageEditPlusPipeline, [tiny.still(64, 64), tiny.still(64, 96)]
+    ),
+}
