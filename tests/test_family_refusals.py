@@ -81,3 +81,15 @@ def test_flux_waits_for_its_grid_once_a_run(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(reads) == 1
     run(pipe, call)
     assert len(reads) == 2
+
+
+def test_allegro_with_a_mask_over_the_video() -> None:
+    refuse("allegro", "^attention_mask in a call", attention_mask=torch.ones(1, 3, 12, 16))
+
+
+def test_kandinsky5_that_selects_blocks_by_itself() -> None:
+    refuse("kandinsky5", "^sparse_params.*regular", sparse_params={"to_fractal": True})
+
+
+def test_ltx2_without_the_size_of_its_video() -> None:
+    refuse("ltx2", r"num_frames, height, width = \[None, 6, 8\]", num_frames=None)

@@ -114,7 +114,7 @@ CASES = [
         arguments,
         controls=(*VIDEO, "output of learnable_pos_embed"),
     ),
-    zoo.Case("cosmos frame times", model, frame_times, head_dims=(64,), controls=VIDEO),
+    zoo.Case("cosmos frame times", model, frame_times, head_dims=(64,), controls=VIDEO, cuts=True),
     zoo.Case(
         "cosmos control",
         with_image,

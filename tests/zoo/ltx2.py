@@ -170,5 +170,14 @@ CASES = [
         head_dims=(64,),
         controls=(*VIDEO, "video_keyframes_mask"),
     ),
+    zoo.Case(
+        "ltx2 masked",
+        model,
+        masked,
+        head_dims=(64,),
+        controls=(*VIDEO, "video_self_attention_mask"),
+        dense={"masked": 2},
+        sparse=False,
+    ),
 ]
 PIPELINES: zoo.Pipelines = {"ltx2": t2v, "ltx2 i2v": i2v}
