@@ -54,7 +54,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize(("name", "batch"), zip(METHODS, (1, 1, 2, 1), strict=True))
+@pytest.mark.parametrize(("name", "batch"), [*zip(METHODS, (1, 1, 2, 1), strict=True)])
 def test_every_stage_on_the_device(
     name: str, batch: int, stages: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
