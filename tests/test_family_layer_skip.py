@@ -16,17 +16,10 @@ from zoo import Case, Subject
 
 import vidsparse
 
-
-def first_of_each() -> list[Case]:
-    """One case of each transformer class, of those that accelerate some call."""
-    found: dict[str, Case] = {}
-    for case in zoo.cases():
-        if case.sparse and not case.dense:
-            found.setdefault(type(case.build().model).__name__, case)
-    return list(found.values())
-
-
-CASES = first_of_each()
+CASES = [
+    next(case for case in file.CASES if case.sparse and not case.dense)
+    for file in zoo.files().values()
+]
 RASTER_DENSE = ("schedule.density=1.0", "layout.name=raster")
 
 
