@@ -254,6 +254,31 @@ def test_one_measurement_decides_for_a_machine(monkeypatch: pytest.MonkeyPatch) 
     assert decide(8192, 12, 0.3).reason is None
 
 
+def test_what_a_busy_machine_gave_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same answer in one process, so that a seed gives one video; the next one asks anew."""
+    noise, made = [0.29], []
+    times = PROCESSORS["avx512"].measure(cpu_crossover.Kind("float32", 64, 4, 1, ""), 2048, None)
+
+    def figures(*args: object) -> dict[str, float]:
+        made.append(args)
+        return {**times, "noise": noise[0]}
+
+    monkeypatch.setattr(cpu_crossover, "_figures", figures)
+    monkeypatch.setattr(cpu, "execute", lambda q, k, v, plan, **how: (q, None))
+    busy = [decide(2048, 12, 0.9).reason for _ in range(2)]
+    assert busy == ["not-faster"] * 2 and len(made) == 1
+    assert not list(tmp_path.rglob("cpu-crossover-*.json"))
+    noise[0] = 0.0
+    assert decide(2048, 12, 0.9).reason == "not-faster" and len(made) == 1
+    for _ in range(2):
+        cpu_store.forget()
+        cpu_crossover.forget()
+        assert decide(2048, 12, 0.9).reason is None
+    assert len(made) == 2 and list(tmp_path.rglob("cpu-crossover-*.json"))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -51,6 +51,9 @@ HEAD_TOKENS = 4096
 QUIET = 0.02
 """Noise, as a share of the dense time, with which a measurement is content."""
 
+LOUD = 0.1
+"""Noise with which a measurement is of something else that ran: it holds for this process alone."""
+
 SECONDS, MOST, LEAST, AFFORDABLE = 0.4, 25, 3, 1.1
 """Of one length: seconds after which no further round starts, most and fewest rounds, and seconds
 that the fewest may take."""
@@ -162,7 +165,10 @@ def forget() -> None:
 
 
 def measure(kind: Kind, length: int, trial: Trial) -> cpu_store.Figures:
-    """Figures of alternating calls: CPU time of one thread, wall time of several."""
+    """Figures of alternating calls: CPU time of one thread, wall time of several.
+
+    Raises `cpu_store.Unmeasured`, with these figures, if the machine was too busy for others.
+    """
     clock = time.thread_time if kind.threads == 1 else time.perf_counter
     generator = torch.Generator("cpu").manual_seed(0)
     shape = (1, length, kind.heads, kind.head_dim)
@@ -178,7 +184,10 @@ def measure(kind: Kind, length: int, trial: Trial) -> cpu_store.Figures:
     )
     with torch.inference_mode():
         acts[1]()  # plans of a new grid, memory, new shapes in oneDNN
-        return _figures(acts, clock)
+        figures = _figures(acts, clock)
+    if figures["noise"] > LOUD:
+        raise cpu_store.Unmeasured(figures, f"the machine was busy, noise {figures['noise']:.2f}")
+    return figures
 
 
 def _figures(
