@@ -22,7 +22,12 @@ from vidsparse.pipelines.hoist import Hoist
 from vidsparse.pipelines.observation import ObservedCall
 
 CASES = zoo.cases()
-FORMS = [(case, grid, dim) for case in CASES for grid in case.grids for dim in case.head_dims]
+FORMS = [
+    (case, case.grids[n % len(case.grids)], case.head_dims[n % len(case.head_dims)])
+    for case in CASES
+    for n in range(max(len(case.grids), len(case.head_dims)))
+]
+"""Every grid and every head dim of each case."""
 BLOCK = 16
 DENSITY = 0.4
 SPARSE: dict[str, Any] = {

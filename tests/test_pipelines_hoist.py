@@ -197,7 +197,7 @@ def test_hoisted_blocks_are_those_of_the_method(monkeypatch: pytest.MonkeyPatch)
     def attend_in_raster_order(*args: Any, hoisted: bool, **kwargs: Any) -> Any:
         return attend(*args, hoisted=False, **kwargs)
 
-    monkeypatch.setattr("vidsparse.pipelines.processor.attend", attend_in_raster_order)
+    monkeypatch.setattr("vidsparse.pipelines.call.attend", attend_in_raster_order)
     monkeypatch.setattr("vidsparse.pipelines.installation.token_order", lambda g, layout: raster(g))
     vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
     assert distance(hoisted, tiny.run(pipe, call)) < 1e-5

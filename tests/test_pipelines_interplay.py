@@ -159,7 +159,7 @@ def test_the_operator_says_what_it_returns() -> None:
     def check(q: Any, k: Any, v: Any, mask: Any, dense: Any) -> Any:
         if not seen:
             seen.append(None)
-            torch.library.opcheck(attention_op, (q, k, v, mask, processor.site))
+            torch.library.opcheck(attention_op, (q, k, v, mask, processor.number))
         return attend(q, k, v, mask, dense)
 
     processor.attend = check

@@ -17,11 +17,12 @@ from vidsparse.config import SparseConfig
 from vidsparse.geometry import token_order
 from vidsparse.pipelines import private
 from vidsparse.pipelines.adapter import Adapter, eager
+from vidsparse.pipelines.call import Link
 from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.hoist import Hoist
 from vidsparse.pipelines.hooks import ContextHook
 from vidsparse.pipelines.observation import Observer
-from vidsparse.pipelines.processor import Link, SparseProcessor
+from vidsparse.pipelines.processor import SparseProcessor
 from vidsparse.pipelines.report import RunReport
 from vidsparse.pipelines.steps import Runs
 from vidsparse.plan import StepContext

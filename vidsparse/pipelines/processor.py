@@ -9,7 +9,7 @@ nested function, and would rot. Nothing global is patched: the name is bound in 
 function's globals.
 
 torch.compile sees one operator, `vidsparse::attention`, and traces everything around it into one
-graph. What the operator needs beside tensors it finds by `site`, a 0-d tensor, so a graph serves
+graph. What the operator needs beside tensors it finds by `number`, a 0-d tensor, so a graph serves
 every layer and every step.
 """
 
@@ -20,8 +20,8 @@ import inspect
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar, Self
@@ -30,33 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vidsparse.attention import AttentionResult, attend, decision_for, full_density
-from vidsparse.config import SparseConfig
 from vidsparse.operands import as_autocast
 from vidsparse.pipelines import private
-from vidsparse.pipelines.adapter import Adapter
-from vidsparse.pipelines.forward import Forward, RealRows
-from vidsparse.pipelines.observation import ObservedCall, Observer
-from vidsparse.pipelines.report import RunReport
-from vidsparse.plan import StepContext, TokenGrid
-
-
-@dataclass(frozen=True)
-class Link:
-    """What ties a processor to an accelerated pipeline.
-
-    forward: of its transformer. layer: index of its module, 0-based. module, transformer: weak
-    references to the attention module and to what it is part of. observers: are shown every call,
-    see `observation.py`.
-    """
-
-    forward: Forward
-    layer: int
-    config: SparseConfig
-    module: weakref.ref[nn.Module]
-    transformer: weakref.ref[nn.Module]
-    adapter: Adapter
-    observers: Sequence[Observer] = ()
+from vidsparse.pipelines.call import Call, Link
 
 
 class SparseProcessor:
@@ -68,7 +44,7 @@ class SparseProcessor:
     """
 
     link: Link | None = None
-    site: Tensor | None = None
+    number: Tensor | None = None
     stock_class: ClassVar[type]
     dense: ClassVar[Callable[..., Tensor]]
     stock: ClassVar[Callable[..., Any]]
@@ -99,14 +75,14 @@ class SparseProcessor:
         new = cls()
         new.__dict__.update(stock.__dict__)
         new.link = link
-        number = next(_numbers)
-        new.site = torch.tensor(number)
-        _sites[number] = new
+        count = next(_numbers)
+        new.number = torch.tensor(count)
+        _processors[count] = new
         return new
 
     def settings(self) -> dict[str, Any]:
         """What others have set on this processor, for example the attention backend."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("link", "site")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("link", "number")}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.settings()
@@ -114,7 +90,7 @@ class SparseProcessor:
     def run(self, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The stock `__call__` with our attention primitive."""
         if torch.compiler.is_compiling():
-            _running.site = self.site
+            _running.number = self.number
             return self.stock(attn, *args, **kwargs)
         _running.processor = self
         try:
@@ -148,124 +124,15 @@ class SparseProcessor:
         if about is None:
             other: Tensor = dense(q, k, v)
             return other
-        grid = about
         context = replace(context, layer=link.layer)
-        call = _Call(link, report, grid, context, dense)
-        module, real = link.module(), forward.real_text
-        if module is not None and private.skips_scores(module):
-            return call.stock(q, k, v, "layer-skip")
-        if mask is None:
-            return call.whole(q, k, v)
-        words = grid.text_tokens
-        if real is None or len(real) != q.shape[0] or not all(rows.fit(words) for rows in real):
-            return call.stock(q, k, v, "masked")
-        if all(rows.count == words for rows in real):
-            return call.whole(q, k, v)
-        return call.without_padding(q, k, v, real)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One self-attention call. dense: (q, k, v) -> out, the stock call with its mask."""
-
-    link: Link
-    report: RunReport
-    grid: TokenGrid
-    context: StepContext
-    dense: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-    def stock(self, q: Tensor, k: Tensor, v: Tensor, reason: str) -> Tensor:
-        """Dense, as the stock code does it."""
-        density = full_density(q.shape[2])
-        result = AttentionResult(self.dense(q, k, v), None, None, density, reason)
-        return self._noted(self.grid, q, k, v, result)
-
-    def whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """All rows are real."""
-        return self._noted(self.grid, q, k, v, self._attend(self.grid, q, k, v, self.dense))
-
-    def without_padding(
-        self, q: Tensor, k: Tensor, v: Tensor, real: tuple[RealRows, ...]
-    ) -> Tensor:
-        """Only some text rows of each sample are real: padding is cut out, and its rows are 0.
-
-        Samples of one length are one call. A dense call keeps its mask and all rows.
-        """
-        config, grid = self.link.config, self.grid
-        decision = decision_for(
-            q, grid=grid, config=config, context=self.context, hoisted=self.link.adapter.hoisted
-        )
-        if decision.reason is not None:
-            return self.whole(q, k, v)
-        out = torch.zeros_like(q)
-        alike = len({rows.count for rows in real}) == 1 and all(r.index is None for r in real)
-        for sample, rows in enumerate(real[:1] if alike else real):
-            of = slice(None) if alike else slice(sample, sample + 1)
-            short = replace(grid, text_tokens=rows.count)
-            parts = (_cut(x[of], grid, rows) for x in (q, k, v))
-            _uncut(out[of], grid, rows, self.whole_of(short, *parts))
-        return out
-
-    def whole_of(self, grid: TokenGrid, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """All rows of these are real."""
-        return self._noted(grid, q, k, v, self._attend(grid, q, k, v, None))
-
-    def _attend(
-        self, grid: TokenGrid, q: Tensor, k: Tensor, v: Tensor, dense: Any
-    ) -> AttentionResult:
-        return attend(
-            q,
-            k,
-            v,
-            grid=grid,
-            config=self.link.config,
-            context=self.context,
-            hoisted=self.link.adapter.hoisted,
-            watch=True,
-            dense_path=dense,
-        )
-
-    def _noted(
-        self, grid: TokenGrid, q: Tensor, k: Tensor, v: Tensor, result: AttentionResult
-    ) -> Tensor:
-        """The output of a call that the report and the observers have been told of."""
-        self.report.add(self.context, result)
-        for observer in tuple(self.link.observers):
-            observer(ObservedCall(self.context, grid, q, k, v, result))
-        return result.out
-
-
-def _parts(x: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-    """Text and the rest of x [B, tokens, H, D]; views."""
-    if grid.text_first:
-        return x[:, : grid.text_tokens], x[:, grid.text_tokens :]
-    return x[:, grid.other_tokens :], x[:, : grid.other_tokens]
-
-
-def _cut(x: Tensor, grid: TokenGrid, rows: RealRows) -> Tensor:
-    """x [B, tokens, H, D] without the padding of its text."""
-    if rows.index is None and not grid.text_first:
-        return x[:, : grid.other_tokens + rows.count]
-    text, rest = _parts(x, grid)
-    text = text[:, : rows.count] if rows.index is None else text.index_select(1, rows.index)
-    return torch.cat([text, rest] if grid.text_first else [rest, text], 1)
-
-
-def _uncut(out: Tensor, grid: TokenGrid, rows: RealRows, short: Tensor) -> None:
-    """Write what `_cut` has left to its place in `out`."""
-    text, rest = _parts(out, grid)
-    real, others = _parts(short, replace(grid, text_tokens=rows.count))
-    rest.copy_(others)
-    if rows.index is None:
-        text[:, : rows.count] = real
-    else:
-        text.index_copy_(1, rows.index, real)
+        call = Call(link, report, about, context, dense)
+        return call.run(q, k, v, mask, forward.real_text)
 
 
 _numbers = itertools.count()
-_sites: weakref.WeakValueDictionary[int, SparseProcessor] = weakref.WeakValueDictionary()
+_processors: weakref.WeakValueDictionary[int, SparseProcessor] = weakref.WeakValueDictionary()
 _running = threading.local()
-"""`processor`, whose stock code this thread runs, or while it is compiled its `site`."""
+"""`processor`, whose stock code this thread runs, or while it is compiled its `number`."""
 
 
 def primitive(
@@ -283,7 +150,7 @@ def primitive(
             )
     if torch.compiler.is_compiling():  # inside the operator, autocast is off
         query, key, value = as_autocast(query, key, value)
-        out: Tensor = attention_op(query, key, value, attn_mask, _running.site)
+        out: Tensor = attention_op(query, key, value, attn_mask, _running.number)
         return out
     processor: SparseProcessor = _running.processor
     if processor.link is not None:
@@ -329,9 +196,9 @@ PRIMITIVES = {
 
 
 @torch.library.custom_op("vidsparse::attention", mutates_args=())
-def attention_op(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, site: Tensor) -> Tensor:
+def attention_op(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, number: Tensor) -> Tensor:
     """`SparseProcessor.attend` as one node of a compiled graph; out [B, tokens, H, D]."""
-    processor = _sites.get(int(site))
+    processor = _processors.get(int(number))
     if processor is None:
         raise RuntimeError(
             "this compiled or exported program belongs to an acceleration that was undone since: "
@@ -343,7 +210,7 @@ def attention_op(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, site: Ten
 
 
 @attention_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, site: Tensor) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, number: Tensor) -> Tensor:
     return q.new_empty(q.shape)
 
 
