@@ -185,7 +185,7 @@ USAGE = {
 MODELS = {
     "empty": "save_pretrained",
     "index": "not valid JSON",
-    "latte": "LattePipeline is not supported; supported pipelines are",
+    "latte": "LattePipeline is not supported; `vidsparse models` lists",
     "image": "starts from images",
     "weights": "cannot be loaded",
 }

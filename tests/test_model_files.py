@@ -109,9 +109,14 @@ INDEXES = {
     "no class": ('{"a": 1}', "_class_name"),
     "class is a list": ('{"_class_name": ["x", "WanPipeline"]}', "_class_name"),
     "class is null": ('{"_class_name": null}', "_class_name"),
-    "class is unknown": ('{"_class_name": "MyPipeline"}', "supported pipelines are WanPipeline"),
-    "class is a function": ('{"_class_name": "logging"}', "supported pipelines are WanPipeline"),
-    "class alone": ('{"_class_name": "WanPipeline"}', "supported pipelines are WanPipeline"),
+    "class is unknown": ('{"_class_name": "MyPipeline"}', "`vidsparse models` lists"),
+    "class is a function": ('{"_class_name": "logging"}', "`vidsparse models` lists"),
+    "class alone": ('{"_class_name": "WanPipeline"}', "`vidsparse models` lists"),
+    "another family": (
+        '{"_class_name": "CogVideoXPipeline", '
+        '"transformer": ["diffusers", "CogVideoXTransformer3DModel"]}',
+        "a CogVideoXPipeline can be accelerated from Python",
+    ),
     "missing": (None, "save_pretrained"),
 }
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidsparse.generate.cards import Card, recognise
+from vidsparse.generate.cards import Card, cards, recognise
 from vidsparse.generate.model_files import INDEX, InputError, listed, locate, read, what_folder
 
 SIZE_MULTIPLE = 16  # of pixels, whatever the model: the pipelines check it
 LIBRARIES = ("diffusers", "transformers")
+TRANSFORMER = "transformer/config.json"
 INTERFACE = ("patch_size", "in_channels", "out_channels", "text_dim", "image_dim")
 """What two transformers of one pipeline have in common: they take turns on the same latents."""
 
@@ -138,8 +139,15 @@ def pipeline_class(model: Model) -> Any:
     classes = {kind for _, kind in model.components.values()}
     supported = isinstance(found, type) and any(a.transformer.__name__ in classes for a in known)
     if not supported:
-        names = ", ".join(name for adapter in known for name in adapter.pipelines)
-        raise model.refuse(f"{name} is not supported; supported pipelines are {names}")
+        raise model.refuse(
+            f"{name} is not supported; `vidsparse models` lists the pipelines that are"
+        )
+    written = {card.facts.get(TRANSFORMER, {}).get("_class_name") for card in cards()}
+    if not classes & written:
+        raise model.refuse(
+            f"a {name} can be accelerated from Python, by vidsparse.accelerate_pipeline; this "
+            "command knows the sizes of Wan models alone"
+        )
     for given in ("image", "video"):
         if given in inspect.signature(found.__call__).parameters:
             raise model.refuse(

@@ -52,11 +52,10 @@ def adapter_for(pipe: Any) -> Adapter:
             raise ValueError(
                 f"{type(pipe).__name__} is not supported: {name} is a {kind}, and {REFUSED[kind]}"
             )
-    supported = ", ".join(sorted(name for adapter in known for name in adapter.pipelines))
     missing = "".join(f"; this diffusers lacks {family}: {why}" for family, why in MISSING.items())
     raise ValueError(
-        f"{type(pipe).__name__} is not supported; supported pipelines are {supported}{missing}; "
-        'for others there is accelerate_pipeline(..., adapter="generic")'
+        f"{type(pipe).__name__} is not supported; `vidsparse models` lists the pipelines that are"
+        f'{missing}; for others there is accelerate_pipeline(..., adapter="generic")'
     )
 
 
