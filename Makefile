@@ -25,7 +25,7 @@ demo: .venv/.installed
 	$(BIN)/vidsparse generate --compare-dense --out outputs/demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 	@if $(BIN)/python -c 'import triton' 2>/dev/null; then \
 	    set -x; TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m "interp and not slow" && \
 	    $(BIN)/python kernels/aot_gate.py; \

@@ -216,7 +216,7 @@ def test_unsupported_pipelines_are_named() -> None:
     with pytest.raises(ValueError, match="LattePipeline is not supported: transformer is a Latte"):
         vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
     pipe.transformer = torch.nn.Linear(1, 1)
-    with pytest.raises(ValueError, match=r"is not supported; supp.*WanImageTo.*=.generic"):
+    with pytest.raises(ValueError, match=r"is not supported; `vidsparse models` lists.*=.generic"):
         vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
 
 
