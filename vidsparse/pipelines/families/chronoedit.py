@@ -6,8 +6,6 @@ rotary embedding places the last of two frames far from the first; that is its o
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffusers.models.transformers.transformer_chronoedit import (
     ChronoEditTransformer3DModel,
     WanAttention,
@@ -15,7 +13,7 @@ from diffusers.models.transformers.transformer_chronoedit import (
 )
 
 from vidsparse.pipelines.adapter import Adapter, Site
-from vidsparse.pipelines.families.wan import grid
+from vidsparse.pipelines.families.wan import attention_over_video, grid
 from vidsparse.pipelines.processor import SparseProcessor
 
 
@@ -23,18 +21,12 @@ class ChronoEditSparseProcessor(SparseProcessor, WanAttnProcessor):
     """ChronoEdit's own `WanAttnProcessor` with block-sparse self-attention."""
 
 
-def self_attention(transformer: Any) -> list[Any]:
-    """`attn1` of every block."""
-    modules = transformer.modules()
-    return [m for m in modules if isinstance(m, WanAttention) and not m.is_cross_attention]
-
-
 ADAPTER = Adapter(
     pipelines=("ChronoEditPipeline",),
     components=("transformer",),
     transformer=ChronoEditTransformer3DModel,
     sparse=(ChronoEditSparseProcessor,),
-    self_attention=self_attention,
+    self_attention=attention_over_video(WanAttention),
     grid=grid,
     entries=(
         Site("output", "patch_embedding", (2, 3, 4)),

@@ -16,19 +16,13 @@ from diffusers.models.transformers.transformer_skyreels_v2 import (
 )
 
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
-from vidsparse.pipelines.families.wan import grid
+from vidsparse.pipelines.families.wan import attention_over_video, grid
 from vidsparse.pipelines.processor import SparseProcessor
 from vidsparse.plan import TokenGrid
 
 
 class SkyReelsV2SparseProcessor(SparseProcessor, SkyReelsV2AttnProcessor):
     """`SkyReelsV2AttnProcessor` with block-sparse self-attention."""
-
-
-def self_attention(transformer: Any) -> list[Any]:
-    """`attn1` of every block."""
-    modules = transformer.modules()
-    return [m for m in modules if isinstance(m, SkyReelsV2Attention) and not m.is_cross_attention]
 
 
 def cuts(transformer: Any, arguments: Arguments, grid: TokenGrid) -> tuple[int, ...]:
@@ -50,7 +44,7 @@ ADAPTER = Adapter(
     components=("transformer",),
     transformer=SkyReelsV2Transformer3DModel,
     sparse=(SkyReelsV2SparseProcessor,),
-    self_attention=self_attention,
+    self_attention=attention_over_video(SkyReelsV2Attention),
     grid=grid,
     entries=(Site("output", "patch_embedding", (2, 3, 4)), Site("output", "rope", 1)),
     exit=Site("input", "proj_out", 1),

@@ -7,6 +7,7 @@ video in further channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from diffusers.models.transformers.transformer_wan import (
@@ -24,10 +25,18 @@ class WanSparseProcessor(SparseProcessor, WanAttnProcessor):
     """`WanAttnProcessor` with block-sparse self-attention."""
 
 
-def self_attention(transformer: Any) -> list[Any]:
-    """`attn1` of every block."""
-    modules = transformer.modules()
-    return [m for m in modules if isinstance(m, WanAttention) and not m.is_cross_attention]
+def attention_over_video(cls: Any) -> Callable[[Any], list[Any]]:
+    """Transformer -> the modules of an attention class that attend over the video itself, `attn1`
+    of every block; for relatives, which have a class of their own."""
+
+    def found(transformer: Any) -> list[Any]:
+        modules = transformer.modules()
+        return [m for m in modules if isinstance(m, cls) and not m.is_cross_attention]
+
+    return found
+
+
+self_attention = attention_over_video(WanAttention)
 
 
 def grid(transformer: Any, arguments: Arguments) -> TokenGrid:

@@ -15,19 +15,13 @@ from diffusers.models.transformers.transformer_wan_animate import (
 )
 
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
-from vidsparse.pipelines.families.wan import grid
+from vidsparse.pipelines.families.wan import attention_over_video, grid
 from vidsparse.pipelines.processor import SparseProcessor
 from vidsparse.plan import TokenGrid
 
 
 class WanAnimateSparseProcessor(SparseProcessor, WanAttnProcessor):
     """Wan-Animate's own `WanAttnProcessor` with block-sparse self-attention."""
-
-
-def self_attention(transformer: Any) -> list[Any]:
-    """`attn1` of every block."""
-    modules = transformer.modules()
-    return [m for m in modules if isinstance(m, WanAttention) and not m.is_cross_attention]
 
 
 def cuts(transformer: Any, arguments: Arguments, grid: TokenGrid) -> tuple[int, ...]:
@@ -40,7 +34,7 @@ ADAPTER = Adapter(
     components=("transformer",),
     transformer=WanAnimateTransformer3DModel,
     sparse=(WanAnimateSparseProcessor,),
-    self_attention=self_attention,
+    self_attention=attention_over_video(WanAttention),
     grid=grid,
     entries=(Site("input", "blocks.0", 1), Site("output", "rope", 1)),
     exit=Site("input", "proj_out", 1),
