@@ -113,9 +113,9 @@ INDEXES = {
     "class is a function": ('{"_class_name": "logging"}', "`vidsparse models` lists"),
     "class alone": ('{"_class_name": "WanPipeline"}', "`vidsparse models` lists"),
     "another family": (
-        '{"_class_name": "CogVideoXPipeline", '
-        '"transformer": ["diffusers", "CogVideoXTransformer3DModel"]}',
-        "a CogVideoXPipeline can be accelerated from Python",
+        '{"_class_name": "ConsisIDPipeline", '
+        '"transformer": ["diffusers", "ConsisIDTransformer3DModel"]}',
+        "a ConsisIDPipeline can be accelerated from Python",
     ),
     "missing": (None, "save_pretrained"),
 }

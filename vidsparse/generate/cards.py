@@ -1,8 +1,9 @@
 """Which checkpoint a model is, by the facts of its config files, whatever its folder is called.
 
 A card, `configs/models/<checkpoint>.yaml`, lists the facts that tell its checkpoint from all
-others, and its defaults; what the checkpoints of a family share stands once, in
-`configs/families/<family>.yaml`. Two cards never fit one config: a test compares their facts.
+others, its defaults, and how sparse it is run if nobody says; what the checkpoints of a family
+share stands once, in `configs/families/<family>.yaml`, and what families share in the file that
+they name as their own family. Two cards never fit one config: a test compares their facts.
 """
 
 from __future__ import annotations
@@ -18,11 +19,24 @@ from vidsparse.shipped import folder
 
 
 @dataclass(frozen=True)
+class Preset:
+    """The method of a checkpoint.
+
+    name, overrides: as for `SparseConfig.load`. source: who has found it good, on what.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
 class Card:
     """A checkpoint, or several that their configs do not tell apart.
 
-    name: of the file. checkpoints: ids on the hub. facts: file of a model -> key -> value; a key
-    that a file lacks counts as null. defaults: settings of a generation. prompts: examples.
+    name: of the file. checkpoints: ids on the hub for which the defaults are right. facts: file of
+    a model -> key -> value; null is a key that the file lacks, or that is off. defaults: settings
+    of a generation. prompts: examples. preset: None if the card names none.
     """
 
     name: str
@@ -31,11 +45,12 @@ class Card:
     facts: Mapping[str, Mapping[str, Any]]
     defaults: Mapping[str, Any]
     prompts: tuple[str, ...]
+    preset: Preset | None = None
 
     def fits(self, files: Mapping[str, Mapping[str, Any]]) -> bool:
         """Whether all facts hold in the files of a model, by name; an absent file is empty."""
         return all(
-            _plain(files.get(file, {}).get(key)) == value
+            plain_fact(files.get(file, {}).get(key)) == plain_fact(value)
             for file, facts in self.facts.items()
             for key, value in facts.items()
         )
@@ -60,7 +75,8 @@ def cards() -> list[Card]:
 def read_card(file: Path, families: Path) -> Card:
     """A card, with what it leaves to its family filled in."""
     content = read_file(file)
-    family = read_file(families / f"{content['family']}.yaml") if "family" in content else {}
+    family = _family(content, families)
+    preset = content.get("preset") or family.get("preset")
     return Card(
         name=file.stem,
         about=content["about"],
@@ -68,9 +84,27 @@ def read_card(file: Path, families: Path) -> Card:
         facts=content["facts"],
         defaults={**family.get("generate", {}), **content["generate"]},
         prompts=tuple(content.get("prompts") or family.get("prompts", ())),
+        preset=_preset(preset) if preset else None,
     )
 
 
-def _plain(value: Any) -> Any:
-    """A component that a pipeline does without is written [null, null]."""
-    return None if value == [None, None] else value
+def _family(content: Mapping[str, Any], families: Path) -> dict[str, Any]:
+    """What a card or a family leaves to its own family; empty if it has none."""
+    if "family" not in content:
+        return {}
+    family = read_file(families / f"{content['family']}.yaml")
+    above = _family(family, families)
+    settings = {**above.get("generate", {}), **family.get("generate", {})}
+    return {**above, **family, "generate": settings}
+
+
+def _preset(content: Mapping[str, Any]) -> Preset:
+    return Preset(content["name"], tuple(content.get("set", ())), content["source"])
+
+
+def plain_fact(value: Any) -> Any:
+    """A component that a pipeline does without is written [null, null].
+
+    A flag that is off is absent from files that are older than it.
+    """
+    return None if value is False or value == [None, None] else value
