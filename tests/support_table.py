@@ -2,10 +2,11 @@
 
     python tests/support_table.py
     python tests/support_table.py --junit FILE
+    python tests/support_table.py --checkpoints
 
 Runs the tests of families and of their pipelines, which takes a few minutes, or takes the report
 that a run of all tests has left (`pytest --junitxml=FILE`), and writes how they ended. Exit status
-1 if one failed.
+1 if one failed. With --checkpoints it runs nothing and rewrites the table of checkpoints alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import zoo
 
-from vidsparse.models import supported
+from vidsparse.models import method, size, supported
 
 TESTS = Path(__file__).resolve().parent
 TABLE = TESTS.parent / "docs" / "models.md"
@@ -58,7 +59,15 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description="Writes docs/models.md.")
     parser.add_argument("--junit", type=Path, help="report of a finished run of the tests")
-    given: Path | None = parser.parse_args().junit
+    parser.add_argument("--checkpoints", action="store_true", help="rewrite this section alone")
+    asked = parser.parse_args()
+    if asked.checkpoints:
+        before, _, after = TABLE.read_text(encoding="utf-8").partition(CHECKPOINTS)
+        after = after[after.index("\n## ") + 1 :]
+        TABLE.write_text(before + "\n".join(checkpoints()) + "\n" + after, encoding="utf-8")
+        print(TABLE)
+        return 0
+    given: Path | None = asked.junit
     outcomes = run() if given is None else read(given)
     lines = ["| family | " + " | ".join(PROOFS.values()) + " |", "|---" * (len(PROOFS) + 1) + "|"]
     failed = 0
@@ -78,6 +87,7 @@ def main() -> int:
             pipelines = ", ".join(f"`{pipeline}`" for pipeline in entry["pipelines"])
             lines.append(f"| {name} | `{entry['transformer']}` | {pipelines} |")
     lines += ["", "Other pipelines that hold one of these transformers are taken, too.", ""]
+    lines += checkpoints()
     lines += ["## Not accelerated", "", "| transformer | because |", "|---|---|"]
     lines += [f"| `{name}` | {why} |" for name, why in found["refused"].items()]
     lines += [
@@ -90,6 +100,32 @@ def main() -> int:
     TABLE.write_text(text, encoding="utf-8")
     print(f"{TABLE}: {failed} failed")
     return 1 if failed else 0
+
+
+CHECKPOINTS = "## Checkpoints"
+
+
+def checkpoints() -> list[str]:
+    """The section of checkpoints, line by line."""
+    lines = [
+        CHECKPOINTS,
+        "",
+        "What `vidsparse generate` does with them if nobody says otherwise, from their publishers:",
+        "`configs/models` has the source of each number. None has been run here: the weights were",
+        "not at hand. The presets are those that authors of other methods have published for them,",
+        "where there are any, and ours elsewhere.",
+        "",
+        "| checkpoint | what it is | size | fps | steps | guidance | shift | preset |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in supported()["checkpoints"].values():
+        settings = entry["settings"]
+        ids = "<br>".join(f"`{name}`" for name in entry["ids"]) or "the shipped demo model"
+        keys = ("fps", "steps", "guidance", "flow_shift")
+        numbers = [f"{settings[key]:g}" if key in settings else "-" for key in keys]
+        cells = [ids, entry["about"], size(settings), *numbers, f"`{method(entry['preset'])}`"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 Outcomes = dict[str, list[tuple[str, bool]]]

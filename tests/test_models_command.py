@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import diffusers
+import support_table
 import zoo
 from typer.testing import CliRunner
 
 import vidsparse
 from vidsparse.cli import app
+from vidsparse.config import presets
+from vidsparse.generate.cards import cards
 from vidsparse.pipelines.families import by_family
 
 FAMILIES = Path(vidsparse.__file__).parent / "pipelines" / "families"
@@ -29,8 +32,13 @@ def test_as_json() -> None:
             for name in entry["pipelines"]:
                 assert hasattr(diffusers, name), name
     known = {entry["transformer"] for family in found["families"].values() for entry in family}
+    assert set(found["checkpoints"]) == {card.name for card in cards()}
     for name, entry in found["checkpoints"].items():
-        assert entry["transformer"] in known or name == "demo-wan", name
+        assert entry["transformer"] in known, name
+        assert entry["pipeline"] is None or hasattr(diffusers, entry["pipeline"]), name
+        settings, preset = entry["settings"], entry["preset"]
+        assert min(settings["height"], settings["width"], settings["steps"]) > 0, name
+        assert preset["name"] in presets() and isinstance(preset["overrides"], list), name
     assert not known & set(found["refused"])
 
 
@@ -38,11 +46,22 @@ def test_as_text() -> None:
     text = CliRunner().invoke(app, ["models"]).stdout
     for name in (
         "WanTransformer3DModel",
-        "Wan2.1-T2V-14B-Diffusers",
         "SanaVideoTransformer3DModel",
+        *(name for card in cards() for name in card.checkpoints),
     ):
         assert name in text
+    lines = text.splitlines()
+    found = lines[lines.index("  Wan-AI/Wan2.1-T2V-14B-Diffusers") + 1]
+    card = next(card for card in cards() if card.name == "Wan2.1-T2V-14B-Diffusers")
+    assert found == "    1280x720, 81 frames, 50 steps, " + " ".join(
+        [card.preset.name, *card.preset.overrides]
+    )
     assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_table_of_checkpoints_is_that_of_the_cards() -> None:
+    cure = "run `python tests/support_table.py --checkpoints`"
+    assert "\n".join(support_table.checkpoints()) in support_table.TABLE.read_text(), cure
 
 
 def test_each_family_is_proven() -> None:

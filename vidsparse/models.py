@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import textwrap
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+WIDTH = 110
 
 
 def supported() -> dict[str, Any]:
     """Plain values.
 
     families: name -> a list of {transformer, pipelines, text}, one per class of transformers.
-    checkpoints: name -> {about, ids, transformer}, for which `generate` has defaults. refused:
-    class -> why. missing: family -> what the installed diffusers lacks of it.
+    checkpoints: card -> {about, ids, pipeline, transformer, settings, preset}, what `generate` does
+    with a checkpoint if nobody says; a pipeline of None is any of the family. refused: class ->
+    why. missing: family -> what the installed diffusers lacks of it.
     """
     from vidsparse.generate.cards import cards
     from vidsparse.pipelines.families import MISSING, REFUSED, by_family
@@ -33,7 +38,10 @@ def supported() -> dict[str, Any]:
         card.name: {
             "about": card.about,
             "ids": list(card.checkpoints),
+            "pipeline": card.facts.get("model_index.json", {}).get("_class_name"),
             "transformer": card.facts.get("transformer/config.json", {}).get("_class_name"),
+            "settings": dict(card.defaults),
+            "preset": dataclasses.asdict(card.preset) if card.preset else None,
         }
         for card in cards()
     }
@@ -47,17 +55,16 @@ def supported() -> dict[str, Any]:
 
 def describe(found: dict[str, Any]) -> str:
     """`supported()` as text."""
-    console = Console(width=110, no_color=True)
+    console = Console(width=WIDTH, no_color=True)
     with console.capture() as capture:
         table = Table("family", "transformer", "pipelines", box=None, pad_edge=False)
         for name, classes in found["families"].items():
             for entry in classes:
                 table.add_row(name, entry["transformer"], ", ".join(entry["pipelines"]))
         console.print("accelerate_pipeline takes", table, sep="\n")
-        table = Table("checkpoint", "what it is", box=None, pad_edge=False)
-        for name, entry in found["checkpoints"].items():
-            table.add_row(name, entry["about"])
-        console.print("\n`generate` knows the defaults of", table, sep="\n")
+        console.print("\n`generate` knows the size, the steps and the preset of")
+        for line in _checkpoints(found["checkpoints"]):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         table = Table("transformer", "why not", box=None, pad_edge=False)
         for name, why in found["refused"].items():
             table.add_row(name, why)
@@ -68,3 +75,28 @@ def describe(found: dict[str, Any]) -> str:
             '\nOthers: accelerate_pipeline(pipe, adapter="generic"), see vidsparse.generic_adapter.'
         )
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def size(settings: dict[str, Any]) -> str:
+    """Width and height in pixels, and the frames of a video."""
+    frames = f", {settings['frames']} frames" if "frames" in settings else ""
+    return f"{settings['width']}x{settings['height']}{frames}"
+
+
+def method(preset: dict[str, Any] | None) -> str:
+    """A preset and its overrides, as `generate` is given them."""
+    return " ".join([preset["name"], *preset["overrides"]]) if preset else "the default preset"
+
+
+def _checkpoints(found: dict[str, Any]) -> list[str]:
+    """Lines: ids below the class of their transformer, and what is done with them."""
+    lines, last = [], None
+    for name, entry in sorted(found.items(), key=lambda item: str(item[1]["transformer"])):
+        if entry["transformer"] != last:
+            last = entry["transformer"]
+            lines.append(str(last))
+        lines += [f"  {one}" for one in entry["ids"] or [name]]
+        settings = entry["settings"]
+        text = f"{size(settings)}, {settings['steps']} steps, {method(entry['preset'])}"
+        lines += textwrap.wrap(text, WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6)
+    return lines
