@@ -74,5 +74,6 @@ def _config(kind: str, given: dict[str, Any]) -> dict[str, Any]:
     plain = (bool, int, float, str, list, tuple, type(None))
     defaults = {p.name: p.default for p in parameters if isinstance(p.default, plain)}
     unknown = set(given) - {p.name for p in parameters}
-    assert not unknown, f"{kind} has no {unknown}"
+    open_ = {p.name for p in parameters if p.default is p.empty} - {"self", *given}
+    assert not unknown and not open_, f"{kind} has no {unknown}, and needs {open_}"
     return {"_class_name": kind, **defaults, **given}
