@@ -36,7 +36,8 @@ class Case:
     cuts: the model treats parts of the video apart, so an order must not mix them.
     rounding: how far an output of order 1 may be off at density 1, from the order of summation.
     dense: reason -> dense calls of a sparse forward. sparse: whether it has any others.
-    grids: sizes of the video that it is proved for.
+    grids: sizes of the video that it is proved for; all of one frame: it is an image model.
+    takes: whether the stock transformer can be called with a grid at all.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Case:
     dense: Mapping[str, int] = field(default_factory=dict)
     sparse: bool = True
     grids: tuple[Grid, ...] = ((3, 6, 8), (3, 5, 7))
+    takes: Callable[[Grid], bool] = lambda grid: True
 
     def __str__(self) -> str:
         return self.name

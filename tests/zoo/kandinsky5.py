@@ -68,5 +68,8 @@ def t2v() -> tuple[Any, dict[str, Any]]:
     return pipe, {**text, **size, "guidance_scale": 3.0, "num_inference_steps": zoo.STEPS}
 
 
-CASES = [zoo.Case("kandinsky5", model, arguments)]
+CASES = [
+    # It rounds queries and keys to bfloat16, some of them the other way after another sum.
+    zoo.Case("kandinsky5", model, arguments, rounding=2e-4)
+]
 PIPELINES: zoo.Pipelines = {"kandinsky5": t2v}

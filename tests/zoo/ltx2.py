@@ -51,7 +51,7 @@ def arguments(model: Any, grid: zoo.Grid, batch: int, more: int = 0) -> dict[str
         "height": height,
         "width": width,
         "audio_num_frames": SOUND,
-        "video_coords": torch.cat([coordinates, coordinates[:, :, :more]], 2),
+        "video_coords": coordinates[:, :, torch.arange(rows + more) % rows],
     }
 
 

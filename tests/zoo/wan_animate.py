@@ -55,5 +55,8 @@ def pipeline() -> Any:
     return pipe, call
 
 
-CASES = [zoo.Case("wan_animate", model, arguments, cuts=True)]
+CASES = [
+    # Faces and poses are those of all frames but the first.
+    zoo.Case("wan_animate", model, arguments, cuts=True, takes=lambda grid: grid[0] > 1)
+]
 PIPELINES: zoo.Pipelines = {"wan_animate": pipeline}
