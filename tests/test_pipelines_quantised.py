@@ -19,7 +19,7 @@ BLOCK = 32
 Quantise = Callable[[nn.Linear], nn.Module]
 
 
-def torchao() -> Quantise:
+def by_torchao() -> Quantise:
     quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
 
     def quantise(linear: nn.Linear) -> nn.Module:
@@ -29,8 +29,8 @@ def torchao() -> Quantise:
     return quantise
 
 
-def gguf() -> Quantise:
-    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+def by_gguf() -> Quantise:
+    import gguf
     from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
 
     def quantise(linear: nn.Linear) -> nn.Module:
@@ -44,7 +44,7 @@ def gguf() -> Quantise:
     return quantise
 
 
-def bitsandbytes(bits: int) -> Quantise:
+def by_bitsandbytes(bits: int) -> Quantise:
     modules = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed").nn
 
     def quantise(linear: nn.Linear) -> nn.Module:
@@ -60,10 +60,10 @@ def bitsandbytes(bits: int) -> Quantise:
 
 
 KINDS: dict[str, Callable[[], Quantise]] = {
-    "torchao int8": torchao,
-    "gguf Q8_0": gguf,
-    "bitsandbytes int8": lambda: bitsandbytes(8),
-    "bitsandbytes nf4": lambda: bitsandbytes(4),
+    "torchao int8": by_torchao,
+    "gguf Q8_0": by_gguf,
+    "bitsandbytes int8": lambda: by_bitsandbytes(8),
+    "bitsandbytes nf4": lambda: by_bitsandbytes(4),
 }
 CASES = {case.name: case for case in zoo.cases()}
 

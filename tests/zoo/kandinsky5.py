@@ -39,16 +39,19 @@ def arguments(model: Any, grid: zoo.Grid, batch: int) -> dict[str, Any]:
     }
 
 
-def t2v() -> tuple[Any, dict[str, Any]]:
-    """Latents of 16 channels, 8 times smaller in height and width than the video."""
-    vae = tiny.seeded(
+def vae() -> Any:
+    return tiny.seeded(
         lambda: diffusers.AutoencoderKLHunyuanVideo(
             block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2
         )
     )
+
+
+def t2v() -> tuple[Any, dict[str, Any]]:
+    """Latents of 16 channels, 8 times smaller in height and width than the video."""
     pipe = diffusers.Kandinsky5T2VPipeline(
         transformer=zoo.lively(tiny.seeded(lambda: model(2, 32, 16))),
-        vae=vae,
+        vae=vae(),
         text_encoder=None,
         tokenizer=None,
         text_encoder_2=None,
