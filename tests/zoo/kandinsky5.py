@@ -1,5 +1,6 @@
 """Kandinsky 5: the video keeps its axes outside of the blocks."""
 
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -11,7 +12,8 @@ import zoo
 WIDTH, POOLED = 32, 16
 
 
-def model(heads: int, head_dim: int, channels: int = 4) -> Any:
+def model(heads: int, head_dim: int, channels: int = 4, given: bool = False) -> Any:
+    """given: further channels for an image, and for where it is."""
     side = head_dim // 3 // 2 * 2
     return diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=channels,
@@ -23,6 +25,7 @@ def model(heads: int, head_dim: int, channels: int = 4) -> Any:
         ff_dim=64,
         num_text_blocks=1,
         num_visual_blocks=2,
+        visual_cond=given,
         axes_dims=(head_dim - 2 * side, side, side),
     )
 
@@ -47,17 +50,32 @@ def vae() -> Any:
     )
 
 
-def t2v() -> tuple[Any, dict[str, Any]]:
+def image_vae() -> Any:
+    return tiny.seeded(
+        lambda: diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(4, 4, 4, 4),
+            latent_channels=16,
+            norm_num_groups=1,
+        )
+    )
+
+
+def pipeline(kind: str, **more: Any) -> tuple[Any, dict[str, Any]]:
     """Latents of 16 channels, 8 times smaller in height and width than the video."""
-    pipe = diffusers.Kandinsky5T2VPipeline(
-        transformer=zoo.lively(tiny.seeded(lambda: model(2, 32, 16))),
-        vae=vae(),
+    width, height = tiny.still(64, 96).size
+    pipe = getattr(diffusers, f"Kandinsky5{kind}Pipeline")(
+        transformer=zoo.lively(tiny.seeded(lambda: model(2, 32, 16, kind.startswith("I2")))),
+        vae=image_vae() if kind.endswith("I") else vae(),
         text_encoder=None,
         tokenizer=None,
         text_encoder_2=None,
         tokenizer_2=None,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
     )
+    if kind.endswith("I"):
+        pipe.resolutions = [(width, height)]
     text = {
         f"{negative}prompt_{part}": value
         for negative, seed in (("", 1), ("negative_", 2))
@@ -67,12 +85,17 @@ def t2v() -> tuple[Any, dict[str, Any]]:
             ("cu_seqlens", torch.tensor([0, 8])),
         )
     }
-    size = {"height": 64, "width": 96, "num_frames": 9}
-    return pipe, {**text, **size, "guidance_scale": 3.0, "num_inference_steps": zoo.STEPS}
+    size = {"height": height, "width": width, "num_inference_steps": zoo.STEPS}
+    return pipe, {**text, **size, "guidance_scale": 3.0, **more}
 
 
 CASES = [
     # It rounds queries and keys to bfloat16, some of them the other way after another sum.
     zoo.Case("kandinsky5", model, arguments, rounding=2e-4)
 ]
-PIPELINES: zoo.Pipelines = {"kandinsky5": t2v}
+PIPELINES: zoo.Pipelines = {
+    "kandinsky5": partial(pipeline, "T2V", num_frames=9),
+    "kandinsky5 image": partial(pipeline, "I2V", num_frames=21, image=tiny.still(64, 96)),
+    "kandinsky5 text to image": partial(pipeline, "T2I"),
+    "kandinsky5 image to image": partial(pipeline, "I2I", image=tiny.still(64, 96)),
+}

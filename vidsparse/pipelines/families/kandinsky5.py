@@ -1,4 +1,4 @@
-"""Kandinsky 5: text or image to video; text enters through cross-attention.
+"""Kandinsky 5: text or image to video or image; text enters through cross-attention.
 
 The video keeps its three axes up to the first block and from the last one on. The attention of the
 text, and from video to text, stays untouched. The model's own sparse attention (NABLA) reorders
@@ -42,7 +42,12 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
 
 
 ADAPTER = Adapter(
-    pipelines=("Kandinsky5T2VPipeline",),
+    pipelines=(
+        "Kandinsky5T2VPipeline",
+        "Kandinsky5I2VPipeline",
+        "Kandinsky5T2IPipeline",
+        "Kandinsky5I2IPipeline",
+    ),
     components=("transformer",),
     transformer=Kandinsky5Transformer3DModel,
     sparse=(Kandinsky5SparseProcessor,),
