@@ -308,6 +308,17 @@ def test_calls_of_another_kind_are_measured(
         torch.set_num_threads(threads)
 
 
+def test_what_changes_no_time_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of 64 queries, which "auto" is at this length, the kernel's form, the density."""
+    asked, q = counted(monkeypatch), torch.empty(1, 2048, 12, 64)
+    decide(2048, 12, 0.3)
+    for same in (config(0.4), config(0.3, block_q=64), config(0.3, form="pointer")):
+        decision_for(q, grid=GRIDS[2048], config=same)
+    assert len(asked) == 1
+    decision_for(q, grid=GRIDS[2048], config=config(0.3, block_q=128))
+    assert len(asked) == 2
+
+
 def test_the_measurement_sees_none_of_the_callers_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Autocast, a default device, grad mode; and the random state stays."""
     monkeypatch.setattr(cpu_crossover, "LENGTHS", (1024,))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vidsparse import SparseConfig, StepContext, TokenGrid
 from vidsparse.attention import attend
-from vidsparse.decision import REASONS, decide, executor, requested, too_dense
+from vidsparse.decision import REASONS, decide, executor, requested, too_dense, tried
 from vidsparse.kernels import cpu, gpu
 from vidsparse.plan import SKIP, BlockPlan, Blocks
 from vidsparse.schedule.constant import Params as Constant
@@ -151,7 +151,9 @@ def test_the_first_reason_of_the_list_wins(monkeypatch):
     sparse = StepContext(4, 9, 2, 3)
 
     def at(context, min_tokens, device):
-        return decide(config(**warm, min_tokens=min_tokens), GRID, context, device=device).reason
+        found = decide(config(**warm, min_tokens=min_tokens), GRID, context, device=device)
+        assert found.density == 1.0, "a dense call costs all of it"
+        return found.reason
 
     assert at(first, 10**6, CUDA) == "warmup-step"
     assert at(later, 10**6, CUDA) == "dense-layer"
@@ -178,11 +180,46 @@ def test_who_executes(monkeypatch, engine):
     for name in ("auto", "cpu", "reference"):
         with pytest.raises(ValueError, match=r"kernel\.qk='int8'"):
             executor(eight, CPU, name)
+    blockwise = auto.override("compensation.name=taylor", "compensation.scope=block")
+    assert executor(blockwise, CPU, "reference") == "reference"
+    for device, name in ((CPU, "cpu"), (CUDA, "triton")):
+        with pytest.raises(ValueError, match=rf"scope='block': impl '{name}' .*impl='reference'"):
+            executor(blockwise, device)
     monkeypatch.setattr(gpu, "refusal", lambda device: "out of order")
     with pytest.raises(ValueError, match=r"impl 'triton' on cuda: out of order; use impl auto"):
         executor(auto, CUDA, "triton")
     with pytest.raises(ValueError, match="impl='fast': allowed is auto, reference, cpu, triton"):
         requested(auto, "fast")
+
+
+def test_an_engine_that_is_asked_for_refuses_a_dtype_that_it_cannot_compute(engine):
+    """Where nobody asked for it, such a call is dense ("no-kernel")."""
+    pytest.importorskip("triton")
+    call = {"device": CUDA, "impl": "triton", "head_dim": 64}
+    assert reason(PLAIN, dtype=torch.float32, **call) is None
+    with pytest.raises(ValueError, match=r"torch\.float64: the Triton engine computes in float32"):
+        reason(PLAIN, dtype=torch.float64, **call)
+
+
+@pytest.mark.parametrize(
+    ("selector", "mode", "timed"),
+    [
+        ("topk", None, "topk"),
+        ("threshold", None, "threshold"),
+        ("pyramid", "quota", "pyramid"),
+        ("pyramid", "mass", "topk"),
+        ("topp", None, "topk"),
+    ],
+)
+def test_what_is_timed_in_place_of_a_call(selector, mode, timed):
+    """The method itself at the density asked for; top-k where the content decides the density."""
+    method = config(selector, mode, min_tokens=4096).override("kernel.block_k=128")
+    trial = tried(method, 256, 0.6)
+    assert trial.selector.name == timed
+    assert (trial.selector == method.selector) == (timed == selector)
+    assert (trial.kernel.block_q, trial.kernel.block_k, trial.kernel.impl) == (256, 128, "cpu")
+    found = decide(trial, TokenGrid(1, 16, 64), StepContext(0, 9), device=CPU)
+    assert (found.density, found.reason) == (0.6, None), "in every step, however short"
 
 
 def test_an_engine_that_is_asked_for_never_goes_dense_for_speed():

@@ -107,6 +107,12 @@ def test_bad_grids_and_maps_are_refused():
         BlockPlan.from_levels(torch.zeros(1, 1, 2, 3, dtype=torch.int8), blocks, blocks)
 
 
+def test_a_grid_of_a_series_of_cuts_is_the_grid_of_their_tuple():
+    """Grids are keys of what is kept for them."""
+    grid = TokenGrid(4, 2, 2, cuts=[1, 3])
+    assert grid == TokenGrid(4, 2, 2, cuts=(1, 3)) and len({grid, TokenGrid(4, 2, 2)}) == 2
+
+
 def test_logits_become_mass_with_true_counts():
     blocks = Blocks.cut(TokenGrid(1, 1, 80), 64)  # 64 and 16 keys
     scores = Scores(torch.zeros(1, 1, 1, 2), "logit")
