@@ -11,19 +11,22 @@ import zoo
 
 
 def model(heads: int, head_dim: int, **options: Any) -> Any:
-    settings = {"extra_pos_embed_type": None, **options}
+    settings = {
+        "extra_pos_embed_type": None,
+        "in_channels": 4,
+        "out_channels": 4,
+        "concat_padding_mask": False,
+        **options,
+    }
     return diffusers.CosmosTransformer3DModel(
         num_attention_heads=heads,
         attention_head_dim=head_dim,
         num_layers=2,
-        in_channels=4,
-        out_channels=4,
         mlp_ratio=2,
         text_embed_dim=tiny.TEXT_WIDTH,
         adaln_lora_dim=4,
         max_size=(8, 32, 32),
         patch_size=(1, 2, 2),
-        concat_padding_mask=False,
         **settings,
     )
 
@@ -78,7 +81,8 @@ class Unwatched(torch.nn.Module):
         return frames
 
 
-def t2w() -> tuple[Any, dict[str, Any]]:
+def parts() -> dict[str, Any]:
+    """Of Cosmos 1, but the transformer. A step is a ratio of noise levels, which fall to 0.002."""
     vae = tiny.seeded(
         lambda: diffusers.AutoencoderKLCosmos(
             latent_channels=4,
@@ -93,17 +97,68 @@ def t2w() -> tuple[Any, dict[str, Any]]:
             temporal_compression_ratio=4,
         )
     )
-    pipe = diffusers.CosmosTextToWorldPipeline(
-        text_encoder=tiny.text_encoder("T5"),
-        tokenizer=tiny.tokenizer(),
-        transformer=tiny.seeded(lambda: model(2, 32, extra_pos_embed_type="learnable")),
-        vae=vae,
-        scheduler=diffusers.EDMEulerScheduler(
+    return {
+        "text_encoder": tiny.text_encoder("T5"),
+        "tokenizer": tiny.tokenizer(),
+        "vae": vae,
+        "scheduler": diffusers.EDMEulerScheduler(
             sigma_min=0.002, sigma_max=80, sigma_data=0.5, final_sigmas_type="sigma_min"
         ),
+        "safety_checker": Unwatched(),
+    }
+
+
+def t2w() -> tuple[Any, dict[str, Any]]:
+    transformer = tiny.seeded(lambda: model(2, 32, extra_pos_embed_type="learnable"))
+    return diffusers.CosmosTextToWorldPipeline(transformer=transformer, **parts()), tiny.arguments(
+        32, 48
+    )
+
+
+def v2w() -> tuple[Any, dict[str, Any]]:
+    transformer = tiny.seeded(lambda: model(2, 32, in_channels=5, extra_pos_embed_type="learnable"))
+    pipe = diffusers.CosmosVideoToWorldPipeline(transformer=transformer, **parts())
+    return pipe, tiny.arguments(32, 48, image=tiny.still(32, 48))
+
+
+def second(kind: str, given: int = 1, **more: Any) -> tuple[Any, dict[str, Any]]:
+    """Cosmos 2. given: further channels, that tell the frames of the image."""
+    transformer = tiny.seeded(lambda: model(2, 32, in_channels=16 + given, out_channels=16))
+    pipe = getattr(diffusers, f"Cosmos2{kind}Pipeline")(
+        transformer=transformer,
+        vae=tiny.vae(),
+        text_encoder=tiny.text_encoder("T5"),
+        tokenizer=tiny.tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
         safety_checker=Unwatched(),
     )
-    return pipe, tiny.arguments(32, 48)
+    return pipe, tiny.arguments(**more)
+
+
+def image() -> tuple[Any, dict[str, Any]]:
+    pipe, call = second("TextToImage", 0)
+    del call["num_frames"]
+    return pipe, call
+
+
+def latest(**more: Any) -> tuple[Any, dict[str, Any]]:
+    """Cosmos 2.5: with a timestep for each frame. Prompts are given as embeddings."""
+    transformer = tiny.seeded(lambda: model(2, 32, in_channels=17, out_channels=16))
+    pipe = diffusers.Cosmos2_5_PredictBasePipeline(
+        transformer=transformer,
+        vae=tiny.vae(),
+        text_encoder=None,
+        tokenizer=None,
+        scheduler=diffusers.UniPCMultistepScheduler(),
+        safety_checker=Unwatched(),
+    )
+    call = tiny.arguments(**more)
+    del call["prompt"], call["negative_prompt"]
+    text = {
+        "prompt_embeds": zoo.noise(1, 8, tiny.TEXT_WIDTH, seed=1),
+        "negative_prompt_embeds": zoo.noise(1, 8, tiny.TEXT_WIDTH, seed=2),
+    }
+    return pipe, {**call, **text}
 
 
 VIDEO = ("output of patch_embed", "output of rope")
@@ -123,4 +178,11 @@ CASES = [
         controls=(*VIDEO, "block_controlnet_hidden_states"),
     ),
 ]
-PIPELINES: zoo.Pipelines = {"cosmos": t2w}
+PIPELINES: zoo.Pipelines = {
+    "cosmos": t2w,
+    "cosmos image": v2w,
+    "cosmos 2 text to image": image,
+    "cosmos 2 image": partial(second, "VideoToWorld", image=tiny.still(64, 96)),
+    "cosmos 2.5": latest,
+    "cosmos 2.5 video": partial(latest, video=[tiny.still(64, 96)] * 9),
+}

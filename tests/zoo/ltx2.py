@@ -7,6 +7,9 @@ import diffusers
 import tiny
 import torch
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+from diffusers.pipelines.ltx2.pipeline_ltx2_hdr_lora import LTX2HDRReferenceCondition
+from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
 
 import zoo
 
@@ -150,6 +153,27 @@ def t2v() -> tuple[Any, dict[str, Any]]:
     return pipeline(diffusers.LTX2Pipeline)
 
 
+PLAIN = {"spatio_temporal_guidance_blocks": [1], "frame_rate": 25.0}
+"""Of pipelines whose guidance skips a block, by default one that the tiny model does not have."""
+
+
+def conditions() -> tuple[Any, dict[str, Any]]:
+    """The first frame is given: its tokens have timestep 0."""
+    first = LTX2VideoCondition(frames=zoo.noise(1, 3, 32, 32), index=0, strength=1.0, crf=0)
+    return pipeline(diffusers.LTX2ConditionPipeline, conditions=first, **PLAIN)
+
+
+def in_context() -> tuple[Any, dict[str, Any]]:
+    """A reference stands behind the video."""
+    reference = LTX2ReferenceCondition(frames=zoo.noise(1, 3, 32, 32), strength=1.0)
+    return pipeline(diffusers.LTX2InContextPipeline, reference_conditions=reference, **PLAIN)
+
+
+def hdr() -> tuple[Any, dict[str, Any]]:
+    reference = LTX2HDRReferenceCondition(frames=zoo.noise(1, 3, 32, 32), strength=1.0)
+    return pipeline(diffusers.LTX2HDRPipeline, reference_conditions=reference)
+
+
 def i2v() -> tuple[Any, dict[str, Any]]:
     return pipeline(diffusers.LTX2ImageToVideoPipeline, image=tiny.still(32, 32), image_crf=0)
 
@@ -180,4 +204,10 @@ CASES = [
         sparse=False,
     ),
 ]
-PIPELINES: zoo.Pipelines = {"ltx2": t2v, "ltx2 i2v": i2v}
+PIPELINES: zoo.Pipelines = {
+    "ltx2": t2v,
+    "ltx2 i2v": i2v,
+    "ltx2 conditions": conditions,
+    "ltx2 in context": in_context,
+    "ltx2 hdr": hdr,
+}

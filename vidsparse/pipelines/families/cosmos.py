@@ -33,7 +33,13 @@ def cuts(transformer: Any, arguments: Arguments, grid: TokenGrid) -> tuple[int, 
 GUIDED: tuple[Branch, ...] = ("cond", "uncond")
 
 ADAPTER = Adapter(
-    pipelines=("CosmosTextToWorldPipeline",),
+    pipelines=(
+        "CosmosTextToWorldPipeline",
+        "CosmosVideoToWorldPipeline",
+        "Cosmos2TextToImagePipeline",
+        "Cosmos2VideoToWorldPipeline",
+        "Cosmos2_5_PredictBasePipeline",
+    ),
     components=("transformer",),
     transformer=CosmosTransformer3DModel,
     sparse=(CosmosSparseProcessor,),

@@ -45,7 +45,13 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
 
 
 ADAPTER = Adapter(
-    pipelines=("LTX2Pipeline", "LTX2ImageToVideoPipeline"),
+    pipelines=(
+        "LTX2Pipeline",
+        "LTX2ImageToVideoPipeline",
+        "LTX2ConditionPipeline",
+        "LTX2InContextPipeline",
+        "LTX2HDRPipeline",
+    ),
     components=("transformer",),
     transformer=LTX2VideoTransformer3DModel,
     sparse=(LTX2SparseProcessor, LTX2PerturbedSparseProcessor),
