@@ -1,5 +1,8 @@
 """FLUX.1: an image alone, with a reference behind it, and with residuals of a ControlNet."""
 
+import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -89,9 +92,12 @@ def vae() -> Any:
 PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
 
-def pipeline(kind: Any, batch: int = 2, **more: Any) -> tuple[Any, dict[str, Any]]:
+def pipeline(
+    kind: Any, batch: int = 2, channels: int = 4, **more: Any
+) -> tuple[Any, dict[str, Any]]:
+    """channels: of the transformer's input, if a control image or a mask stands in some."""
     pipe = kind(
-        transformer=zoo.lively(model(2, 16)),
+        transformer=zoo.lively(model(2, 16, in_channels=channels, out_channels=4)),
         vae=vae(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         **dict.fromkeys(PARTS),
@@ -109,7 +115,8 @@ def pipeline(kind: Any, batch: int = 2, **more: Any) -> tuple[Any, dict[str, Any
         "num_inference_steps": zoo.STEPS,
         **more,
     }
-    return pipe, call
+    known = inspect.signature(kind.__call__).parameters
+    return pipe, {name: value for name, value in call.items() if name in known or name in more}
 
 
 def from_text() -> tuple[Any, dict[str, Any]]:
@@ -126,14 +133,8 @@ def edited() -> tuple[Any, dict[str, Any]]:
     )
 
 
-def redrawn() -> tuple[Any, dict[str, Any]]:
-    """Three of four steps."""
-    kind, image = diffusers.FluxImg2ImgPipeline, tiny.still(20, 20)
-    return pipeline(kind, components=NO_ADAPTER, batch=1, image=image, strength=0.8)
-
-
-def guided() -> tuple[Any, dict[str, Any]]:
-    """A ControlNet with a residual for each block."""
+def controlnet() -> Any:
+    """With a residual for each block."""
     net = tiny.seeded(
         lambda: diffusers.FluxControlNetModel(
             in_channels=4,
@@ -146,14 +147,45 @@ def guided() -> tuple[Any, dict[str, Any]]:
             axes_dims_rope=(8, 4, 4),
         )
     )
-    parts = {**NO_ADAPTER, "controlnet": zoo.lively(net)}
-    kind, image = diffusers.FluxControlNetPipeline, tiny.still(20, 20)
-    return pipeline(kind, components=parts, batch=1, control_image=image)
+    return {"controlnet": zoo.lively(net)}
 
 
+def from_images(
+    kind: str, *images: str, parts: Callable[[], dict[str, Any]] = dict, **more: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Three of four steps, where a pipeline starts from an image."""
+    cls = getattr(diffusers, f"Flux{kind}Pipeline")
+    given = {name: tiny.still(20, 20) for name in images}
+    if "strength" in inspect.signature(cls.__call__).parameters:
+        given["strength"] = 0.8
+    return pipeline(cls, components=parts(), batch=1, **given, **more)
+
+
+without_adapter = partial(dict, NO_ADAPTER)
+
+
+def guided() -> dict[str, Any]:
+    return {**NO_ADAPTER, **controlnet()}
+
+
+MASKED = ("image", "mask_image")
+CONTROLLED = ("image", "control_image")
 PIPELINES = {
     "flux": from_text,
     "flux kontext": edited,
-    "flux img2img": redrawn,
-    "flux controlnet": guided,
+    "flux img2img": partial(from_images, "Img2Img", "image", parts=without_adapter),
+    "flux inpaint": partial(from_images, "Inpaint", *MASKED, parts=without_adapter),
+    "flux fill": partial(from_images, "Fill", *MASKED, channels=12),
+    "flux control": partial(from_images, "Control", "control_image", channels=8),
+    "flux control img2img": partial(from_images, "ControlImg2Img", *CONTROLLED, channels=8),
+    "flux control inpaint": partial(
+        from_images, "ControlInpaint", *MASKED, "control_image", channels=8
+    ),
+    "flux controlnet": partial(from_images, "ControlNet", "control_image", parts=guided),
+    "flux controlnet img2img": partial(
+        from_images, "ControlNetImg2Img", *CONTROLLED, parts=controlnet
+    ),
+    "flux controlnet inpaint": partial(
+        from_images, "ControlNetInpaint", *MASKED, "control_image", parts=controlnet
+    ),
 }

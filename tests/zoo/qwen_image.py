@@ -121,10 +121,53 @@ def edited(kind: Any, image: Any) -> tuple[Any, dict[str, Any]]:
     return pipeline(kind, components=parts, batch=1, halvings=6, image=image, **size)
 
 
+def controlnet(more_channels: int = 0) -> Any:
+    """With a residual for each block."""
+    net = tiny.seeded(
+        lambda: diffusers.QwenImageControlNetModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(4, 6, 6),
+            extra_condition_channels=more_channels,
+        )
+    )
+    return zoo.lively(net)
+
+
+def guided(kind: str, more_channels: int, *images: str) -> tuple[Any, dict[str, Any]]:
+    """By a ControlNet, which gets a mask in further channels."""
+    given = {name: tiny.still(160, 160) for name in images}
+    parts = {"controlnet": controlnet(more_channels)}
+    cls = getattr(diffusers, f"QwenImage{kind}Pipeline")
+    return pipeline(cls, components=parts, batch=1, **given)
+
+
+def redrawn(kind: str, *images: str) -> tuple[Any, dict[str, Any]]:
+    """Three of four steps."""
+    given = {name: tiny.still(160, 160) for name in images}
+    return pipeline(getattr(diffusers, f"QwenImage{kind}Pipeline"), batch=1, strength=0.8, **given)
+
+
+def edited_in_part() -> tuple[Any, dict[str, Any]]:
+    pipe, call = edited(diffusers.QwenImageEditInpaintPipeline, tiny.still(64, 64))
+    return pipe, {**call, "mask_image": tiny.still(64, 64), "strength": 0.8}
+
+
 PIPELINES = {
     "qwen_image": from_text,
+    "qwen_image img2img": partial(redrawn, "Img2Img", "image"),
+    "qwen_image inpaint": partial(redrawn, "Inpaint", "image", "mask_image"),
     "qwen_image edit": partial(edited, diffusers.QwenImageEditPipeline, tiny.still(64, 64)),
+    "qwen_image edit inpaint": edited_in_part,
     "qwen_image edit plus": partial(
         edited, diffusers.QwenImageEditPlusPipeline, [tiny.still(64, 64), tiny.still(64, 96)]
+    ),
+    "qwen_image controlnet": partial(guided, "ControlNet", 0, "control_image"),
+    "qwen_image controlnet inpaint": partial(
+        guided, "ControlNetInpaint", 4, "control_image", "control_mask"
     ),
 }
