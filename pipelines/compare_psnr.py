@@ -38,11 +38,12 @@ from vidsparse.compare.measure import Settings
 from vidsparse.compare.run import Request as CompareRequest
 from vidsparse.compare.run import compare, cores
 from vidsparse.ending import fail, leave
-from vidsparse.generate.job import Job, Request
+from vidsparse.generate.clock import Listener
+from vidsparse.generate.job import Job
 from vidsparse.generate.many import arms, execute_all, finished
 from vidsparse.generate.model import find_model
 from vidsparse.generate.prompts import Prompt, read_prompts, requests
-from vidsparse.generate.run import Listener
+from vidsparse.generate.request import Request
 from vidsparse.quality.frames import atomic_output, read_clip
 from vidsparse.quality.sheet import SheetRow, write_contact_sheet
 

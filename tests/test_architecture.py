@@ -45,6 +45,8 @@ ROOMS = [
     "plain_values",
     "shipped",
     "clip_bar",
+    "reasons",
+    "versions",
     "options",
     "ending",
     "interrupts",

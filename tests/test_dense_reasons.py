@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from vidsparse import SparseConfig, StepContext, TokenGrid
 from vidsparse.attention import attend
-from vidsparse.decision import REASONS, decide, executor, requested, too_dense, tried
+from vidsparse.decision import decide, executor, requested, too_dense, tried
 from vidsparse.kernels import cpu, gpu
 from vidsparse.plan import SKIP, BlockPlan, Blocks
+from vidsparse.reasons import REASONS
 from vidsparse.schedule.constant import Params as Constant
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from vidsparse.decision import REASONS
 from vidsparse.generate import run as runs
 from vidsparse.generate.display import Display, notes, summary
-from vidsparse.generate.job import Request
+from vidsparse.generate.request import Request
+from vidsparse.reasons import REASONS
 
 METHOD = ("schedule.min_tokens=0", "schedule.dense_layers=[]", "kernel.block_q=16")
 

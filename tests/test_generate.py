@@ -20,12 +20,13 @@ from disks import small_disk
 
 from vidsparse import run_report, shipped
 from vidsparse.generate import run as runs
-from vidsparse.generate.job import Request, prepare
+from vidsparse.generate.job import prepare
 from vidsparse.generate.model_files import InputError
+from vidsparse.generate.request import Request
 from vidsparse.generate.results import Arm, write
 from vidsparse.interrupts import Interrupted, listening, take
 from vidsparse.jobs import publish
-from vidsparse.jobs.layout import ABOUT, METRICS, REPORT
+from vidsparse.jobs.layout import ABOUT, METRICS, REPORT, STILLS
 from vidsparse.jobs.publish import publishing
 from vidsparse.quality.frames import read_clip
 from vidsparse.quality.metrics import compare_clips, psnr
@@ -85,7 +86,7 @@ def compared(model, tmp_path_factory):
 
 def test_comparison_writes_every_file(compared):
     out, content = compared
-    assert names(out) == set(ABOUT) == set(content["files"])
+    assert names(out) == set(ABOUT) - STILLS == set(content["files"])
     assert Path(content["out"]) == out
     on_file = json.loads((out / METRICS).read_text())
     assert {**on_file, "out": content["out"]} == content
@@ -182,7 +183,7 @@ def test_interrupt_leaves_nothing_and_the_pipeline_works(model, compared, tmp_pa
         assert not any(m._forward_pre_hooks or m._forward_hooks for m in pipe.transformer.modules())
     with publishing(out, job.id) as stage:
         after = runs.render(pipe, job, stage, runs.Listener())
-    assert names(out) == set(ABOUT)
+    assert names(out) == set(ABOUT) - STILLS
     assert after["quality"] == compared[1]["quality"]
 
 
@@ -265,7 +266,7 @@ def test_a_full_disk_costs_no_video(model, tmp_path, room):
             runs.generate(asked)
         assert names(disk) == set()
     (kept,) = room.iterdir()
-    assert str(kept) in str(failure.value) and names(kept) == set(ABOUT)
+    assert str(kept) in str(failure.value) and names(kept) == set(ABOUT) - STILLS
     assert read_clip(kept / "sparse.mkv").shape == (5, 64, 48, 3)
 
 

@@ -7,8 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from vidsparse import cli
-from vidsparse.generate.job import Request, prepare
+from vidsparse.generate.job import prepare
 from vidsparse.generate.model_files import InputError
+from vidsparse.generate.request import Request
 
 NOT_A_VALUE = {
     "model": ["", " \t", 3],

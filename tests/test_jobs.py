@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from vidsparse.generate.job import Request, prepare
+from vidsparse.generate.job import prepare
+from vidsparse.generate.request import Request
 from vidsparse.jobs import identity
 from vidsparse.jobs.layout import folder_name, slug
 

@@ -11,9 +11,10 @@ from checkpoints import INDEX, files, published, write
 from vidsparse.generate import cards as catalogue
 from vidsparse.generate import run as runs
 from vidsparse.generate.cards import cards, recognise
-from vidsparse.generate.job import Request, prepare
+from vidsparse.generate.job import prepare
 from vidsparse.generate.model import find_model
 from vidsparse.generate.model_files import InputError
+from vidsparse.generate.request import Request
 from vidsparse.shipped import demo_model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from vidsparse.generate import memory
 from vidsparse.generate import run as runs
-from vidsparse.generate.job import Request, prepare
-from vidsparse.generate.model import Model, check_size, find_model
+from vidsparse.generate.job import prepare
+from vidsparse.generate.model import Model, find_model
 from vidsparse.generate.model_files import INDEX, InputError
+from vidsparse.generate.request import Request
+from vidsparse.generate.sizes import check_size
 
 SMALL = {"height": 32, "width": 32, "frames": 5, "steps": 2, "prompt": "a monkey dances"}
 WEIGHTS = {
@@ -115,7 +117,7 @@ INDEXES = {
     "another family": (
         '{"_class_name": "ConsisIDPipeline", '
         '"transformer": ["diffusers", "ConsisIDTransformer3DModel"]}',
-        "a ConsisIDPipeline can be accelerated from Python",
+        "lacks scheduler, text_encoder",
     ),
     "missing": (None, "save_pretrained"),
 }
@@ -461,9 +463,12 @@ def test_whatever_the_hub_library_raises_is_one_line(monkeypatch, error):
     st.integers(1, 5), st.integers(1, 40), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4)
 )
 def test_sizes_that_are_taken_are_whole_tokens(temporal, spatial, time_patch, patch, count):
-    """Patches over several frames too: no family has them yet."""
+    """Patches over several frames too, the last of which a pipeline fills up."""
     files = {
-        INDEX: {"transformer": ["diffusers", "WanTransformer3DModel"]},
+        INDEX: {
+            "transformer": ["diffusers", "WanTransformer3DModel"],
+            "vae": ["diffusers", "AutoencoderKLWan"],
+        },
         "vae/config.json": {"scale_factor_spatial": spatial, "scale_factor_temporal": temporal},
         "transformer/config.json": {"patch_size": [time_patch, patch, patch]},
     }
@@ -472,7 +477,7 @@ def test_sizes_that_are_taken_are_whole_tokens(temporal, spatial, time_patch, pa
     side = math.lcm(16, spatial * patch) * count
     tokens = check_size(Model("any", "", files), side, side, frames)
     assert tokens == count * (side // (spatial * patch)) ** 2
-    if temporal * time_patch > 1:
+    if temporal > 1:
         with pytest.raises(InputError, match="near it"):
             check_size(Model("any", "", files), side, side, frames + 1)
 
@@ -483,7 +488,10 @@ def test_sizes_that_are_taken_are_whole_tokens(temporal, spatial, time_patch, pa
 def check(limit, monkeypatch, counts, size, tokens, dtype=torch.bfloat16):
     monkeypatch.setattr(memory, "capacity", lambda device: limit)
     files = {
-        INDEX: {"transformer": ["diffusers", "WanTransformer3DModel"]},
+        INDEX: {
+            "transformer": ["diffusers", "WanTransformer3DModel"],
+            "vae": ["diffusers", "AutoencoderKLWan"],
+        },
         "transformer/config.json": {"num_attention_heads": 40, "attention_head_dim": 128},
     }
     memory.check_memory(Model("wan", "wan", files), counts, size, tokens, dtype, "cpu")

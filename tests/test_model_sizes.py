@@ -10,8 +10,9 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidsparse.generate.model import check_size, find_model
+from vidsparse.generate.model import find_model
 from vidsparse.generate.model_files import InputError
+from vidsparse.generate.sizes import check_size
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,11 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "tiny-wan"
     part = ["diffusers", "WanTransformer3DModel"]
     files = {
-        "model_index.json": {"_class_name": "WanPipeline", "transformer": part},
+        "model_index.json": {
+            "_class_name": "WanPipeline",
+            "transformer": part,
+            "vae": ["diffusers", "AutoencoderKLWan"],
+        },
         "vae/config.json": {"scale_factor_spatial": 8, "scale_factor_temporal": 4},
         "transformer/config.json": {"patch_size": [1, 2, 2], "rope_max_seq_len": 1024},
     }

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vidsparse.generate import many
-from vidsparse.generate.job import Request
 from vidsparse.generate.model_files import InputError
 from vidsparse.generate.prompts import Prompt, read_prompts, requests, shipped
+from vidsparse.generate.request import Request
 from vidsparse.jobs.layout import METRICS, SCHEMA
 
 FUZZ = settings(

@@ -11,8 +11,9 @@ import pytest
 import tiny
 import torch
 
-from vidsparse.generate.job import Request, prepare
+from vidsparse.generate.job import prepare
 from vidsparse.generate.model_files import InputError
+from vidsparse.generate.request import Request
 from vidsparse.kernels import gpu
 
 BIGGEST = 2**63 - 1

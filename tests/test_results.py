@@ -7,7 +7,8 @@ import pytest
 import tiny
 import torch
 
-from vidsparse.generate.job import Request, prepare
+from vidsparse.generate.job import prepare
+from vidsparse.generate.request import Request
 from vidsparse.generate.results import BANNER, GAP, PAPER, Arm, conditions, metrics, side_by_side
 from vidsparse.pipelines.report import Call, RunReport
 

@@ -23,16 +23,21 @@ from vidsparse.inspecting.command import inspect
 from vidsparse.options import (
     Device,
     Dtype,
+    FlowShift,
     Frames,
     Guidance,
+    Image,
     Json,
+    LastImage,
     Model,
     Overrides,
+    Pipeline,
     Pixels,
     Preset,
     Prompt,
     Seed,
     Steps,
+    Video,
 )
 from vidsparse.terminal import printable, quiet_libraries
 from vidsparse.vbench.commands import app as vbench
@@ -94,13 +99,18 @@ def generate(
     negative_prompt: Annotated[
         str | None, typer.Option(help="What it should not show.", show_default="the model's")
     ] = None,
-    preset: Preset = "balanced",
+    image: Image = None,
+    last_image: LastImage = None,
+    video: Video = None,
+    pipeline: Pipeline = None,
+    preset: Preset = None,
     overrides: Overrides = None,
     height: Pixels = None,
     width: Pixels = None,
     frames: Frames = None,
     steps: Steps = None,
     guidance: Guidance = None,
+    flow_shift: FlowShift = None,
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
@@ -116,9 +126,10 @@ def generate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a video from a prompt with sparse attention, and compare it with dense attention.
+    """Make a video or an image with sparse attention, and compare it with dense attention.
 
-    Sizes and steps that are left out are the model's own.
+    From a prompt, and with models for that from an image or a video. Sizes and steps that are left
+    out are the model's own, but for the proportions, which are those of a given image.
     """
     asked = dict(locals())
     del asked["as_json"]
@@ -134,8 +145,9 @@ def _generate(asked: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
     from rich.text import Text
 
-    from vidsparse.generate.job import Request, prepare
+    from vidsparse.generate.job import prepare
     from vidsparse.generate.model_files import InputError
+    from vidsparse.generate.request import Request
 
     console = Console(stderr=True)
     quiet_libraries()

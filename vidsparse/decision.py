@@ -13,25 +13,10 @@ from vidsparse.config import IMPLEMENTATIONS, SparseConfig, require
 from vidsparse.kernels import cpu, cpu_crossover, gpu
 from vidsparse.plan import BlockPlan, StepContext, TokenGrid
 
-REASONS = {
-    "warmup-step": "a dense step of the schedule",
-    "dense-layer": "a dense layer of the schedule",
-    "cross-attention": "not self-attention of the video",
-    "too-short": "fewer tokens than schedule.min_tokens",
-    "unsupported-head-dim": "no kernel for this head dimension",
-    "no-kernel": "no sparse kernel for this device",
-    "not-faster": "sparse is not faster than dense at this density and length on this device",
-    "user": "density 1 asked for",
-    "masked": "an attention mask that a block plan cannot express",
-    "layer-skip": "guidance that skips the attention scores of this layer",
-    "empty": "a batch, heads or head dimension of size 0",
-}
-"""Why a call was dense: code -> meaning."""
-
 
 @dataclass(frozen=True)
 class Decision:
-    """density: what the call may cost, in (0, 1]. reason: code of `REASONS`, None if sparse.
+    """density: what the call may cost, in (0, 1]. reason: of `vidsparse.reasons`, None if sparse.
 
     executor: of a sparse call, reference | cpu | triton. crossover: density above which the call is
     better dense; 1.0 if nobody asked.

@@ -15,9 +15,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vidsparse.attention import decision_for
 from vidsparse.config import SparseConfig
-from vidsparse.decision import REASONS, decide
+from vidsparse.decision import decide
 from vidsparse.kernels import cpu, cpu_crossover, cpu_machine, cpu_matmul, cpu_store
 from vidsparse.plan import TokenGrid
+from vidsparse.reasons import REASONS
 from vidsparse.shipped import demo_model
 
 PACKAGES = (

@@ -17,7 +17,19 @@ Prompt = Annotated[
     str | None,
     typer.Option(help="What the video shows.", show_default="from the model's list, by seed"),
 ]
-Preset = Annotated[str, typer.Option(help="Name or .yaml file of a method.")]
+Pipeline = Annotated[
+    str | None,
+    typer.Option(help="Class to put its parts into.", show_default="the one that it names"),
+]
+Image = Annotated[str | None, typer.Option(metavar="FILE", help="Image to start from.")]
+LastImage = Annotated[str | None, typer.Option(metavar="FILE", help="Image to end with.")]
+Video = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Video to start from, or a folder of PNGs.")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="Name or .yaml file of a method.", show_default="the model's or balanced"),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as schedule.density=0.2."),
@@ -26,6 +38,7 @@ Pixels = Annotated[int | None, typer.Option(help="Pixels.")]
 Frames = Annotated[int | None, typer.Option(help="Length of the video.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1: off.")]
+FlowShift = Annotated[float | None, typer.Option(help="Shift of the time steps.")]
 Seed = Annotated[int, typer.Option(help="Of the initial noise.")]
 Dtype = Annotated[
     str | None, typer.Option(help="fp32, bf16, fp16.", show_default="fp32 on CPU, bf16 on GPU")

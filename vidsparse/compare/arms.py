@@ -33,15 +33,25 @@ DECISIVE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "negative_prompt": lambda job: job.get("negative_prompt"),
     "seed": lambda job: job["seed"],
     "steps": lambda job: job["steps"],
+    "image": lambda job: _input(job, "image"),
+    "last_image": lambda job: _input(job, "last_image"),
+    "video": lambda job: _input(job, "video"),
     "guidance": lambda job: job.get("guidance"),
     "guidance_2": lambda job: job.get("guidance_2"),
     "height": lambda job: job["height"],
     "width": lambda job: job["width"],
     "frames": lambda job: job["frames"],
     "dtype": lambda job: job.get("dtype"),
+    "flow_shift": lambda job: job.get("flow_shift"),
     "gpu": lambda job: job.get("gpu"),
 }
 """What two arms must have in common to be compared, as sidecars say it: name -> where it stands."""
+
+
+def _input(job: Mapping[str, Any], option: str) -> str | None:
+    """Hash of a file that a job started from."""
+    found: str | None = ((job.get("inputs") or {}).get(option) or {}).get("sha256")
+    return found
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from vidsparse.compare.sets import RESAMPLES
 from vidsparse.compare.summary import markdown
 from vidsparse.interrupts import held
 from vidsparse.jobs.layout import METRICS
-from vidsparse.pipelines.report import versions
 from vidsparse.quality.metrics import PROTOCOL, FrameMetrics
+from vidsparse.versions import versions
 
 SCHEMA = "vidsparse.compare/1"
 FILES = {

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vidsparse.compare.comparison import Row
-from vidsparse.decision import REASONS
 from vidsparse.jobs.layout import read_report
+from vidsparse.reasons import REASONS
 
 NO_CALL = 255
 """Code of a step and layer in which attention was not called: a step cache, for example."""

@@ -10,10 +10,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.status import Status
 from rich.table import Table
 
-from vidsparse.decision import REASONS
+from vidsparse.generate.clock import Listener
 from vidsparse.generate.job import Job
-from vidsparse.generate.run import Listener
 from vidsparse.jobs.layout import ABOUT
+from vidsparse.reasons import REASONS
 from vidsparse.terminal import printable
 
 BUSY = 0.5
@@ -37,13 +37,14 @@ class Display(Listener):
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def job(self, job: Job) -> None:
-        call = job.call
-        self.say(f'{job.model.name}: "{printable(job.prompt, LONGEST_PROMPT)}"')
+        height, width, frames = job.size
+        length = "" if job.takes.still else f"{frames} frames, "
+        start = "".join(f", {one.option.replace('_', ' ')} {one.file}" for one in job.inputs)
+        self.say(f'{job.model.name}: "{printable(job.prompt, LONGEST_PROMPT)}"{start}')
         self.say(
-            f"{call['width']}x{call['height']}, {call['num_frames']} frames, "
-            f"{call['num_inference_steps']} steps, {job.tokens:,} tokens, seed {job.seed}, "
+            f"{width}x{height}, {length}{job.steps} steps, {job.tokens:,} tokens, seed {job.seed}, "
             f"{job.dtype} on {job.device}, preset {' '.join([job.preset, *job.overrides])}, "
-            f"{job.config.dense_note(call['num_inference_steps'])}"
+            f"{job.config.dense_note(job.steps)}"
         )
 
     def begin(self, arm: str, steps: int) -> None:

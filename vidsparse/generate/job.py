@@ -6,95 +6,49 @@ card fits from the pipeline's own defaults.
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from vidsparse.config import SparseConfig
+from vidsparse.generate.completing import FPS, fit, read_inputs, settings_for, what_it_takes
+from vidsparse.generate.inputs import Picture
 from vidsparse.generate.memory import check_memory
-from vidsparse.generate.model import Model, check_size, find_model, pipeline_class
+from vidsparse.generate.model import Model, find_model, pipeline_class, with_pipeline
 from vidsparse.generate.model_files import InputError
+from vidsparse.generate.request import DTYPES, Request, check_numbers, check_texts
+from vidsparse.generate.sizes import check_size
+from vidsparse.generate.takes import Takes
 from vidsparse.generate.weights import count_weights
 from vidsparse.jobs.identity import fingerprint, job_id, snapshot
 from vidsparse.jobs.layout import folder_name
 from vidsparse.plain_values import override_list
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Our name of a dtype -> torch's."""
-
-FPS = 16.0
-"""Frames per second for models that we know nothing about."""
-
-MOST_GUIDANCE = 100.0
-"""Published models use 1 to 20; a scale of 1e30 is a slip that ends in a video of nothing."""
-
-ARGUMENTS = {
-    "height": "height",
-    "width": "width",
-    "frames": "num_frames",
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "guidance_2": "guidance_scale_2",
-    "negative_prompt": "negative_prompt",
-}
-"""Our name of a setting -> the pipelines' name."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a user asks for; None leaves the choice to the model's defaults.
-
-    model: folder of a pipeline, or id on the Hugging Face hub; None: the shipped demo model.
-    preset, overrides: as for `accelerate_pipeline`; one string is one override.
-    height, width: pixels. frames: of the video. steps: of the denoising.
-    seed: of the noise; it also picks the prompt from the model's list. 0 .. 2^63 - 1.
-    dtype: fp32 | bf16 | fp16; None: fp32 on a CPU, bf16 on a GPU.
-    device: cpu | cuda | cuda:N; None: cuda if there is one.
-    compare_dense: run the dense pipeline too, and measure against it.
-    out: folder for the files, ~ is the home folder; None: one of its own in outputs/, see
-        `vidsparse.jobs.layout`.
-    overwrite: replace the files of another job in `out`.
-    """
-
-    model: str | None = None
-    prompt: str | None = None
-    negative_prompt: str | None = None
-    preset: str = "balanced"
-    overrides: str | Iterable[str] | None = ()
-    height: int | None = None
-    width: int | None = None
-    frames: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    seed: int = 0
-    dtype: str | None = None
-    device: str | None = None
-    compare_dense: bool = False
-    out: Path | str | None = None
-    overwrite: bool = False
+PRESET = "balanced"
+"""For models whose card names none."""
 
 
 @dataclass(frozen=True)
 class Job:
     """A request in which nothing is open.
 
-    fingerprint: of the model's files. call: arguments of the pipeline. tokens: of the video.
-    notes: what the user should know of it.
+    fingerprint: of the model's files. takes: what its pipeline is called with. settings: by our
+    names, those that are None left out. inputs: in the size of the video.
+    tokens: of the video. notes: what the user should know of it.
     """
 
     model: Model
+    takes: Takes
     fingerprint: str
     config: SparseConfig
     preset: str
     overrides: tuple[str, ...]
     prompt: str
-    call: dict[str, Any]
-    fps: float
+    settings: dict[str, Any]
+    inputs: tuple[Picture, ...]
     tokens: int
     seed: int
     dtype: str
@@ -105,100 +59,129 @@ class Job:
     notes: tuple[str, ...] = ()
 
     @property
+    def steps(self) -> int:
+        """Of the denoising."""
+        return int(self.settings["steps"])
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height and width in pixels, frames."""
+        return self.settings["height"], self.settings["width"], self.settings.get("frames", 1)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the video."""
+        return float(self.settings["fps"])
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """Arguments of the pipeline, without the inputs."""
+        names, settings = self.takes.names, self.settings
+        call = {"prompt": self.prompt}
+        call |= {theirs: settings[ours] for ours, theirs in names.items() if ours in settings}
+        if self.takes.area:
+            call["max_area"] = settings["height"] * settings["width"]
+        return call
+
+    @property
     def id(self) -> str:
         """The same exactly for the same job: see `vidsparse.jobs.identity`."""
         method = self.config.to_dict()
         del method["about"]
-        facts = ("fingerprint", "call", "seed", "dtype", "compare_dense")
-        found = {name: getattr(self, name) for name in facts}
-        return job_id({**found, "method": method, "device": _device_kind(self.device)})
+        facts = {name: getattr(self, name) for name in ("fingerprint", "call", "seed", "dtype")}
+        facts |= {"compare_dense": self.compare_dense, "method": method}
+        facts["device"] = _device_kind(self.device)
+        if self.inputs:
+            facts["inputs"] = {one.option: one.sha256 for one in self.inputs}
+        if "flow_shift" in self.settings:
+            facts["flow_shift"] = self.settings["flow_shift"]
+        return job_id({**facts, "pipeline": self.takes.pipeline})
 
 
 def prepare(request: Request, say: Callable[[str], None] = lambda text: None) -> Job:
     """Complete and check a request. say: is told what takes a while. Raises InputError."""
-    _check_texts(request)
-    _check_numbers(request)
-    try:
-        overrides = tuple(override_list(request.overrides))
-        config = SparseConfig.load(request.preset, overrides)
-    except (ValueError, TypeError, OSError) as error:
-        raise InputError(str(error)) from error
+    check_texts(request)
+    check_numbers(request)
     device = _device(request.device)
-    dtype = request.dtype
-    if dtype is None:
-        dtype = "fp32" if device == "cpu" else "bf16"
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
-    _check_method(config, device, dtype)  # what needs no model, before one is looked for
+    if request.dtype not in (None, *DTYPES):
+        raise InputError(f"--dtype {request.dtype}: expected one of {', '.join(DTYPES)}")
+    if request.preset is not None:  # what needs no model, before one is looked for
+        config, _ = _method(request.preset, request.overrides)
+        _check_method(config, device, request.dtype or _dtype(device, None))
     model = find_model(None if request.model is None else str(request.model), say)
-    pipeline = pipeline_class(model)
+    if request.pipeline is not None:
+        model = with_pipeline(model, request.pipeline)
+    takes = what_it_takes(request, model, pipeline_class(model))
+    preset, config, overrides = _chosen_method(request, model)
+    dtype = request.dtype or _dtype(device, model)
     for name in model.transformers:
         _check_method(config, device, dtype, model.head_dim(name))
     prompt = _prompt(request, model)
-    call = {"prompt": prompt, **_arguments(request, model, pipeline)}
-    size = call["height"], call["width"], call["num_frames"]
+    settings = settings_for(request, model, takes)
+    _check_steps(model, takes, settings["steps"])
+    pictures = read_inputs(request, settings)
+    settings, notes = fit(settings, request, model, takes, pictures)
+    size = settings["height"], settings["width"], settings.get("frames")
+    tokens = check_size(model, *size)
     job = Job(
         model=model,
+        takes=takes,
         fingerprint=_fingerprint(model),
         config=config,
-        preset=str(request.preset),
+        preset=preset,
         overrides=overrides,
         prompt=prompt,
-        call=call,
-        fps=float(model.defaults.get("fps", FPS)),
-        tokens=check_size(model, *size),
+        settings=settings,
+        inputs=tuple(one.at(size[0], size[1], size[2] or 1) for one in pictures),
+        tokens=tokens,
         seed=int(request.seed),
         dtype=dtype,
         device=device,
         compare_dense=request.compare_dense,
         out=Path(),
         overwrite=request.overwrite,
-        notes=_notes(request, model, pipeline),
+        notes=(*_notes(request, model, takes), *notes),
     )
-    _check_steps(model, call["num_inference_steps"])
     _check_memory(job)
-    name = folder_name(prompt, str(request.preset), size, job.seed, job.id)
+    name = folder_name(job.prompt, preset, job.size, job.seed, job.id)
     out = Path("outputs") / name if request.out is None else os.path.expanduser(request.out)
     return replace(job, out=Path(out))
 
 
-def _check_texts(request: Request) -> None:
-    """What a shell variable that is not set leaves behind, or bytes that are no text."""
-    filled = ("model", "prompt", "preset", "out")
-    for name in (*filled, "negative_prompt", "dtype", "device"):
-        value = getattr(request, name)
-        if value is None:
-            continue
-        if not isinstance(value, str | Path if name in ("model", "out", "preset") else str):
-            raise InputError(f"--{name.replace('_', '-')} {value!r}: expected text")
-        text = str(value)
-        if name in filled and not text.strip():
-            raise InputError(f"--{name} {text!r}: expected text; leave it out for its default")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"--{name.replace('_', '-')} {text!r}: expected UTF-8") from None
+def _method(
+    preset: str | Path, overrides: str | Iterable[str] | None
+) -> tuple[SparseConfig, tuple[str, ...]]:
+    """A preset with its overrides. Raises InputError."""
+    try:
+        changes = tuple(override_list(overrides))
+        return SparseConfig.load(preset, changes), changes
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(str(error)) from error
 
 
-def _check_numbers(request: Request) -> None:
-    for name in ("height", "width", "frames", "steps", "seed"):
-        value = getattr(request, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
-            raise InputError(f"--{name} {value!r}: expected a whole number")
-    steps, guidance = request.steps, request.guidance
-    if steps is not None and steps < 1:
-        raise InputError(f"--steps {steps}: expected 1 or more")
-    number = isinstance(guidance, Real) and not isinstance(guidance, bool)
-    if guidance is not None and not (number and 0 <= guidance <= MOST_GUIDANCE):
-        raise InputError(
-            f"--guidance {guidance}: expected a number 0 .. {MOST_GUIDANCE:g}; 1 switches it off"
-        )
-    if request.seed is None or not 0 <= request.seed < 2**63:
-        raise InputError(f"--seed {request.seed}: expected 0 .. 2^63 - 1")
+def _chosen_method(request: Request, model: Model) -> tuple[str, SparseConfig, tuple[str, ...]]:
+    """Name, settings and overrides; what the user did not choose is the card's. Raises
+    InputError."""
+    if request.preset is not None:
+        return (str(request.preset), *_method(request.preset, request.overrides))
+    _, asked = _method(PRESET, request.overrides)
+    card = model.card.preset if model.card else None
+    if card is None:
+        return (PRESET, *_method(PRESET, asked))
+    return (card.name, *_method(card.name, (*card.overrides, *asked)))
 
 
-def _check_steps(model: Model, steps: int) -> None:
-    """A scheduler takes its steps out of the time steps of the training."""
+def _dtype(device: str, model: Model | None) -> str:
+    """What is usual on the device, for the model if its card says so."""
+    if device == "cpu":
+        return "fp32"
+    return str(model.defaults.get("dtype", "bf16")) if model else "bf16"
+
+
+def _check_steps(model: Model, takes: Takes, steps: int) -> None:
+    """A scheduler takes its steps out of the time steps of the training; one is done at least."""
+    if steps < takes.fewest:
+        raise InputError(f"--steps {steps}: a {takes.pipeline} takes {takes.fewest} at least")
     most = model.number("scheduler/scheduler_config.json", "num_train_timesteps", 1000)
     if steps > most:
         raise InputError(f"--steps {steps}: expected 1 .. {most}, the time steps of this model")
@@ -208,14 +191,14 @@ def _check_memory(job: Job) -> None:
     """Before anything is loaded; the weights count where they are on this machine already."""
     import torch
 
-    folder, call = Path(job.model.source), job.call
+    folder = Path(job.model.source)
     counts = count_weights(job.model, folder) if folder.is_dir() else {}
-    size = call["num_frames"], call["height"], call["width"]
+    height, width, frames = job.size
     dtype = getattr(torch, DTYPES[job.dtype])
-    check_memory(job.model, counts, size, job.tokens, dtype, job.device)
+    check_memory(job.model, counts, (frames, height, width), job.tokens, dtype, job.device)
 
 
-def _notes(request: Request, model: Model, pipeline: Any) -> tuple[str, ...]:
+def _notes(request: Request, model: Model, takes: Takes) -> tuple[str, ...]:
     """Where the settings come from that the user has not chosen, if that is no matter of course."""
     if model.card is None:
         names = ("height", "width", "frames", "steps", "guidance")
@@ -223,7 +206,7 @@ def _notes(request: Request, model: Model, pipeline: Any) -> tuple[str, ...]:
         return (
             f"note: {model.name} has the config of no checkpoint that vidsparse knows; generic "
             f"defaults for {', '.join(left)}: {FPS:g} frames per second, and those of diffusers' "
-            f"{pipeline.__name__}",
+            f"{takes.pipeline}",
         )
     known = {model.card.name, *(name.partition("/")[2] for name in model.card.checkpoints)}
     if model.name in known:
@@ -284,19 +267,3 @@ def _prompt(request: Request, model: Model) -> str:
     if not model.prompts:
         raise InputError(f"--prompt is missing: {model.name} comes without a list of prompts")
     return model.prompts[request.seed % len(model.prompts)]
-
-
-def _arguments(request: Request, model: Model, pipeline: Any) -> dict[str, Any]:
-    """Arguments of the pipeline call: asked for, else the model's default, else the pipeline's."""
-    parameters = inspect.signature(pipeline.__call__).parameters
-    call = {}
-    for ours, theirs in ARGUMENTS.items():
-        value = getattr(request, ours, None)
-        second_of_two = ours == "guidance_2" and request.guidance is not None
-        if value is None and not second_of_two:  # one guidance asked for is meant for both
-            value = model.defaults.get(ours)
-        if value is None and theirs in parameters:
-            value = parameters[theirs].default
-        if value is not None:
-            call[theirs] = value
-    return call

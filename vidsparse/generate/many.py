@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vidsparse.generate.job import Job, Request, prepare
+from vidsparse.generate.clock import Listener
+from vidsparse.generate.job import Job, prepare
 from vidsparse.generate.model_files import InputError
-from vidsparse.generate.run import Listener, execute, load
+from vidsparse.generate.request import Request
+from vidsparse.generate.run import execute, load
 from vidsparse.jobs.layout import read_sidecar, slug
 
 

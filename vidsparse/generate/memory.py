@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 import torch
 
-from vidsparse.generate.model import Model
+from vidsparse.generate.model import PRECISE, Model
 from vidsparse.generate.model_files import InputError
+from vidsparse.generate.sizes import config
 
 GB = 1e9
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -26,15 +28,16 @@ def check_memory(
 ) -> None:
     """Raise InputError if the weights and the video can not fit into the device's memory.
 
-    counts: numbers in the weights, by component; the autoencoder's are fp32. size: frames, height,
+    counts: numbers in the weights, by component; those of `PRECISE` are fp32. size: frames, height,
     width in pixels. The need is a lower bound: weights, and either the residual, query, key and
     value of each token or the decoded video in fp32. Whatever passes can still be too much.
     """
     number = torch.finfo(dtype).bits // 8
-    weights = sum(n * (4 if name == "vae" else number) for name, n in counts.items())
-    file = f"{model.transformers[0]}/config.json"
-    heads = model.number(file, "num_attention_heads", 40)
-    channels = heads * model.number(file, "attention_head_dim", 128)
+    classes = {name: kind for name, (_, kind) in model.components.items()}
+    weights = sum(n * (4 if classes.get(k) in PRECISE else number) for k, n in counts.items())
+    told = config(model, model.transformers[0])
+    sides = [told.get(key) for key in ("num_attention_heads", "attention_head_dim")]
+    channels = math.prod(side for side in sides if isinstance(side, int))
     frames, height, width = size
     activations = max(4 * tokens * channels * number, 3 * frames * height * width * 4)
     limit = capacity(device)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vidsparse.generate.cards import Card, cards, recognise
+from vidsparse.generate.cards import Card, recognise
 from vidsparse.generate.model_files import INDEX, InputError, listed, locate, read, what_folder
 
-SIZE_MULTIPLE = 16  # of pixels, whatever the model: the pipelines check it
+if TYPE_CHECKING:
+    from vidsparse.pipelines.adapter import Adapter
+
 LIBRARIES = ("diffusers", "transformers")
-TRANSFORMER = "transformer/config.json"
 INTERFACE = ("patch_size", "in_channels", "out_channels", "text_dim", "image_dim")
 """What two transformers of one pipeline have in common: they take turns on the same latents."""
+
+
+PRECISE = ("AutoencoderKLWan",)
+"""Classes that are published for fp32; the pipelines that hold them cast what they give them."""
 
 
 @dataclass(frozen=True)
@@ -125,35 +129,18 @@ def _check_components(model: Model) -> None:
 
 
 def pipeline_class(model: Model) -> Any:
-    """The diffusers class of a model, which takes text alone. The import takes seconds.
+    """The diffusers class of a model. The import takes seconds.
 
     Raises InputError for what is not supported, or does not go together.
     """
     import diffusers
 
-    from vidsparse.pipelines.families import adapters
-
     name = str(model.index["_class_name"])
     found: Any = getattr(diffusers, name, None)
-    known = adapters()
-    classes = {kind for _, kind in model.components.values()}
-    supported = isinstance(found, type) and any(a.transformer.__name__ in classes for a in known)
-    if not supported:
+    if not isinstance(found, type) or _family(model) is None:
         raise model.refuse(
             f"{name} is not supported; `vidsparse models` lists the pipelines that are"
         )
-    written = {card.facts.get(TRANSFORMER, {}).get("_class_name") for card in cards()}
-    if not classes & written:
-        raise model.refuse(
-            f"a {name} can be accelerated from Python, by vidsparse.accelerate_pipeline; this "
-            "command knows the sizes of Wan models alone"
-        )
-    for given in ("image", "video"):
-        if given in inspect.signature(found.__call__).parameters:
-            raise model.refuse(
-                f"a {name} starts from {given}s, this command from text "
-                "alone; call it from Python, after vidsparse.accelerate_pipeline"
-            )
     for component in model.components:
         component_class(model, component)
     for file, content in model.files.items():
@@ -166,6 +153,30 @@ def pipeline_class(model: Model) -> Any:
         raise model.refuse(f"{INDEX} lacks {lacks}, which a {name} needs; download it again")
     _check_turns(model)
     return found
+
+
+def with_pipeline(model: Model, name: str) -> Model:
+    """The model with its parts in another pipeline of its family. Raises InputError."""
+    family = _family(model)
+    known = [] if family is None else [n for n in family.pipelines if "Modular" not in n]
+    if name not in known:
+        raise InputError(f"--pipeline {name}: expected one of {', '.join(known) or 'none'}")
+    index = {**model.index, "_class_name": name}
+    return replace(model, files={**model.files, INDEX: index})
+
+
+def family_of(model: Model) -> Adapter:
+    """The facts about the family of a model that `pipeline_class` has taken."""
+    family = _family(model)
+    assert family is not None
+    return family
+
+
+def _family(model: Model) -> Adapter | None:
+    from vidsparse.pipelines.families import adapters
+
+    classes = {kind for _, kind in model.components.values()}
+    return next((a for a in adapters() if a.transformer.__name__ in classes), None)
 
 
 def component_class(model: Model, component: str) -> Any:
@@ -200,72 +211,3 @@ def _check_turns(model: Model) -> None:
         unlike = [key for key in INTERFACE if first.get(key) != other.get(key)]
         if unlike:
             raise model.refuse(f"its transformers do not go together: unlike {', '.join(unlike)}")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """How pixels become tokens. Each is a size (frames, height, width).
-
-    scale: pixels per latent; of frames, all but the first. patch: latents per token.
-    most: tokens that the model has positions for, per axis.
-    """
-
-    scale: tuple[int, int, int]
-    patch: tuple[int, int, int]
-    most: int
-
-    @property
-    def steps(self) -> tuple[int, int, int]:
-        """Sizes are multiples of these; frames are, plus `offset`."""
-        time, height, width = (s * p for s, p in zip(self.scale, self.patch, strict=True))
-        return time, math.lcm(SIZE_MULTIPLE, height), math.lcm(SIZE_MULTIPLE, width)
-
-    @property
-    def offset(self) -> int:
-        """Frames of the shortest video: the first frame is a latent of its own."""
-        return 1 + self.scale[0] * (self.patch[0] - 1)
-
-    def tokens(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Token grid of a video of a size that the model takes."""
-        latents = (frames - 1) // self.scale[0] + 1, height // self.scale[1], width // self.scale[2]
-        time, rows, columns = (n // p for n, p in zip(latents, self.patch, strict=True))
-        return time, rows, columns
-
-
-def read_grid(model: Model) -> Grid:
-    """From the configs of autoencoder and transformer. Raises InputError for odd values."""
-    file = f"{model.transformers[0]}/config.json"
-    patch = model.files[file].get("patch_size", [1, 2, 2])
-    whole = isinstance(patch, list) and all(type(p) is int and 0 < p < 2**31 for p in patch)
-    if not whole or len(patch) != 3:
-        raise model.refuse(f"{file} says patch_size: {patch!r}; expected three whole numbers >= 1")
-    spatial = model.number("vae/config.json", "scale_factor_spatial", 8)
-    temporal = model.number("vae/config.json", "scale_factor_temporal", 4)
-    most = model.number(file, "rope_max_seq_len", 1024)
-    return Grid((temporal, spatial, spatial), (patch[0], patch[1], patch[2]), most)
-
-
-def check_size(model: Model, height: int, width: int, frames: int) -> int:
-    """Number of tokens of the video. Raises InputError for what the model rounds or refuses."""
-    grid = read_grid(model)
-    sizes = {"frames": frames, "height": height, "width": width}
-    for axis, (name, size) in enumerate(sizes.items()):
-        step, offset = grid.steps[axis], 0 if axis else grid.offset
-        most = grid.scale[axis] * grid.patch[axis] * grid.most
-        most = most // step * step if axis else most - grid.scale[0] + 1
-        _check_multiple(name, size, step, offset, most)
-    return math.prod(grid.tokens(frames, height, width))
-
-
-def _check_multiple(name: str, value: int, step: int, offset: int, most: int) -> None:
-    """Raise InputError unless 0 < value <= most is a multiple of `step`, plus `offset`."""
-    if value > most:
-        raise InputError(f"--{name} {value}: this model has positions for {most} at most")
-    if value > 0 and (value - offset) % step == 0:
-        return
-    below = (value - offset) // step * step + offset
-    near = [str(n) for n in (below, below + step) if n > 0] or [str(offset or step)]
-    plus = f" plus {offset}" if offset else ""
-    raise InputError(
-        f"--{name} {value}: this model takes multiples of {step}{plus}; near it: {', '.join(near)}"
-    )

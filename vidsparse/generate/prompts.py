@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vidsparse.generate.job import Request
 from vidsparse.generate.model_files import InputError
+from vidsparse.generate.request import Request
 from vidsparse.shipped import folder
 
 SUFFIX = ".jsonl"

@@ -20,10 +20,12 @@ from vidsparse.compare.files import metrics as figures
 from vidsparse.compare.measure import Settings, measure
 from vidsparse.compare.page import write_page
 from vidsparse.compare.run import REPORT_MB, cores
-from vidsparse.generate.job import FPS, Job
+from vidsparse.generate.completing import FPS
+from vidsparse.generate.inputs import told
+from vidsparse.generate.job import Job
 from vidsparse.generate.model_files import InputError
 from vidsparse.jobs.layout import ABOUT, METRICS, REPORT, SCHEMA
-from vidsparse.pipelines.report import RunReport, versions
+from vidsparse.pipelines.report import RunReport
 from vidsparse.quality.frames import (
     Frame,
     atomic_output,
@@ -31,10 +33,12 @@ from vidsparse.quality.frames import (
     enlargement,
     open_clip,
     write_clip,
+    write_png,
     write_preview,
 )
 from vidsparse.quality.metrics import ClipMetrics
 from vidsparse.quality.sheet import SheetRow, write_contact_sheet
+from vidsparse.versions import versions
 
 PAPER, INK = (250, 250, 248), (26, 28, 32)
 BANNER = 34  # pixels above a labelled video
@@ -50,7 +54,7 @@ class Arm:
     denoise_seconds: first forward of a transformer to the end of the last step.
     cpu_seconds: CPU time of this process in the loop, all threads together.
     total_seconds: the whole pipeline call, text encoding and video decoding included.
-    step_seconds, density: per step; see `run.Listener.step`.
+    step_seconds, density: per step; see `clock.Listener.step`.
     report: of the sparse arm, None for the dense one.
     """
 
@@ -91,8 +95,12 @@ def write(job: Job, sparse: Arm, dense: Arm | None, folder: Path) -> dict[str, A
     """Write the files of a job into `folder`; returns the content of metrics.json."""
     scale = enlargement(*sparse.frames.shape[1:3])
     arms = {"sparse": sparse} if dense is None else {"sparse": sparse, "dense": dense}
+    still = len(sparse.frames) == 1
     for name, arm in arms.items():
-        write_preview(folder / f"{name}.mp4", arm.frames, job.fps, scale=scale)
+        if still:
+            write_png(folder / f"{name}.png", arm.frames[0])
+        else:
+            write_preview(folder / f"{name}.mp4", arm.frames, job.fps, scale=scale)
     for name, arm in arms.items():
         write_clip(folder / f"{name}.mkv", arm.frames, job.fps)
     if sparse.report is not None:
@@ -107,8 +115,9 @@ def write(job: Job, sparse: Arm, dense: Arm | None, folder: Path) -> dict[str, A
             f"dense  {dense.denoise_seconds:.1f} s",
             f"vidsparse {Path(job.preset).stem}  {sparse.denoise_seconds:.1f} s",
         )
-        both = side_by_side(dense.frames, sparse.frames, labels)
-        write_preview(folder / "side_by_side.mp4", both, job.fps)
+        if not still:
+            both = side_by_side(dense.frames, sparse.frames, labels)
+            write_preview(folder / "side_by_side.mp4", both, job.fps)
         _write_sheet(job, sparse, dense, quality, folder / "sheet.png")
     content["files"] = [name for name in ABOUT if name == METRICS or (folder / name).exists()]
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
@@ -188,14 +197,16 @@ def conditions(job: Job, arm: Arm) -> dict[str, Any]:
             "name": job.model.name,
             "source": None if local else job.model.source,
             "fingerprint": job.fingerprint,
-            "pipeline": job.model.index["_class_name"],
+            "pipeline": job.takes.pipeline,
         },
         "prompt": job.prompt,
-        "negative_prompt": job.call.get("negative_prompt"),
+        "negative_prompt": job.settings.get("negative_prompt"),
+        "inputs": told(job.inputs),
         "seed": job.seed,
-        "steps": job.call["num_inference_steps"],
-        "guidance": job.call["guidance_scale"],
-        "guidance_2": job.call.get("guidance_scale_2"),
+        "steps": job.steps,
+        "guidance": job.settings.get("guidance"),
+        "guidance_2": job.settings.get("guidance_2"),
+        "flow_shift": job.settings.get("flow_shift"),
         "height": height,
         "width": width,
         "frames": frames,

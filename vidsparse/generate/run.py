@@ -5,44 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from statistics import fmean
-from time import perf_counter, process_time
+from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
 
 from vidsparse.accelerate import accelerate_pipeline, restore_pipeline, run_report
 from vidsparse.config import SparseConfig
-from vidsparse.generate.job import DTYPES, Job, Request, prepare
-from vidsparse.generate.loading import load_pipeline, try_out
+from vidsparse.generate.clock import Listener, StepClock
+from vidsparse.generate.job import Job, prepare
+from vidsparse.generate.loading import load_pipeline, schedule, try_out
 from vidsparse.generate.memory import is_out_of_memory
 from vidsparse.generate.model_files import InputError
+from vidsparse.generate.request import DTYPES, Request
 from vidsparse.generate.rescue import rescue
 from vidsparse.generate.results import Arm, check_encoder, write
 from vidsparse.interrupts import check, held, interruptible
 from vidsparse.jobs.publish import NotPlaced, Refused, Stage, publishing
-from vidsparse.pipelines.recognition import adapter_for
 from vidsparse.quality.frames import quantise
-
-
-class Listener:
-    """Is told what a run does while it works; this one ignores it."""
-
-    def say(self, text: str) -> None:
-        """Something begins, or is worth knowing."""
-
-    def job(self, job: Job) -> None:
-        """This is what will be done."""
-
-    def begin(self, arm: str, steps: int) -> None:
-        """An arm, "dense" or "sparse", begins."""
-
-    def step(self, done: int, density: float) -> None:
-        """A step has ended. density: mean of its self-attention calls, dense ones counting 1."""
-
-    def end(self) -> None:
-        """The arm has ended, or was broken off."""
 
 
 def generate(request: Request, listener: Listener | None = None) -> dict[str, Any]:
@@ -105,7 +85,8 @@ def load(job: Job, listener: Listener) -> Any:
     listener.say(f"loading {job.model.name}")
     dtype = getattr(torch, DTYPES[job.dtype])
     pipe = load_pipeline(job.model, dtype, job.device, listener.say)
-    try_out(pipe, job.model, job.call)
+    schedule(pipe, job)
+    try_out(pipe, job)
     return pipe
 
 
@@ -142,6 +123,7 @@ def run_arms(pipe: Any, job: Job, listener: Listener, arms: dict[str, Arm]) -> N
 
     The pipeline is afterwards what it was before, an interrupt included. Raises InputError.
     """
+    schedule(pipe, job)
     unknown = _unknown_words(pipe, job.prompt)
     if unknown:
         listener.say(f"note: {job.model.name} never learnt the words: {', '.join(unknown)}")
@@ -152,9 +134,10 @@ def run_arms(pipe: Any, job: Job, listener: Listener, arms: dict[str, Arm]) -> N
                 if job.compare_dense:
                     listener.say("warming up: one step of each arm, not measured")
                     _accelerate(pipe, job.config.override("schedule.name=constant"))
-                    _call(pipe, job, num_inference_steps=1, output_type="latent")
+                    steps = {job.takes.names["steps"]: job.takes.fewest}
+                    _call(pipe, job, **steps, output_type="latent")
                     restore_pipeline(pipe)
-                    _call(pipe, job, num_inference_steps=1, output_type="latent")
+                    _call(pipe, job, **steps, output_type="latent")
                     arms["dense"] = run_arm(pipe, job, "dense", listener)
                     _accelerate(pipe, job.config)
                 arms["sparse"] = run_arm(pipe, job, "sparse", listener)
@@ -165,25 +148,22 @@ def run_arms(pipe: Any, job: Job, listener: Listener, arms: dict[str, Arm]) -> N
 def run_arm(pipe: Any, job: Job, name: str, listener: Listener) -> Arm:
     """Run the pipeline as it is. name: "dense", or "sparse" for an accelerated one."""
     clock = StepClock(pipe, name == "sparse", listener)
-    listener.begin(name, job.call["num_inference_steps"])
+    listener.begin(name, min(job.steps, int(job.steps * job.takes.strength)))
     start = perf_counter()
-    with clock.running():
-        video = _call(
-            pipe,
-            job,
-            callback_on_step_end=clock.step_end,
-            callback_on_step_end_tensor_inputs=[],
-            output_type="np",
-        )
+    with clock.running() as told:
+        made = _call(pipe, job, **told, output_type="np")[0]
     total = perf_counter() - start
     try:
-        frames = quantise(video[0])
+        frames = quantise(made if len(made.shape) == 4 else made[None])
     except ValueError as error:
         if job.dtype != "fp16":
             raise
         raise InputError(
             f"--dtype fp16 overflows in this model: take bf16 or fp32 ({error})"
         ) from error
+    asked = job.size[2]
+    if len(frames) != asked:
+        listener.say(f"note: the pipeline made {len(frames)} frames, {asked} were asked for")
     return Arm(
         frames=frames,
         denoise_seconds=clock.marks[-1] - clock.marks[0],
@@ -195,58 +175,11 @@ def run_arm(pipe: Any, job: Job, name: str, listener: Listener) -> Arm:
     )
 
 
-class StepClock:
-    """When the steps of a denoising loop ended; the first mark is the first transformer forward."""
-
-    def __init__(self, pipe: Any, sparse: bool, listener: Listener) -> None:
-        self.pipe, self.sparse, self.listener = pipe, sparse, listener
-        self.marks: list[float] = []
-        self.cpu_marks: list[float] = []
-        self.density: list[float] = []
-        self.seen = 0  # calls of the report that earlier steps have counted
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """The transformers are watched inside."""
-        transformers: list[nn.Module] = [*adapter_for(self.pipe).transformers(self.pipe).values()]
-        handles = [m.register_forward_pre_hook(self._forward, prepend=True) for m in transformers]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.listener.end()
-
-    def step_end(
-        self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
-    ) -> dict[str, Any]:
-        """`callback_on_step_end` of a pipeline."""
-        self._mark()
-        density = 1.0
-        if self.sparse:
-            calls = run_report(pipe).calls
-            fresh, self.seen = calls[self.seen :], len(calls)
-            density = fmean(1.0 if c.reason else c.mean_density for c in fresh) if fresh else 1.0
-        self.density.append(density)
-        check()  # an interrupt that a library has swallowed
-        self.listener.step(step + 1, density)
-        return tensors
-
-    def _forward(self, module: nn.Module, args: Any) -> None:
-        if not self.marks:
-            self._mark()
-
-    def _mark(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.marks.append(perf_counter())
-        self.cpu_marks.append(process_time())
-
-
 def _call(pipe: Any, job: Job, **more: Any) -> Any:
     """First output of the pipeline. The noise comes from the CPU: the same on every device."""
     generator = torch.Generator("cpu").manual_seed(job.seed)
-    return pipe(**{**job.call, **more}, generator=generator)[0]
+    inputs = {job.takes.names[one.option]: one.value for one in job.inputs}
+    return pipe(**{**job.call, **inputs, **more}, generator=generator)[0]
 
 
 def _no_memory(job: Job) -> str:

@@ -15,16 +15,21 @@ from vidsparse.ending import fail, leave
 from vidsparse.options import (
     Device,
     Dtype,
+    FlowShift,
     Frames,
     Guidance,
+    Image,
     Json,
+    LastImage,
     Model,
     Overrides,
+    Pipeline,
     Pixels,
     Preset,
     Prompt,
     Seed,
     Steps,
+    Video,
 )
 from vidsparse.terminal import printable, quiet_libraries
 
@@ -33,7 +38,11 @@ def inspect(
     out: Annotated[str, typer.Option("--out", "-o", help="Folder to write to.")],
     model: Model = None,
     prompt: Prompt = None,
-    preset: Preset = "balanced",
+    image: Image = None,
+    last_image: LastImage = None,
+    video: Video = None,
+    pipeline: Pipeline = None,
+    preset: Preset = None,
     overrides: Overrides = None,
     step: Annotated[
         list[int] | None,
@@ -65,6 +74,7 @@ def inspect(
     frames: Frames = None,
     steps: Steps = None,
     guidance: Guidance = None,
+    flow_shift: FlowShift = None,
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
@@ -98,8 +108,8 @@ def _inspect(asked: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
     try:
         with console.status("importing torch and diffusers") as status:
             from vidsparse.generate.display import Display, hide_bars
-            from vidsparse.generate.job import Request
             from vidsparse.generate.model_files import InputError
+            from vidsparse.generate.request import Request
             from vidsparse.inspecting.run import Inspection
             from vidsparse.inspecting.run import inspect as run
 

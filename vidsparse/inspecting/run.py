@@ -11,13 +11,14 @@ from statistics import fmean
 from typing import Any
 
 from vidsparse.accelerate import accelerate_pipeline, restore_pipeline
-from vidsparse.decision import REASONS
 from vidsparse.drawing import require_matplotlib
-from vidsparse.generate.job import Job, Request, prepare
-from vidsparse.generate.model import read_grid
+from vidsparse.generate.clock import Listener
+from vidsparse.generate.job import Job, prepare
 from vidsparse.generate.model_files import InputError
+from vidsparse.generate.request import Request
 from vidsparse.generate.results import Arm, conditions
-from vidsparse.generate.run import Listener, announce, load, placing, run_arm
+from vidsparse.generate.run import announce, load, placing, run_arm
+from vidsparse.generate.sizes import read_grid
 from vidsparse.inspecting.capture import Recorder
 from vidsparse.inspecting.choice import Choice, choose_parts, choose_query, choose_steps, spans
 from vidsparse.inspecting.figures import by_head, mass_maps, reads
@@ -28,8 +29,9 @@ from vidsparse.interrupts import check, held, interruptible
 from vidsparse.jobs.identity import job_id
 from vidsparse.jobs.layout import INSPECTION, METRICS, PAGE, REPORT
 from vidsparse.pipelines.recognition import adapter_for
-from vidsparse.pipelines.report import versions
 from vidsparse.quality.frames import atomic_output
+from vidsparse.reasons import REASONS
+from vidsparse.versions import versions
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,8 @@ def inspect(inspection: Inspection, listener: Listener | None = None) -> dict[st
     except ImportError as error:
         raise InputError(str(error)) from error
     job = _always_sparse(prepare(inspection.request, listener.say))
-    total = job.call["num_inference_steps"]
-    frames, height, width = (job.call[name] for name in ("num_frames", "height", "width"))
-    steps = choose_steps(job.config, total, inspection.steps)
+    height, width, frames = job.size
+    steps = choose_steps(job.config, job.steps, inspection.steps)
     query = choose_query(inspection.query, read_grid(job.model).tokens(frames, height, width))
     wanted = {"layers": sorted(inspection.layers), "heads": sorted(inspection.heads)}
     id = job_id({"of": job.id, "steps": list(steps), "query": list(query), **wanted})
@@ -87,7 +88,7 @@ def _parts(
     """Layers and heads to look at, checked against the loaded model."""
     adapter = adapter_for(pipe)
     modules = adapter.self_attention(next(iter(adapter.transformers(pipe).values())))
-    total, asked = job.call["num_inference_steps"], (inspection.layers, inspection.heads)
+    total, asked = job.steps, (inspection.layers, inspection.heads)
     return choose_parts(job.config, steps, total, len(modules), modules[0].heads, asked)
 
 

@@ -17,6 +17,8 @@ SCHEMAS = (SCHEMA, INSPECTION)
 METRICS = "metrics.json"
 REPORT = "report.json"
 ABOUT = {
+    "sparse.png": "the image",
+    "dense.png": "the same from the dense pipeline",
     "sparse.mp4": "the video",
     "dense.mp4": "the same from the dense pipeline",
     "side_by_side.mp4": "dense and sparse beside each other",
@@ -28,6 +30,8 @@ ABOUT = {
     METRICS: "all figures, and all that it takes to repeat them",
 }
 """Every file that a job can write, and what it is."""
+STILLS = {"sparse.png", "dense.png"}
+"""Those of a job that makes an image, instead of the .mp4."""
 
 PAGE = "index.html"
 PICTURE = re.compile(r"[a-z]+(-[a-z]+[0-9]+)*\.(png|gif)")

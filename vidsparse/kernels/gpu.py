@@ -56,7 +56,7 @@ def runs(device: torch.device) -> bool:
 
 
 def reason(device: torch.device, dtype: torch.dtype | None, head_dim: int | None) -> str | None:
-    """Code of `vidsparse.decision.REASONS` why a call cannot run in the Triton engine, or None.
+    """Code of `vidsparse.reasons.REASONS` why a call cannot run in the Triton engine, or None.
 
     dtype, head_dim: of q; None: not known yet.
     """

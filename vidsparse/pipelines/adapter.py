@@ -80,6 +80,9 @@ class Adapter:
         is not about the video; for families in which not all that is no video is text.
     branch_order: pipeline class name -> order of the guidance branches inside a step, for
         pipelines that never enter `cache_context`.
+    packed: latents of each side that a pipeline puts into one row before the transformer sees it.
+    own_size: (config of the transformer, height and width of a picture) -> those of the video, for
+        pipelines that take no size.
     """
 
     pipelines: tuple[str, ...]
@@ -95,6 +98,8 @@ class Adapter:
     cuts: Callable[[Any, Arguments, TokenGrid], tuple[int, ...]] | None = None
     sequence: Callable[[Any, TokenGrid, int, int], TokenGrid | None] | None = None
     branch_order: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)
+    packed: int = 1
+    own_size: Callable[[Arguments, tuple[int, int]], tuple[int, int]] | None = None
 
     def transformers(self, pipe: Any) -> dict[str, nn.Module]:
         """Component name -> transformer of this family, each under its first name only."""

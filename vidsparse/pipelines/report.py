@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,9 +19,9 @@ from vidsparse.attention import AttentionResult
 from vidsparse.config import SparseConfig
 from vidsparse.pipelines.guard import Guard, NonFinite
 from vidsparse.plan import Branch, StepContext
+from vidsparse.versions import versions
 
 SCHEMA = "vidsparse.report/1"
-PACKAGES = ("vidsparse", "torch", "diffusers", "transformers", "triton")
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Call:
 
     head_density: kept fraction of the work per head, in (0, 1], where it was computed: to read it
     is to wait for a GPU. reason: None for a sparse call, else why it was dense: a code of
-    `vidsparse.decision.REASONS`. context_name: of the `cache_context`, None without one. seconds:
+    `vidsparse.reasons.REASONS`. context_name: of the `cache_context`, None without one. seconds:
     wall-clock per stage of attention, "dense" for a dense call; on a GPU that is launch time.
     """
 
@@ -238,17 +236,6 @@ class RunReport:
 def _call(density: list[float], **fields: Any) -> Call:
     """A call of a saved report."""
     return Call(head_density=torch.tensor(density, dtype=torch.float64), **fields)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _mean(values: list[float]) -> float:

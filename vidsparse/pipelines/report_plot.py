@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vidsparse.decision import REASONS
 from vidsparse.drawing import LINE, PAGE, save, sheet, ticks
 from vidsparse.quality.frames import PathLike
+from vidsparse.reasons import REASONS
 from vidsparse.terminal import printable
 
 if TYPE_CHECKING:

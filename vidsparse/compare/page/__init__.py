@@ -7,6 +7,8 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -59,8 +61,10 @@ def _videos(
                for n in range(len(rows)) if n not in wanted}  # fmt: skip
     made: list[Views | None] = [None] * len(rows)
     for widest in WIDTHS:
-        for n in wanted:
-            made[n] = write_views(folder / f"{n}.mp4", rows[n], widest)
+        views = partial(_written, rows, folder, widest)
+        with ThreadPoolExecutor(comparison.settings.workers) as pool:
+            for n, written in zip(wanted, pool.map(views, wanted), strict=True):
+                made[n] = written
         if sum(map(_size, made)) <= room:
             return made, why
     for n in sorted(wanted, key=lambda n: -_size(made[n])):
@@ -69,6 +73,10 @@ def _videos(
         made[n] = None
         why[n] = "its video would make this page larger than --report-mb allows"
     return made, why
+
+
+def _written(rows: Sequence[Row], folder: Path, widest: int, n: int) -> Views:
+    return write_views(folder / f"{n}.mp4", rows[n], widest)
 
 
 def _telling(comparison: Comparison) -> list[int]:

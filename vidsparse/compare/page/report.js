@@ -646,5 +646,9 @@
   }
 
   pareto();
-  if (data.clips.length) open(0);
+  if (data.clips.length) {
+    const seen = Math.max(0, data.clips.findIndex((one) => one.video)); // of many clips few have one
+    byId("clip").value = String(seen);
+    open(seen);
+  }
 })();

@@ -93,4 +93,5 @@ ADAPTER = Adapter(
     ),
     exit=Site("input", "proj_out", 1),
     text="first",
+    packed=2,
 )

@@ -71,4 +71,5 @@ ADAPTER = Adapter(
     entries=(Site("argument", "hidden_states", 1), Site("argument", "img_ids", -2)),
     exit=Site("input", "proj_out", 1),
     text="first",
+    packed=2,
 )

@@ -15,9 +15,12 @@ from diffusers.models.transformers.transformer_hunyuan_video15 import (
 )
 from torch import Tensor
 
-from vidsparse.pipelines.adapter import Adapter, RealText, Site
+from vidsparse.pipelines.adapter import Adapter, Arguments, RealText, Site
 from vidsparse.pipelines.families.hunyuan_video import grid
 from vidsparse.pipelines.processor import SparseProcessor
+
+COMPRESSION, TARGET = 16, 640
+"""Pixels of a side per latent, and the length of both sides of a square video, by default."""
 
 
 class HunyuanVideo15SparseProcessor(SparseProcessor, HunyuanVideo15AttnProcessor2_0):
@@ -35,6 +38,16 @@ def real_rows(prompt: Tensor, glyphs: Tensor, image: Tensor) -> Tensor:
     return prompt.bool().sum(1) + glyphs.bool().sum(1) + image_rows
 
 
+def own_size(config: Arguments, picture: tuple[int, int]) -> tuple[int, int]:
+    """What the pipeline that starts from an image makes of one of this height and width."""
+    from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
+
+    height, width = HunyuanVideo15ImageProcessor(
+        vae_scale_factor=COMPRESSION
+    ).calculate_default_height_width(*picture, config.get("target_size") or TARGET)
+    return int(height), int(width)
+
+
 ADAPTER = Adapter(
     pipelines=("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"),
     components=("transformer",),
@@ -48,4 +61,5 @@ ADAPTER = Adapter(
     real_text=RealText(
         ("encoder_attention_mask", "encoder_attention_mask_2", "image_embeds"), real_rows
     ),
+    own_size=own_size,
 )
