@@ -25,6 +25,8 @@ START = {
     "HunyuanVideo15ImageToVideoPipeline": {"image"},
     "HunyuanVideoFramepackPipeline": {"image"},
     "HunyuanVideoImageToVideoPipeline": {"image"},
+    "Kandinsky5I2IPipeline": {"image"},
+    "Kandinsky5I2VPipeline": {"image"},
     "LTX2ImageToVideoPipeline": {"image"},
     "LTXImageToVideoPipeline": {"image"},
     "LucyEditPipeline": {"video"},
@@ -39,7 +41,14 @@ START = {
     "WanVideoToVideoPipeline": {"video"},
 }
 
-IMAGES = ("Flux", "QwenImage", "HunyuanImage")
+IMAGES = (
+    "Cosmos2TextToImage",
+    "Flux",
+    "HunyuanImage",
+    "Kandinsky5I2I",
+    "Kandinsky5T2I",
+    "QwenImage",
+)
 """How the pipelines are called that make images."""
 
 REFUSED = {
