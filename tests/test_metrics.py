@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vidsparse.quality.frames import open_clip, quantise, write_clip
-from vidsparse.quality.metrics import PSNR_CAP, compare_clips, psnr, ssim
+from vidsparse.quality.metrics import PSNR_CAP, compare_clips, frame_pairs, psnr, ssim
 
 clips = hnp.arrays(
     np.uint8, st.tuples(st.integers(1, 4), st.integers(11, 14), st.integers(11, 14), st.just(3))
@@ -62,6 +62,14 @@ def test_constant_difference_has_the_closed_form(step):
     assert m.mse == step**2
     assert m.frames[1].max_abs == step
     assert m.frames[1].changed_frac == 1
+
+
+@pytest.mark.parametrize(("reference", "test"), [(2, 5), (5, 2), (5, 4), (3, 3)])
+def test_trimmed_to_the_shorter_clip(reference, test):
+    clips = noise(1, (reference, 12, 12, 3)), noise(2, (test, 12, 12, 3))
+    both = min(reference, test)
+    found = [frame for frame, _ in frame_pairs(*clips, trim=True)]
+    assert tuple(found) == compare_clips(*(clip[:both] for clip in clips)).frames
 
 
 def test_flat_frames_have_the_closed_form_of_ssim():

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -15,6 +16,7 @@ import torch
 import zoo.skyreels_v2
 
 import vidsparse
+from vidsparse.pipelines.position import told_by
 
 
 def accelerated(name: str = "wan", scheduler: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -284,6 +286,22 @@ def test_names_of_contexts_that_pipelines_invent(name: str, branch: str) -> None
     with pipe.transformer.cache_context(name), vidsparse.step(0, 3, "both"):
         tiny.forward(pipe.transformer)
     assert forwards(pipe) == [(0, "both", "transformer")]
+
+
+@pytest.mark.parametrize(("index", "total"), [(0, 1), (0, 3), (2, 3)])
+def test_a_context_that_tells_its_step(index: int, total: int) -> None:
+    told = SimpleNamespace(step_index=index, num_inference_steps=total)
+    assert told_by(told) == (index, total)
+
+
+@pytest.mark.parametrize(
+    ("index", "total"),
+    [(3, 3), (-1, 3), (0, 0), (None, 3), (0, None), (True, 3), (0, True), (1.0, 3), (1, 3.0)],
+)
+def test_a_context_that_tells_no_step(index: Any, total: Any) -> None:
+    """Its forwards are counted instead."""
+    assert told_by(SimpleNamespace(step_index=index, num_inference_steps=total)) is None
+    assert told_by(SimpleNamespace(step_index=index)) is None and told_by(None) is None
 
 
 def test_both_branches_in_one_batch() -> None:

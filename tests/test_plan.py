@@ -107,6 +107,14 @@ def test_bad_grids_and_maps_are_refused():
         BlockPlan.from_levels(torch.zeros(1, 1, 2, 3, dtype=torch.int8), blocks, blocks)
 
 
+@pytest.mark.parametrize("grid", [(2, 3), (2, 3, 4, 5), "234", torch.tensor([2, 3, 4])], ids=str)
+def test_only_three_numbers_are_a_grid(grid):
+    """A fourth one could be meant for text, or for channels."""
+    assert TokenGrid.of([2, 3, 4]) == TokenGrid.of((2, 3, 4)) == TokenGrid(2, 3, 4)
+    with pytest.raises(TypeError, match=r"expected a TokenGrid, or \(frames, height, width\)"):
+        TokenGrid.of(grid)
+
+
 def test_a_grid_of_a_series_of_cuts_is_the_grid_of_their_tuple():
     """Grids are keys of what is kept for them."""
     grid = TokenGrid(4, 2, 2, cuts=[1, 3])

@@ -132,6 +132,20 @@ def test_an_exact_plan_has_its_own_short_way_to_the_same_lists():
     assert empty.index.numel() == 0 and not empty.density.any()
 
 
+@pytest.mark.parametrize("level", [0, 2])
+def test_a_row_may_list_more_blocks_than_fit_into_its_level_codes(level):
+    """Levels are int8, numbers of blocks are not: 300 key blocks are 19,200 tokens."""
+    q_blocks, k_blocks = (Blocks.cut(TokenGrid(1, 1, 16 * n), 16) for n in (2, 300))
+    levels = torch.full((1, 1, 2, 300), level, dtype=torch.int8)
+    levels[0, 0, 1, :100] = SKIP
+    plan = BlockPlan.from_levels(levels, q_blocks, k_blocks)
+    assert plan.counts[0, 0, :, level].tolist() == [300, 200]
+    bounds = [[0] * (level + 1) + [300] * (5 - level), [300] * (level + 1) + [500] * (5 - level)]
+    assert plan.starts[0, 0].tolist() == bounds
+    assert plan.index.tolist() == [*range(300), *range(100, 300)]
+    assert plan.density.item() == pytest.approx(250 / 300 / 2**level, abs=1e-12)
+
+
 @pytest.mark.parametrize(("lowest", "highest", "good"), [(-1, 4, 1), (-2, 4, 0), (-1, 5, 0)])
 def test_levels_run_from_skip_to_the_centroid(lowest, highest, good):
     blocks = Blocks.cut(TokenGrid(1, 1, 32), 16)

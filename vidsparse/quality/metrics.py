@@ -218,7 +218,7 @@ def _measure(x: Frame, y: Frame) -> dict[str, Any]:
 
 
 def _opened(source: Any) -> tuple[Any, float | None]:
-    if not isinstance(source, Clip) and (isinstance(source, str) or hasattr(source, "__fspath__")):
+    if isinstance(source, str) or hasattr(source, "__fspath__"):
         source = open_clip(source)
     return source, source.fps if isinstance(source, Clip) else None
 

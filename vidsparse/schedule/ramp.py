@@ -42,7 +42,7 @@ class Params(DenseParts):
     def ramp(self, step: int, steps: int, final: float) -> float:
         """Formula in the module docstring. final: `density`, or that of a layer."""
         first = self.count("dense_steps", steps)
-        u = min(1.0, (step - first) / max(1, steps - 1 - first))
+        u = (step - first) / max(1, steps - 1 - first)
         if self.shape == "cosine":
             u = (1 - math.cos(math.pi * u)) / 2
         return self.start + (final - self.start) * u
