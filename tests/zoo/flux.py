@@ -173,6 +173,14 @@ CONTROLLED = ("image", "control_image")
 PIPELINES = {
     "flux": from_text,
     "flux kontext": edited,
+    "flux kontext inpaint": partial(
+        from_images,
+        "KontextInpaint",
+        *MASKED,
+        parts=without_adapter,
+        max_area=400,
+        _auto_resize=False,
+    ),
     "flux img2img": partial(from_images, "Img2Img", "image", parts=without_adapter),
     "flux inpaint": partial(from_images, "Inpaint", *MASKED, parts=without_adapter),
     "flux fill": partial(from_images, "Fill", *MASKED, channels=12),

@@ -24,8 +24,8 @@ def model(heads: int, head_dim: int, **options: Any) -> Any:
     )
 
 
-def layered(heads: int, head_dim: int) -> Any:
-    return model(heads, head_dim, use_layer3d_rope=True)
+def layered(heads: int, head_dim: int, **options: Any) -> Any:
+    return model(heads, head_dim, use_layer3d_rope=True, **options)
 
 
 def apart(heads: int, head_dim: int, **options: Any) -> Any:
@@ -75,26 +75,32 @@ CASES = [
 ]
 
 
-def vae(halvings: int) -> Any:
+def vae(halvings: int, channels: int) -> Any:
+    """With a channel more than the image has: pipelines tell images and latents apart by that."""
+    latent = channels + 1
     return tiny.seeded(
         lambda: diffusers.AutoencoderKLQwenImage(
             base_dim=2,
-            z_dim=4,
+            z_dim=latent,
+            input_channels=channels,
             dim_mult=[1] * (halvings + 1),
             num_res_blocks=0,
             temperal_downsample=[False] * halvings,
-            latents_mean=[0.0] * 4,
-            latents_std=[1.0] * 4,
+            latents_mean=[0.0] * latent,
+            latents_std=[1.0] * latent,
         )
     )
 
 
 def pipeline(
-    kind: Any, batch: int = 2, halvings: int = 3, **more: Any
+    kind: Any, batch: int = 2, halvings: int = 3, channels: int = 3, made: Any = model, **more: Any
 ) -> tuple[Any, dict[str, Any]]:
+    """channels: of the image. made: the kind of transformer."""
     pipe = kind(
-        transformer=zoo.lively(model(2, 16, in_channels=16, out_channels=4)),
-        vae=vae(halvings),
+        transformer=zoo.lively(
+            made(2, 16, in_channels=4 * channels + 4, out_channels=channels + 1)
+        ),
+        vae=vae(halvings, channels),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         text_encoder=None,
         tokenizer=None,
@@ -157,6 +163,24 @@ def edited_in_part() -> tuple[Any, dict[str, Any]]:
     return pipe, {**call, "mask_image": tiny.still(64, 64), "strength": 0.8}
 
 
+def taken_apart() -> tuple[Any, dict[str, Any]]:
+    """The VAE has an opacity channel, and is deep, as the pipeline makes 640 pixels of the side."""
+    pipe, call = pipeline(
+        diffusers.QwenImageLayeredPipeline,
+        batch=1,
+        made=layered,
+        channels=4,
+        halvings=5,
+        components={"processor": None},
+        image=tiny.still(64, 64).convert("RGBA"),
+        layers=2,
+    )
+    pipe.register_modules(text_encoder=tiny.text_encoder())  # for its dtype
+    pipe.vae.decode = lambda latents, **_: (latents,)  # the pipeline cannot return latents
+    del call["height"], call["width"]
+    return pipe, {**call, "prompt": "a monkey dances", "output_type": "pt"}
+
+
 PIPELINES = {
     "qwen_image": from_text,
     "qwen_image img2img": partial(redrawn, "Img2Img", "image"),
@@ -166,6 +190,7 @@ PIPELINES = {
     "qwen_image edit plus": partial(
         edited, diffusers.QwenImageEditPlusPipeline, [tiny.still(64, 64), tiny.still(64, 96)]
     ),
+    "qwen_image layered": taken_apart,
     "qwen_image controlnet": partial(guided, "ControlNet", 0, "control_image"),
     "qwen_image controlnet inpaint": partial(
         guided, "ControlNetInpaint", 4, "control_image", "control_mask"
