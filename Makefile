@@ -3,6 +3,7 @@
 # make test-slow   the slow tests that it leaves out
 # make check  lint, format, types
 # make bench  the CPU bench
+# make check-diffusers  the tests of families on the lowest release of diffusers that is allowed, and on the newest
 # make mutate MUTANTS="vidsparse.plan*"  which of the faults planted there no test notices; hours for all
 # Each sets up what it needs in .venv.
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := .venv/bin
 
 MUTANTS ?=
 
-.PHONY: demo test test-slow check bench mutate
+.PHONY: demo test test-slow check check-diffusers bench mutate
 .DEFAULT_GOAL := demo
 
 .venv/.installed: pyproject.toml
@@ -43,6 +44,9 @@ check: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check-diffusers: .venv/.installed
+	$(BIN)/python tests/check_diffusers.py
 
 bench: .venv/.installed
 	$(BIN)/python kernels/bench_cpu.py

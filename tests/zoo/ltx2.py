@@ -159,18 +159,20 @@ PLAIN = {"spatio_temporal_guidance_blocks": [1], "frame_rate": 25.0}
 
 def conditions() -> tuple[Any, dict[str, Any]]:
     """The first frame is given: its tokens have timestep 0."""
-    first = LTX2VideoCondition(frames=zoo.noise(1, 3, 32, 32), index=0, strength=1.0, crf=0)
+    first = LTX2VideoCondition(
+        frames=zoo.noise(1, 3, 32, 32).sigmoid(), index=0, strength=1.0, crf=0
+    )
     return pipeline(diffusers.LTX2ConditionPipeline, conditions=first, **PLAIN)
 
 
 def in_context() -> tuple[Any, dict[str, Any]]:
     """A reference stands behind the video."""
-    reference = LTX2ReferenceCondition(frames=zoo.noise(1, 3, 32, 32), strength=1.0)
+    reference = LTX2ReferenceCondition(frames=zoo.noise(1, 3, 32, 32).sigmoid(), strength=1.0)
     return pipeline(diffusers.LTX2InContextPipeline, reference_conditions=reference, **PLAIN)
 
 
 def hdr() -> tuple[Any, dict[str, Any]]:
-    reference = LTX2HDRReferenceCondition(frames=zoo.noise(1, 3, 32, 32), strength=1.0)
+    reference = LTX2HDRReferenceCondition(frames=zoo.noise(1, 3, 32, 32).sigmoid(), strength=1.0)
     return pipeline(diffusers.LTX2HDRPipeline, reference_conditions=reference)
 
 
