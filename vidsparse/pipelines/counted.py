@@ -39,12 +39,12 @@ class CountedStep:
         return out
 
     def drop(self, listener: object) -> None:
-        """Take a listener (a bound method or a reference to one) off; with the last one, undo.
+        """Take a listener (a bound method) off, and those that are gone; with the last one, undo.
 
         If someone has wrapped us since, we stay as a mere passage.
         """
         with _lock:
-            kept = [r for r in self.listeners if r is not listener and r() not in (None, listener)]
+            kept = [r for r in self.listeners if r() not in (None, listener)]
             self.listeners = tuple(kept)
             if not kept:
                 put_back(self.scheduler, self)
