@@ -82,16 +82,15 @@ def change_model(adapter: Any) -> None:
     """Put a transformer that a test of models builds into a pipeline, which it keeps alive."""
     model: type[ModelMixin] = adapter.transformer
     forward = model.__call__
-    pipeline = getattr(diffusers, adapter.pipelines[0])
 
     @functools.wraps(forward)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not bare:
             return forward(self, *args, **kwargs)
         if self not in around:
-            parts = dict.fromkeys(("tokenizer", "text_encoder", "vae"))
-            scheduler = FlowMatchEulerDiscreteScheduler()
-            around[self] = pipeline(**parts, transformer=self, scheduler=scheduler)
+            around[self] = Around(self)
+            if MODE != "late":
+                accelerate(around[self])
         with vidsparse.step(1, 2):
             try:
                 return forward(self, *args, **kwargs)
@@ -99,6 +98,15 @@ def change_model(adapter: Any) -> None:
                 note(around[self])
 
     model.__call__ = called
+
+
+class Around(DiffusionPipeline):
+    """The least that is a pipeline."""
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
 
 
 around: Any = torch.utils.weak.WeakIdKeyDictionary()

@@ -36,6 +36,19 @@ def t5() -> Any:
     return transformers.T5EncoderModel(t5_config()).eval()
 
 
+def chat() -> PreTrainedTokenizerFast:
+    """Of a model that is talked to: the words of each message, one after the other."""
+    made = tokenizer()
+    made.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return made
+
+
+def clip() -> PreTrainedTokenizerFast:
+    made = tokenizer()
+    made.model_max_length = 77
+    return made
+
+
 OFFLINE: dict[str, dict[str, Callable[[], Any]]] = {
     "hf-internal-testing/tiny-random-t5": {
         "AutoConfig": t5_config,
@@ -43,7 +56,10 @@ OFFLINE: dict[str, dict[str, Callable[[], Any]]] = {
         "T5EncoderModel": t5,
         "T5Tokenizer": tokenizer,
         "T5TokenizerFast": tokenizer,
-    }
+    },
+    "hf-internal-testing/tiny-random-clip": {"CLIPTokenizer": clip},
+    "hf-internal-testing/tiny-random-Qwen2VLForConditionalGeneration": {"Qwen2Tokenizer": chat},
+    "finetrainers/dummy-hunyaunvideo": {"LlamaTokenizer": tokenizer},
 }
 """Repository -> class whose `from_pretrained` is asked -> what it gives."""
 
