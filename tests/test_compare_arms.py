@@ -117,12 +117,16 @@ CHANGES = {
     "negative_prompt": {"negative_prompt": "blurry"},
     "seed": {"seed": 1},
     "steps": {"steps": 7},
+    "image": {"inputs": {"image": {"file": "a.png", "sha256": "ab" * 32}}},
+    "last_image": {"inputs": {"last_image": {"file": "a.png", "sha256": "ab" * 32}}},
+    "video": {"inputs": {"video": {"file": "a.mkv", "sha256": "ab" * 32}}},
     "guidance": {"guidance": 5.0},
     "guidance_2": {"guidance_2": 3.0},
     "height": {"height": 96},
     "width": {"width": 96},
     "frames": {"frames": 13},
     "dtype": {"dtype": "bf16"},
+    "flow_shift": {"flow_shift": 3.0},
     "gpu": {"gpu": "some GPU"},
 }
 
