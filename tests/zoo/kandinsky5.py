@@ -12,21 +12,27 @@ import zoo
 WIDTH, POOLED = 32, 16
 
 
+def settings(heads: int, head_dim: int, channels: int) -> dict[str, Any]:
+    """Of a small transformer, of this version or the next."""
+    side = head_dim // 3 // 2 * 2
+    return {
+        "in_visual_dim": channels,
+        "out_visual_dim": channels,
+        "in_text_dim": WIDTH,
+        "in_text_dim2": POOLED,
+        "time_dim": 16,
+        "model_dim": heads * head_dim,
+        "ff_dim": 64,
+        "num_text_blocks": 1,
+        "num_visual_blocks": 2,
+        "axes_dims": (head_dim - 2 * side, side, side),
+    }
+
+
 def model(heads: int, head_dim: int, channels: int = 4, given: bool = False) -> Any:
     """given: further channels for an image, and for where it is."""
-    side = head_dim // 3 // 2 * 2
     return diffusers.Kandinsky5Transformer3DModel(
-        in_visual_dim=channels,
-        out_visual_dim=channels,
-        in_text_dim=WIDTH,
-        in_text_dim2=POOLED,
-        time_dim=16,
-        model_dim=heads * head_dim,
-        ff_dim=64,
-        num_text_blocks=1,
-        num_visual_blocks=2,
-        visual_cond=given,
-        axes_dims=(head_dim - 2 * side, side, side),
+        **settings(heads, head_dim, channels), visual_cond=given
     )
 
 

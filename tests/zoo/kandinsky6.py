@@ -10,23 +10,13 @@ import torch
 import zoo
 from zoo import kandinsky5
 
-WIDTH, POOLED, SOUND = 32, 16, 10
+WIDTH, POOLED, SOUND = kandinsky5.WIDTH, kandinsky5.POOLED, 10
 
 
 def model(heads: int, head_dim: int, channels: int = 4) -> Any:
     """With the settings of the released checkpoints."""
-    side = head_dim // 3 // 2 * 2
     return diffusers.Kandinsky6Transformer3DModel(
-        in_visual_dim=channels,
-        out_visual_dim=channels,
-        in_text_dim=WIDTH,
-        in_text_dim2=POOLED,
-        time_dim=16,
-        model_dim=heads * head_dim,
-        ff_dim=64,
-        num_text_blocks=1,
-        num_visual_blocks=2,
-        axes_dims=(head_dim - 2 * side, side, side),
+        **kandinsky5.settings(heads, head_dim, channels),
         in_audio_dim=4,
         out_audio_dim=4,
         ff_dim_a=64,

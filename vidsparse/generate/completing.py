@@ -9,12 +9,11 @@ from vidsparse.generate.model import Model, family_of
 from vidsparse.generate.model_files import InputError
 from vidsparse.generate.request import Request
 from vidsparse.generate.sizes import longest_video, shape_like
-from vidsparse.generate.takes import INPUTS, Takes, read_takes
+from vidsparse.generate.takes import INPUTS, SETTINGS, Takes, read_takes
 
 FPS = 16.0
 """Frames per second for models that we know nothing about."""
 
-SETTINGS = ("height", "width", "frames", "steps", "guidance", "guidance_2", "negative_prompt")
 MOST_FRAMES = 257
 """Of a given video, if nobody says how many the model makes: 10 s are usual at most."""
 SHIFTS = ("flow_shift", "shift")
@@ -101,13 +100,11 @@ def fit(
     fitted, notes = dict(settings), []
     first = found[0] if found else None
     asked = request.height, request.width
-    free = not model.files[f"{model.transformers[0]}/config.json"].get(
-        "use_learned_positional_embeddings"  # for one size alone
-    )
+    config = model.files[f"{model.transformers[0]}/config.json"]
+    free = not config.get("use_learned_positional_embeddings")  # those are for one size alone
     area = settings.get("height", 0) * settings.get("width", 0)
     own_size = family_of(model).own_size
     if not takes.sized and own_size is not None and first is not None:
-        config = model.files[f"{model.transformers[0]}/config.json"]
         fitted["height"], fitted["width"] = own_size(config, first.size)
     elif first is not None and free and None in asked and (area or any(asked)):
         fitted["height"], fitted["width"] = shape_like(model, first.size, *asked, area)

@@ -30,6 +30,9 @@ NAMES = {
 INPUTS = ("image", "last_image", "video")
 """What a pipeline may start from, beside text."""
 
+SETTINGS = tuple(name for name in NAMES if name not in (*INPUTS, "fps"))
+"""What a user may ask for; the frames per second are the model's or those of a given video."""
+
 FOREIGN = {
     "control_image": "a control image",
     "control_video": "a control video",
