@@ -48,8 +48,7 @@ def main() -> int:
         sys.exit(f"--targets {', '.join(sorted(unknown))}: there are {', '.join(targets)}")
     files = [file for name in chosen for file in targets[name]]
     if options.stock and options.stock.is_file():
-        modules = tuple(file.removesuffix(".py").replace("/", ".") for file in files)
-        stock = Outcome({t: how for t, how in read(options.stock) if t.startswith(modules)})
+        stock = kept(options.stock, files, options.only)
     else:
         stock = run(options.diffusers, files, "stock", options.only, options.stock)
     print(f"stock: {tally(stock)}", flush=True)
@@ -92,6 +91,24 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def kept(report: Path, files: list[str], only: str | None) -> Outcome:
+    """Of an earlier stock run, the tests in these files; it must have had some of each.
+
+    With --only, some of one of them.
+    """
+    ended = read(report, "remove it to run them again")
+    tests: dict[str, str] = {}
+    missing = []
+    for file in files:
+        module = file.removesuffix(".py").replace("/", ".")
+        found = {t: how for t, how in ended if t.startswith((f"{module}.", f"{module}::"))}
+        tests |= found
+        missing += [] if found else [file]
+    if missing and not (only and tests):
+        sys.exit(f"--stock {report} has no test of {', '.join(missing)}: remove it to run them")
+    return Outcome(tests)
+
+
 def run(
     checkout: Path, files: list[str], mode: str, only: str | None, keep: Path | None = None
 ) -> Outcome:
@@ -123,18 +140,30 @@ def run(
         )
         if not report.is_file():
             sys.exit(f"pytest ended with {done.returncode} and no report:\n{done.stdout[-4000:]}")
+        outcome = Outcome(dict(read(report, "install what it imports")))
         if keep is not None:
             shutil.copyfile(report, keep)
-        outcome = Outcome(dict(read(report)))
     if counted := re.search(r"vidsparse calls: (\d+) sparse, (\d+) dense", done.stdout):
         outcome.sparse, outcome.dense = map(int, counted.groups())
     return outcome
 
 
-def read(report: Path) -> list[tuple[str, str]]:
-    """(test, how it ended) of a JUnit report."""
+def read(report: Path, cure: str) -> list[tuple[str, str]]:
+    """(test, how it ended) of a JUnit report.
+
+    Ends the program if it is none, or tells of a file whose tests could not be collected: of those
+    nothing is known. cure: what to do then.
+    """
+    try:
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    except ElementTree.ParseError as error:
+        sys.exit(f"{report} is no JUnit report ({error}): {cure}")
     found = []
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in cases:
+        for error in case.iter("error"):
+            if error.get("message") == "collection failure":
+                *_, why = (error.text or "").strip().splitlines() or [""]
+                sys.exit(f"{report}: {case.get('name')} was not collected ({why}): {cure}")
         kinds = {child.tag for child in case}
         how = (
             "failed"
