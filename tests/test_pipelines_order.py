@@ -64,6 +64,18 @@ def test_the_three_axes_of_the_video() -> None:
     assert Order(GRID, None, None).move(ON_GRID, x) is x
 
 
+def test_what_is_expanded_is_moved_once() -> None:
+    """A mask of all pairs of tokens is the largest tensor of a forward."""
+    alone = torch.arange(15 * 15).view(1, 15, 15)
+    mask = alone.expand(3, -1, -1)
+    moved = order().move(Site("argument", "x", 2), order().move(IN_SEQUENCE, mask))
+    wanted = torch.tensor([0, 1, *(2 + place for place in PLACES), 14])
+    assert torch.equal(moved, mask[:, wanted][:, :, wanted])
+    assert moved.untyped_storage().nbytes() == alone.untyped_storage().nbytes()
+    same = torch.arange(2).view(2, 1, 1).expand(2, 15, 4)
+    assert order().move(IN_SEQUENCE, same) is same, "all rows are alike"
+
+
 @pytest.mark.parametrize("identity", [True, False])
 @pytest.mark.parametrize(
     ("site", "shape", "tokens"),

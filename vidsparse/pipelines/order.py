@@ -80,7 +80,7 @@ class Order:
             whole = torch.arange(tokens, device=x.device)
             whole[first : first + grid.video_tokens] = index + first
             index = whole
-        return x.index_select(axis, index)
+        return _selected(x, axis, index)
 
     def _refuse(self, site: Site, tokens: int, x: Tensor) -> NoReturn:
         grid = self.grid
@@ -90,3 +90,11 @@ class Order:
             f"{grid.width} = {grid.video_tokens}{f' and {others} other rows' if others else ''}; "
             f"its shape is {tuple(x.shape)}"
         )
+
+
+def _selected(x: Tensor, axis: int, index: Tensor) -> Tensor:
+    """`x.index_select`; what is expanded, as a mask of all pairs over a batch, stays so: memory."""
+    if x.stride(axis) == 0:
+        return x
+    once = x[tuple(slice(1) if step == 0 else slice(None) for step in x.stride())]
+    return once.index_select(axis, index).expand(x.shape)
