@@ -121,6 +121,8 @@ def test_padding_is_cut_out_and_its_rows_are_not_written(real: list[int], text_f
         rows = RealRows(len(real), index)
         short = _cut(x, grid, rows)
         assert torch.equal(short, x[:, wanted])
+        copied = short.data_ptr() != x.data_ptr()
+        assert copied == (text_first or index is not None), "the end of a sequence is cut off"
         out = torch.zeros(2, 11, 2, 3)
         _uncut(out, grid, rows, 10 * short)
         right = torch.zeros(2, 11, 2, 3)

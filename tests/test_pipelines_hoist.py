@@ -152,6 +152,29 @@ def test_orders_are_kept_and_bounded() -> None:
     assert kept and not any(order.is_inference() for order in kept)
 
 
+def test_orders_are_kept_by_grid_and_device_the_last_used_ones() -> None:
+    made: list[TokenGrid] = []
+
+    def order(grid: TokenGrid) -> tuple[Tensor, Tensor]:
+        made.append(grid)
+        return torch.arange(grid.tokens).flip(0), torch.arange(grid.tokens).flip(0)
+
+    hoist = Hoist(tiny.transformer(), ADAPTER, order, Forward())
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    grids = [TokenGrid(1, 1, n, before=1, after=2, text_first=True) for n in range(2, 12)]
+    kept = [hoist._order(grid, cpu) for grid in grids[:KEPT_ORDERS]]
+    assert hoist._order(grids[0], cpu) is kept[0], "used again, so it stays longer"
+    assert made == [TokenGrid(1, 1, n) for n in range(2, 2 + KEPT_ORDERS)], "of the video alone"
+    assert [order.grid for order in kept] == grids[:KEPT_ORDERS]
+    hoist._order(grids[KEPT_ORDERS], cpu)
+    assert hoist._order(grids[0], cpu) is kept[0] and hoist._order(grids[2], cpu) is kept[2]
+    assert hoist._order(grids[1], cpu) is not kept[1]
+    there = hoist._order(grids[0], meta)
+    assert there.forward is not None and there.inverse is not None
+    assert there.forward.device == there.inverse.device == meta
+    assert len(hoist.kept) == KEPT_ORDERS
+
+
 def test_copying_an_accelerated_transformer_raises() -> None:
     pipe, call = tiny.build("wan")
     plain = tiny.run(pipe, call)

@@ -138,7 +138,6 @@ class Hoist:
             return None
         for site in sites:
             if arguments.get(site.name) is None and not site.optional:
-                self.forward.clear()
                 raise ValueError(
                     f"{site.name} is missing in a call of {type(module).__name__}: vidsparse has "
                     "to bring it into the order of the tokens"
