@@ -33,6 +33,7 @@ FILES = (
     "test_family_layer_skip.py",
     "test_family_ltx.py",
     "test_pipelines_interplay.py",
+    "test_pipelines_joint.py",
     "test_pipelines_quantised.py",
     "test_pipelines_recognition.py",
     "test_pipelines_restore.py",

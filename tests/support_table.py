@@ -2,11 +2,12 @@
 
     python tests/support_table.py
     python tests/support_table.py --junit FILE
-    python tests/support_table.py --checkpoints
+    python tests/support_table.py --facts
 
 Runs the tests of families and of their pipelines, which takes a few minutes, or takes the report
 that a run of all tests has left (`pytest --junitxml=FILE`), and writes how they ended. Exit status
-1 if one failed. With --checkpoints it runs nothing and rewrites the table of checkpoints alone.
+1 if one failed. With --facts it runs nothing and rewrites what no test has to show: pipelines,
+checkpoints, and what is not accelerated.
 """
 
 from __future__ import annotations
@@ -59,12 +60,11 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description="Writes docs/models.md.")
     parser.add_argument("--junit", type=Path, help="report of a finished run of the tests")
-    parser.add_argument("--checkpoints", action="store_true", help="rewrite this section alone")
+    parser.add_argument("--facts", action="store_true", help="rewrite what no test has to show")
     asked = parser.parse_args()
-    if asked.checkpoints:
-        before, _, after = TABLE.read_text(encoding="utf-8").partition(CHECKPOINTS)
-        after = after[after.index("\n## ") + 1 :]
-        TABLE.write_text(before + "\n".join(checkpoints()) + "\n" + after, encoding="utf-8")
+    if asked.facts:
+        shown, _, _ = TABLE.read_text(encoding="utf-8").partition(PIPELINES)
+        TABLE.write_text(shown + "\n".join(facts()) + "\n", encoding="utf-8")
         print(TABLE)
         return 0
     given: Path | None = asked.junit
@@ -80,8 +80,21 @@ def main() -> int:
             bad = f", {ends.count(False)} FAIL" if not all(ends) else ""
             cells.append(f"{ends.count(True)}{bad}" if ends else "-")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", *facts()]
+    TABLE.parent.mkdir(exist_ok=True)
+    text = HEAD.format(version=diffusers.__version__) + "\n" + "\n".join(lines) + "\n"
+    TABLE.write_text(text, encoding="utf-8")
+    print(f"{TABLE}: {failed} failed")
+    return 1 if failed else 0
+
+
+PIPELINES = "## Pipelines"
+
+
+def facts() -> list[str]:
+    """What is supported and what is not, by the code and its cards, line by line."""
     found = supported()
-    lines += ["", "## Pipelines", "", "| family | transformer | pipelines |", "|---|---|---|"]
+    lines = [PIPELINES, "", "| family | transformer | pipelines |", "|---|---|---|"]
     for name, classes in found["families"].items():
         for entry in classes:
             pipelines = ", ".join(f"`{pipeline}`" for pipeline in entry["pipelines"])
@@ -90,25 +103,18 @@ def main() -> int:
     lines += checkpoints()
     lines += ["## Not accelerated", "", "| transformer | because |", "|---|---|"]
     lines += [f"| `{name}` | {why} |" for name, why in found["refused"].items()]
-    lines += [
+    return [
+        *lines,
         "",
         'Any other: `accelerate_pipeline(pipe, adapter="generic")`, see `generic_adapter`, or an',
         "adapter of your own, see CONTRIBUTING.",
     ]
-    TABLE.parent.mkdir(exist_ok=True)
-    text = HEAD.format(version=diffusers.__version__) + "\n" + "\n".join(lines) + "\n"
-    TABLE.write_text(text, encoding="utf-8")
-    print(f"{TABLE}: {failed} failed")
-    return 1 if failed else 0
-
-
-CHECKPOINTS = "## Checkpoints"
 
 
 def checkpoints() -> list[str]:
-    """The section of checkpoints, line by line."""
+    """The section of checkpoints."""
     lines = [
-        CHECKPOINTS,
+        "## Checkpoints",
         "",
         "What `vidsparse generate` does with them if nobody says otherwise, from their publishers:",
         "`configs/models` has the source of each number. None has been run here: the weights were",
