@@ -9,13 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from vidsparse.pipelines.adapter import Adapter, RealText, Site
 from vidsparse.pipelines.forward import Forward
@@ -204,6 +202,16 @@ def test_modules_that_run_outside_of_a_forward_see_raster_order() -> None:
         assert hoist.forward.grid is None
 
 
+def test_a_hook_of_another_at_the_end_sees_raster_order() -> None:
+    """Wherever it stands, ours has run before."""
+    model, (x, angles) = toy(), inputs()
+    alone, found = model.embed(x), []
+    hoisted(model, EMBED, PLACE, ANGLES)
+    model.register_forward_hook(lambda *_: found.append(model.embed(x)), prepend=True)
+    model(x, angles)
+    assert torch.equal(found[0], alone)
+
+
 def test_a_forward_that_raises_or_leaves_the_exit_out_is_over(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
@@ -285,17 +293,3 @@ def test_a_program_that_is_exported_may_ask_for_gradients_and_knows_no_text(
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     assert torch.allclose(model(x, angles, torch.ones(2, 3) > 0), right, atol=1e-6)
     assert texts == [None]
-
-
-@pytest.mark.parametrize("axis", range(5))
-def test_only_the_batch_of_a_program_may_be_dynamic(axis: int) -> None:
-    model, sizes = toy(), [2, 16, 3, 8, 12]
-    sizes[axis] = ShapeEnv().create_unbacked_symint()  # type: ignore[call-overload]
-    latents: Any = SimpleNamespace(shape=sizes, device=torch.device("cpu"))
-    hoist = hoisted(model, EMBED)
-    if axis:
-        with pytest.raises(ValueError, match="only the batch may be dynamic"):
-            hoist._enter(model, (latents,), {})
-    else:
-        hoist._enter(model, (latents,), {})
-    assert (hoist.forward.order is None) == bool(axis)

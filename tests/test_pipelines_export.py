@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
 import torch
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import vidsparse
 from vidsparse import SparseConfig, TokenGrid
+from vidsparse.pipelines.families.wan import ADAPTER
+from vidsparse.pipelines.forward import Forward
+from vidsparse.pipelines.hoist import Hoist
 from vidsparse.pipelines.installation import installation_of
 
 GRADIENTS = r"requires grad: sparse attention is inference only; call it under torch.no_grad\(\)"
@@ -83,6 +88,22 @@ def test_dynamic_sizes_of_an_exported_program() -> None:
     for arguments, right in zip((single, double), stock, strict=True):
         with vidsparse.step(1, 2):
             assert float((right - tiny.forward(model, **arguments)).abs().max()) <= 2e-5
+
+
+@pytest.mark.parametrize("axis", range(5))
+def test_what_of_the_input_may_be_a_symbol(axis: int) -> None:
+    """As above, without exporting."""
+    sizes: list[Any] = [2, 16, 3, 8, 12]
+    sizes[axis] = ShapeEnv().create_unbacked_symint()
+    latents: Any = SimpleNamespace(shape=sizes, ndim=5, device=torch.device("cpu"))
+    model, order = tiny.transformer().requires_grad_(False), torch.arange(72)
+    hoist = Hoist(model, ADAPTER, lambda grid: (order, order), Forward())
+    if axis:
+        with pytest.raises(ValueError, match="only the batch may be dynamic"):
+            hoist._enter(model, (latents,), {})
+    else:
+        hoist._enter(model, (latents,), {"timestep": torch.tensor([500])})
+    assert (hoist.forward.order is None) == bool(axis)
 
 
 def test_a_forward_that_asks_for_gradients() -> None:

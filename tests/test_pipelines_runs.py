@@ -117,6 +117,10 @@ def test_steps_by_hand_that_fall_or_are_of_another_number_are_a_run() -> None:
             reports.append(runs.report(pipe))
     assert [a is b for a, b in pairwise(reports)] == [True, True, False, False, True]
     assert "step" not in vars(pipe.scheduler), "nothing is counted"
+    other = Pipeline(4, pipe.transformer)
+    with vidsparse.step(2, 3):
+        assert other.forward(runs)[:2] == (2, 3)
+        assert runs.report(other) not in (None, reports[-1]), "of another pipeline"
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -242,6 +246,8 @@ def test_branches_by_order() -> None:
     assert pipe.forward(runs, SimpleNamespace(name="cond"))[2] == "cond", "said, so not by order"
     pipe.do_classifier_free_guidance = False
     assert pipe.forward(runs)[2] == "single"
+    plain = Pipeline(4, pipe.transformer)
+    assert plain.forward(Runs(plain, runs.open_report, {"Pipeline": ("cond",)}))[2] == "single"
     other = Guided(4, pipe.transformer)
     runs = Runs(pipe, lambda pipe: Report(), {"Derived": ("cond",)})  # type: ignore[arg-type, return-value]
     assert other.forward(runs)[2] == "single", "nobody knows its order"

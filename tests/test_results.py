@@ -1,20 +1,38 @@
-"""What metrics.json says of a run: its gains, its densities, and what it takes to repeat it."""
+"""The files that a run leaves, and what metrics.json says: gains, densities, how to repeat it."""
 
+import json
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import tiny
 import torch
 
+from vidsparse.generate import results
 from vidsparse.generate.job import prepare
+from vidsparse.generate.model_files import InputError
 from vidsparse.generate.request import Request
-from vidsparse.generate.results import BANNER, GAP, PAPER, Arm, conditions, metrics, side_by_side
+from vidsparse.generate.results import (
+    BANNER,
+    GAP,
+    PAPER,
+    Arm,
+    check_encoder,
+    compare_arms,
+    conditions,
+    metrics,
+    side_by_side,
+    write,
+)
+from vidsparse.jobs.layout import ABOUT, METRICS, REPORT, STILLS
 from vidsparse.pipelines.report import Call, RunReport
+from vidsparse.quality.frames import read_clip
+from vidsparse.quality.sheet import SheetRow
 
 SHAPE = (5, 64, 48, 3)
 ASKED = {
-    "prompt": "a monkey dances",
+    "prompt": "ein Bär tanzt",
     "negative_prompt": "bad quality",
     "preset": "fast",
     "overrides": ("schedule.min_tokens=0", "schedule.density=0.3"),
@@ -123,3 +141,111 @@ def test_dense_stands_left_and_sparse_right_below_their_labels():
         assert (frame[:, half : half + GAP] == PAPER).all()
         banner = (frame[:BANNER] != PAPER).any(-1)
         assert banner[:, :half].any() and banner[:, half + GAP :].any()
+
+
+DARK, BRIGHT = (0, 60), (180, 240)
+"""Ranges of the pixels of the dense arm and of the sparse one: no codec mixes them up."""
+
+
+def filmed(pixels, seconds, frames=3, report=None):
+    rng = np.random.default_rng(pixels[0])
+    video = rng.integers(*pixels, (frames, *SHAPE[1:])).astype(np.uint8)
+    return Arm(video, seconds, 1.0, 2 * seconds, (seconds, seconds), (1.0, 0.5), report)
+
+
+def found(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_each_file_of_a_comparison_shows_its_arm(job, tmp_path, monkeypatch):
+    sheets, labels = [], []
+    sheet, beside = results.write_contact_sheet, results.side_by_side
+    monkeypatch.setattr(
+        results, "write_contact_sheet", lambda *a, **k: (sheets.append((a, k)), sheet(*a, **k))
+    )
+    monkeypatch.setattr(
+        results, "side_by_side", lambda d, s, names: (labels.append(names), beside(d, s, names))[1]
+    )
+    report = RunReport("fast", job.config, 3)
+    report.calls.append(Call(1, 0, "cond", "transformer", torch.tensor([0.25]), None))
+    dense, sparse = filmed(DARK, 12.0), filmed(BRIGHT, 3.0, report=report)
+    content = write(job, sparse, dense, tmp_path)
+    assert found(tmp_path) == set(content["files"]) == set(ABOUT) - STILLS
+    assert content == json.loads((tmp_path / METRICS).read_text())
+    for name, made in (("dense", dense), ("sparse", sparse)):
+        assert np.array_equal(read_clip(tmp_path / f"{name}.mkv"), made.frames)
+        shown = read_clip(tmp_path / f"{name}.mp4")
+        assert shown.shape == (3, 5 * 64, 5 * 48, 3), "320 pixels on the longer side"
+        assert abs(float(shown.mean()) - float(made.frames.mean())) < 10
+    both = read_clip(tmp_path / "side_by_side.mp4")[:, BANNER:]
+    left, right = np.array_split(both, 2, axis=2)
+    assert left.mean() < 60 and right.mean() > 180
+    error = float(np.mean((dense.frames.astype(float) - sparse.frames) ** 2))
+    assert content["quality"]["mse"] == pytest.approx(error)
+    assert labels == [("dense  12.0 s", "vidsparse fast  3.0 s")]
+    (((path, first, rows), more),) = sheets
+    assert path == tmp_path / "sheet.png"
+    assert first == SheetRow("dense", dense.frames, seconds=12.0)
+    psnr = 10 * np.log10(255**2 / error)
+    ((name, frames, figures),) = [(r.name, r.frames, r.figures()) for r in rows]
+    assert (name, frames) == ("fast", sparse.frames)
+    ssim = f"SSIM {content['quality']['ssim']:.3f}"
+    assert figures == ["4.00x speed", "3.0 s", f"PSNR {psnr:.1f} dB", ssim, "density 0.25"]
+    about = f"{job.model.name}, seed 7, 2 steps, {job.dtype} on cpu"
+    assert more == {"title": ASKED["prompt"], "subtitle": about, "fps": job.fps}
+    assert all(name in (tmp_path / "report.html").read_text() for name in ("fast", "dense"))
+    comparison = compare_arms(tmp_path, content, "fast")
+    (row,), (test,) = comparison.rows, comparison.tests
+    assert (row.arm, row.reference.arm, row.test.arm) == ("fast", "dense", "sparse")
+    assert (*row.seconds, row.speedup) == (12.0, 3.0, 4.0)
+    assert (comparison.reference.name, [*comparison.reference.clips]) == ("dense", ["dense"])
+    assert (test.name, [*test.clips]) == ("fast", ["sparse"])
+
+
+def test_a_run_alone_and_an_image(job, tmp_path):
+    """No dense arm, no report: nothing is said of them. One frame is a picture."""
+    for frames, kind in ((2, "mp4"), (1, "png")):
+        out = tmp_path / kind
+        out.mkdir()
+        sparse = filmed(BRIGHT, 3.0, frames)
+        content = write(job, sparse, None, out)
+        assert found(out) == {f"sparse.{kind}", "sparse.mkv", METRICS} == set(content["files"])
+        assert content["quality"] is content["speedup"] is None
+    picture = cv2.cvtColor(cv2.imread(str(out / "sparse.png")), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(picture, sparse.frames[0])
+    both = tmp_path / "both"
+    both.mkdir()
+    report = RunReport("fast", job.config)
+    write(job, replace(sparse, report=report), filmed(DARK, 12.0, 1), both)
+    assert found(both) == {name for name in ABOUT if not name.endswith("mp4")}
+    assert json.loads((both / REPORT).read_text())["preset"] == "fast"
+
+
+def test_figures_are_json_that_any_reader_takes(job, tmp_path):
+    """Letters as they are, no NaN, and nothing in place of a file that could not be written."""
+    write(job, filmed(BRIGHT, 3.0), None, tmp_path)
+    assert ASKED["prompt"] in (tmp_path / METRICS).read_text(encoding="utf-8")
+    assert (tmp_path / METRICS).read_text().endswith("}\n")
+    out = tmp_path / "nan"
+    out.mkdir()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(job, filmed(BRIGHT, float("nan")), None, out)
+    assert METRICS not in found(out)
+
+
+def test_the_encoder_is_tried_and_leaves_nothing(tmp_path, monkeypatch):
+    check_encoder(tmp_path)
+    assert not found(tmp_path)
+    for name in ("write_clip", "write_preview"):
+        for error in (OSError, RuntimeError):
+            with monkeypatch.context() as patch:
+
+                def broken(path, *args, error=error):
+                    raise error(f"{path}:\n  no\tspace")
+
+                patch.setattr(results, name, broken)
+                suffix = "mkv" if name == "write_clip" else "mp4"
+                message = f"^no video can be written: try.{suffix}: no space; `vidsparse doctor` "
+                with pytest.raises(InputError, match=message):
+                    check_encoder(tmp_path)
+            assert not found(tmp_path)
