@@ -64,9 +64,9 @@ def arm(denoise, cpu, total, steps, report=None):
 
 
 def test_gains_are_seconds_of_dense_over_seconds_of_sparse(job):
-    dense, sparse = arm(12.0, 20.0, 18.0, (5.0, 1.0, 6.0)), arm(3.0, 8.0, 6.0, (0.5, 2.0, 1.0))
+    dense, sparse = arm(12.0, 20.0, 18.0, (5.0, 1.0, 6.0)), arm(3.0, 8.0, 6.0, (0.25, 2.0, 0.5))
     found = metrics(job, sparse, dense)
-    assert found["speedup"] == {"denoise": 4.0, "median_step": 5.0, "cpu": 2.5, "total": 3.0}
+    assert found["speedup"] == {"denoise": 4.0, "median_step": 10.0, "cpu": 2.5, "total": 3.0}
     assert found["arms"]["dense"] == {
         "denoise_seconds": 12.0,
         "cpu_seconds": 20.0,
@@ -75,7 +75,7 @@ def test_gains_are_seconds_of_dense_over_seconds_of_sparse(job):
         "step_seconds": [5.0, 1.0, 6.0],
         "step_density": [1.0, 0.3, 0.2],
     }
-    assert found["arms"]["sparse"]["median_step_seconds"] == 1.0
+    assert found["arms"]["sparse"]["median_step_seconds"] == 0.5
     alone = metrics(job, sparse, None)
     assert alone["speedup"] is alone["arms"]["dense"] is None
     assert alone["arms"]["sparse"] == found["arms"]["sparse"]
@@ -101,7 +101,7 @@ def test_figures_of_attention_are_those_of_its_report(job):
     assert without["density"] is without["attention_seconds"] is without["quality"] is None
 
 
-def test_a_run_can_be_asked_for_again_from_what_its_sidecar_says(model, job):
+def test_a_run_can_be_asked_for_again_from_what_its_sidecar_says(model, job, monkeypatch):
     """The same job by its id; only a local folder is not named."""
     said = conditions(job, arm(1.0, 1.0, 1.0, (1.0,)))
     names = ("prompt", "negative_prompt", "height", "width", "frames", "steps", "guidance")
@@ -121,6 +121,9 @@ def test_a_run_can_be_asked_for_again_from_what_its_sidecar_says(model, job):
     assert (said["fps"], said["threads"]) == (job.fps, torch.get_num_threads())
     hub = replace(job, model=replace(job.model, source="owner/name"))
     assert conditions(hub, arm(1.0, 1.0, 1.0, (1.0,)))["model"]["source"] == "owner/name"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the card at {device}")
+    elsewhere = conditions(replace(job, device="cuda:1"), arm(1.0, 1.0, 1.0, (1.0,)))
+    assert (elsewhere["device"], elsewhere["gpu"]) == ("cuda:1", "the card at cuda:1")
 
 
 def test_dense_stands_left_and_sparse_right_below_their_labels():
@@ -141,9 +144,12 @@ def test_dense_stands_left_and_sparse_right_below_their_labels():
         assert (frame[:, half : half + GAP] == PAPER).all()
         banner = (frame[:BANNER] != PAPER).any(-1)
         assert banner[:, :half].any() and banner[:, half + GAP :].any()
+        assert not banner[:3].any() and not banner[-3:].any(), "a label is there as a whole"
+    with pytest.raises(ValueError, match="shorter"):
+        list(side_by_side(dense, sparse[:2], ("left", "right")))
 
 
-DARK, BRIGHT = (0, 60), (180, 240)
+DARK, BRIGHT = (0, 60), (200, 230)
 """Ranges of the pixels of the dense arm and of the sparse one: no codec mixes them up."""
 
 
@@ -182,6 +188,8 @@ def test_each_file_of_a_comparison_shows_its_arm(job, tmp_path, monkeypatch):
     assert left.mean() < 60 and right.mean() > 180
     error = float(np.mean((dense.frames.astype(float) - sparse.frames) ** 2))
     assert content["quality"]["mse"] == pytest.approx(error)
+    flicker = content["quality"]["flicker_ratio"]
+    assert flicker == pytest.approx(0.5, abs=0.05), "half the range, half the change"
     assert labels == [("dense  12.0 s", "vidsparse fast  3.0 s")]
     (((path, first, rows), more),) = sheets
     assert path == tmp_path / "sheet.png"
@@ -213,11 +221,12 @@ def test_a_run_alone_and_an_image(job, tmp_path):
         assert content["quality"] is content["speedup"] is None
     picture = cv2.cvtColor(cv2.imread(str(out / "sparse.png")), cv2.COLOR_BGR2RGB)
     assert np.array_equal(picture, sparse.frames[0])
-    both = tmp_path / "both"
-    both.mkdir()
-    report = RunReport("fast", job.config)
-    write(job, replace(sparse, report=report), filmed(DARK, 12.0, 1), both)
-    assert found(both) == {name for name in ABOUT if not name.endswith("mp4")}
+    for name, report in (("without", None), ("with", RunReport("fast", job.config))):
+        both = tmp_path / name
+        both.mkdir()
+        write(job, replace(sparse, report=report), filmed(DARK, 12.0, 1), both)
+        files = {name for name in ABOUT if not name.endswith("mp4")}
+        assert found(both) == files - ({REPORT} if report is None else set())
     assert json.loads((both / REPORT).read_text())["preset"] == "fast"
 
 
