@@ -1,4 +1,4 @@
-"""A kept stock run that knows nothing of the tests in question is refused, in one line."""
+"""What runs of diffusers' tests say: what only we fail, what was not sparse or not collected."""
 
 from __future__ import annotations
 
@@ -64,3 +64,53 @@ def test_no_file_of_the_target(checkout: Path) -> None:
 def test_no_report(checkout: Path) -> None:
     (checkout / "stock.xml").write_text("<testsuites>")
     assert "stock.xml is no JUnit report (no element found" in refusal(checkout)
+
+
+SKYREELS = "tests/pipelines/skyreels_v2/test_skyreels_v2"
+BOTH = f"""
+import os, sys
+sys.path.insert(0, {str(RUN.parent.parent)!r})
+import tiny
+import vidsparse
+
+def test_runs():
+    pipe, call = tiny.build("wan")
+    tiny.run(pipe, call)
+"""
+IN_ONE = """
+def test_looks_inside():
+    pipe, _ = tiny.build("wan")
+    assert type(pipe.transformer.blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
+"""
+IN_THE_OTHER = """
+def accelerated_again(pipe):
+    if os.environ["VIDSPARSE_PEER"] != "stock":
+        vidsparse.accelerate_pipeline(pipe, tiny.DENSE)
+    return pipe
+"""
+
+
+@pytest.mark.slow
+def test_what_only_we_fail_and_what_never_was_sparse(tmp_path: Path) -> None:
+    dense = BOTH.replace("tiny.run(pipe", "tiny.run(accelerated_again(pipe)")
+    model = "tests/models/transformers/test_models_transformer_skyreels_v2.py"
+    files = {
+        model: "def test_one():\n    pass\n",
+        f"{SKYREELS}.py": BOTH + IN_ONE,
+        f"{SKYREELS}_df.py": dense + IN_THE_OTHER,
+    }
+    for file, text in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    command = [sys.executable, str(RUN), "--diffusers", str(tmp_path), "--modes", "sparse"]
+    done = subprocess.run(
+        [*command, "--targets", "skyreels_v2"], capture_output=True, text=True, check=False
+    )
+    stock, sparse, *ours = done.stdout.splitlines()
+    assert stock == "stock: 4 passed, 0 failed, 0 skipped", done.stderr
+    assert sparse == "sparse: 3 passed, 1 failed, 0 skipped; 16 sparse calls"
+    assert [line.split() for line in ours] == [
+        ["OURS", f"{SKYREELS.replace('/', '.')}::test_looks_inside"],
+        ["OURS", *f"no sparse call of attention in {SKYREELS}_df.py".split()],
+    ]
+    assert done.returncode == 1

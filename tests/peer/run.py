@@ -5,8 +5,9 @@
 
 CHECKOUT is a clone of diffusers, of which only tests/ is used; the diffusers under test is the
 installed one. A test that passes on stock and fails accelerated is ours, unless `expected.toml`
-says why it cannot hold. Exit status 1 if there is one that is ours, or if a mode never ran the
-attention that it is about. Needs the packages that the tests import (peft, parameterized and more).
+says why it cannot hold. Exit status 1 if there is one that is ours, or if the tests of a file never
+ran the attention that a mode is about. Needs the packages that the tests import (peft,
+parameterized and more).
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 MODES = ("dense", "sparse", "late")
 SECONDS = 3600
+CALLS = r"vidsparse calls in (\S+): (\d+) sparse, (\d+) dense"
 
 
 @dataclass
 class Outcome:
-    """Of one run: test -> "passed", "failed" or "skipped"; calls: what attention did."""
+    """Of one run: test -> "passed", "failed" or "skipped".
+
+    calls: file of tests -> how many calls of attention were "sparse" and "dense".
+    """
 
     tests: dict[str, str] = field(default_factory=dict)
-    sparse: int = 0
-    dense: int = 0
+    calls: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def main() -> int:
@@ -55,15 +59,19 @@ def main() -> int:
     ours = 0
     for mode in options.modes:
         outcome = run(options.diffusers, files, mode, options.only)
-        print(f"{mode}: {tally(outcome)}; {outcome.sparse} sparse and {outcome.dense} dense calls")
+        kind = "sparse" if mode == "sparse" else "dense"
+        had = sum(found[kind] for found in outcome.calls.values())
+        print(f"{mode}: {tally(outcome)}; {had} {kind} calls", flush=True)
         if options.only:  # a kept stock run may have been of more tests
             stock.tests = {test: how for test, how in stock.tests.items() if test in outcome.tests}
         for test, why in faults(stock, outcome, mode, expected["cannot_hold"]):
             ours += why is None
             print(f"  {'OURS ' if why is None else 'known'} {test}  {why or ''}", flush=True)
-        if not (options.only or (outcome.sparse if mode == "sparse" else outcome.dense)):
+        ran = {name: found for name, found in outcome.calls.items() if any(found.values())}
+        without = [name for name, found in ran.items() if not found[kind]]
+        for where in without if ran else ["the run"]:
             ours += 1
-            print(f"  OURS  the run had no {mode} call of attention")
+            print(f"  OURS  no {kind} call of attention in {where}", flush=True)
     return 1 if ours else 0
 
 
@@ -143,8 +151,8 @@ def run(
         outcome = Outcome(dict(read(report, "install what it imports")))
         if keep is not None:
             shutil.copyfile(report, keep)
-    if counted := re.search(r"vidsparse calls: (\d+) sparse, (\d+) dense", done.stdout):
-        outcome.sparse, outcome.dense = map(int, counted.groups())
+    for name, sparse, dense in re.findall(CALLS, done.stdout):
+        outcome.calls[name] = {"sparse": int(sparse), "dense": int(dense)}
     return outcome
 
 
