@@ -13,6 +13,7 @@ text and image encoders that the tests would load from a hub.
 """
 
 import functools
+import inspect
 import os
 from collections import Counter, defaultdict
 from typing import Any
@@ -134,9 +135,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for case in {found for found in classes.values() if found is not None}:
         if hasattr(case, "get_dummy_inputs"):
             case.get_dummy_inputs = larger(case.get_dummy_inputs)
-            if isinstance(getattr(case, "output_shape", None), tuple):
-                *rest, _, _ = case.output_shape
-                case.output_shape = (*rest, PIXELS, PIXELS)
+            shape = inspect.getattr_static(case, "output_shape", None)
+            if isinstance(shape, tuple):
+                case.output_shape = enlarged(shape)
+            elif isinstance(shape, property):
+                case.output_shape = property(lambda self, of=shape: enlarged(of.fget(self)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -150,6 +153,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
 def is_of_models(item: pytest.Item) -> bool:
     """Whether a test is of models: sizes of their inputs are those of tensors, not of a video."""
     return "tests/models/" in item.path.as_posix()
+
+
+def enlarged(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[..., channels, height, width], or with the three colours last, of a larger video."""
+    end = len(shape) - (shape[-1] == 3)
+    return (*shape[: end - 2], PIXELS, PIXELS, *shape[end:])
 
 
 def larger(inputs: Any) -> Any:
