@@ -29,7 +29,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest -n 2
 	@if $(BIN)/python -c 'import triton' 2>/dev/null; then \
 	    set -x; TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m "interp and not slow" && \
-	    $(BIN)/python kernels/aot_gate.py; \
+	    $(BIN)/python kernels/aot/gate.py; \
 	else \
 	    echo "skipped: the Triton kernels in the interpreter and the compile gate; triton is not installed (it exists for Linux)"; \
 	fi
@@ -49,7 +49,7 @@ check-diffusers: .venv/.installed
 	$(BIN)/python tests/check_diffusers.py
 
 bench: .venv/.installed
-	$(BIN)/python kernels/bench_cpu.py
+	$(BIN)/python kernels/bench/cpu.py
 
 # One thread: workers are forked, and threads do not survive that.
 mutate: .venv/.installed

@@ -64,7 +64,7 @@ def cure(lacking: Mapping[str, Sequence[str]]) -> str:
     lines += [f"  {what} needs {', '.join(map(distribution, names))}"
               for what, names in lacking.items() if names]  # fmt: skip
     lines.append(f"with a network:    {Path(sys.executable).name} -m pip install {wanted}")
-    lines.append("without a network: see python kernels/gpu_suite.py --needs")
+    lines.append("without a network: see python kernels/gpu/suite.py --needs")
     return "\n".join(lines)
 
 
@@ -117,7 +117,7 @@ def report(parts: Mapping[str, Sequence[str]]) -> str:
         f"--implementation cp {platforms} -d wheels {wanted}",
         "there, without one:",
         "  python3 -m pip install --no-index --no-deps --target site wheels/*.whl && "
-        "PYTHONPATH=site python3 kernels/gpu_suite.py",
+        "PYTHONPATH=site python3 kernels/gpu/suite.py",
     ]
     return "\n".join(lines)
 

@@ -16,14 +16,15 @@ if os.environ.get("TRITON_INTERPRET", "0") == "1":
 
 import triton
 
-import vidsparse.kernels
+import vidsparse.kernels.gpu
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "kernels"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "kernels" / "aot"))
 import aot_cases
-from aot_gate import table_row
 from aot_inspect import Found, amd_code
 from aot_launches import Launch
 from aot_targets import ARCHITECTURES
+from gate import table_row
 
 HOPPER = "sparse_forward_hopper"
 GOOD = Found(128, 0, 0, 100_000, 8, 8, (3, 3), (2,), True)
@@ -32,8 +33,8 @@ GOOD = Found(128, 0, 0, 100_000, 8, 8, (3, 3), (2,), True)
 def kernels() -> set[str]:
     """All that is launched from the host: the others are inlined into these."""
     found = set()
-    for path in Path(vidsparse.kernels.__file__).parent.glob("triton_*.py"):
-        for name, value in vars(import_module(f"vidsparse.kernels.{path.stem}")).items():
+    for path in Path(vidsparse.kernels.gpu.__file__).parent.glob("[a-z]*.py"):
+        for name, value in vars(import_module(f"vidsparse.kernels.gpu.{path.stem}")).items():
             if isinstance(value, triton.JITFunction) and name.endswith("_kernel"):
                 found.add(name.removesuffix("_kernel"))
     return found

@@ -198,7 +198,7 @@ def test_bad_calls_are_refused_with_a_cure():
         sparse_attention(q[0], k[0], v[0], grid=grid, config=config())
     with pytest.raises(ValueError, match=r"k is .*bfloat16.*one shape, dtype and device"):
         sparse_attention(q, k.bfloat16(), v, grid=grid, config=config())
-    with pytest.raises(ValueError, match=r"impl='fast': allowed is auto, reference, cpu, triton"):
+    with pytest.raises(ValueError, match=r"impl='fast': allowed is auto, cpu, reference, triton"):
         sparse_attention(q, k, v, grid=grid, config=config(), impl="fast")
     why = "a CPU needs TRITON_INTERPRET=1" if find_spec("triton") else "triton is not installed"
     with pytest.raises(ValueError, match=why):

@@ -54,7 +54,7 @@ BAD = [
     ("layout.tile=[2,0,8]", "layout.tile=.*three integers >= 1"),
     ("layout.tile=[2,8]", "layout.tile="),
     ("kernel.block_k=48", r"kernel.block_k=48: allowed is a power of two, 16 \.\. 512"),
-    ("kernel.impl=cuda", "kernel.impl='cuda': allowed is auto, reference, cpu, triton"),
+    ("kernel.impl=cuda", "kernel.impl='cuda': allowed is auto, cpu, reference, triton"),
     ("schedule.dense_steps=1.5", r"schedule.dense_steps=1.5: allowed is a fraction in \[0, 1\)"),
     ("schedule.dense_steps=-1", "schedule.dense_steps=-1"),
     ("density", "override='density': allowed is section.key=value"),

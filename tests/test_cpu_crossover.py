@@ -13,8 +13,9 @@ import torch
 
 from vidsparse import SparseConfig, TokenGrid, sparse_attention
 from vidsparse.attention import attend, decision_for
-from vidsparse.kernels import cpu, cpu_crossover, cpu_store
-from vidsparse.kernels.cpu_crossover import DENSITIES, LENGTHS, MARGIN, Times
+from vidsparse.kernels.cpu import crossover as cpu_crossover
+from vidsparse.kernels.cpu import engine, executor, store
+from vidsparse.kernels.cpu.crossover import DENSITIES, LENGTHS, MARGIN, Times
 
 GRIDS = {n: TokenGrid(n // 256, 16, 16) for n in (1024, 1536, 2048, 3072, 4096, 8192, 16384)}
 
@@ -52,7 +53,7 @@ PROCESSORS = {
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu_store, "_records", {})
+    monkeypatch.setattr(store, "_records", {})
     monkeypatch.setattr(cpu_crossover, "_known", {})
 
 
@@ -226,7 +227,7 @@ def test_short_calls_follow_min_tokens_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert decision_for(q, grid=grid, config=config(0.3)).reason == "too-short"
     short = config(0.3).override("schedule.min_tokens=0")
     assert decision_for(q, grid=grid, config=short).reason is None
-    dense = short.override(f"schedule.density={cpu.CROSSOVER_DENSITY + 0.01}")
+    dense = short.override(f"schedule.density={executor.CROSSOVER_DENSITY + 0.01}")
     assert decision_for(q, grid=grid, config=dense).reason == "not-faster"
     assert not cpu_crossover._known
 
@@ -248,7 +249,7 @@ def test_one_measurement_decides_for_a_machine(monkeypatch: pytest.MonkeyPatch) 
     asked = counted(monkeypatch)
     assert [decide(8192, 12, 0.3).reason for _ in range(3)] == [None] * 3
     assert len(asked) == len(set(asked)) and 2 <= len(asked) <= 3
-    cpu_store.forget()
+    store.forget()
     monkeypatch.setattr(cpu_crossover, "_known", {})
     monkeypatch.setattr(cpu_crossover, "measure", PROCESSORS["sparse-never"].measure)
     assert decide(8192, 12, 0.3).reason is None
@@ -266,14 +267,14 @@ def test_what_a_busy_machine_gave_is_measured_again(
         return {**times, "noise": noise[0]}
 
     monkeypatch.setattr(cpu_crossover, "_figures", figures)
-    monkeypatch.setattr(cpu, "execute", lambda q, k, v, plan, **how: (q, None))
+    monkeypatch.setattr(engine, "execute", lambda q, k, v, plan, **how: (q, None))
     busy = [decide(2048, 12, 0.9).reason for _ in range(2)]
     assert busy == ["not-faster"] * 2 and len(made) == 1
     assert not list(tmp_path.rglob("cpu-crossover-*.json"))
     noise[0] = 0.0
     assert decide(2048, 12, 0.9).reason == "not-faster" and len(made) == 1
     for _ in range(2):
-        cpu_store.forget()
+        store.forget()
         cpu_crossover.forget()
         assert decide(2048, 12, 0.9).reason is None
     assert len(made) == 2 and list(tmp_path.rglob("cpu-crossover-*.json"))
@@ -324,7 +325,7 @@ def test_the_measurement_sees_none_of_the_callers_modes(monkeypatch: pytest.Monk
     monkeypatch.setattr(cpu_crossover, "LENGTHS", (1024,))
     seen = []
 
-    def trial(q: torch.Tensor, *_: object) -> None:
+    def trial(q: torch.Tensor, *_: torch.Tensor, **how: object) -> None:
         seen.append((q.dtype, q.device.type, torch.is_autocast_enabled("cpu")))
         seen.append(threading.current_thread() is threading.main_thread())
 

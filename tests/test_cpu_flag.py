@@ -17,7 +17,9 @@ from cpu_calls import (
     tensors,
 )
 
-from vidsparse.kernels import cpu, cpu_call, cpu_machine, cpu_matmul, cpu_probe, cpu_store
+from vidsparse.kernels.cpu import call as cpu_call
+from vidsparse.kernels.cpu import engine, machine, routes, store
+from vidsparse.kernels.cpu import probe as cpu_probe
 
 FLAG = torch.backends.mkldnn.matmul
 GOOD = {"onednn_gain": 1.8, "onednn_error": 1e-7, "onednn_loss": 1.1, "bf16_gain": 2.0}
@@ -27,8 +29,8 @@ GOOD = {"onednn_gain": 1.8, "onednn_error": 1e-7, "onednn_loss": 1.1, "bf16_gain
 def unmeasured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine on which nothing has been measured."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu_matmul, "_probed", None)
-    monkeypatch.setattr(cpu_store, "_records", {})
+    monkeypatch.setattr(routes, "_probed", None)
+    monkeypatch.setattr(store, "_records", {})
 
 
 @contextmanager
@@ -61,10 +63,10 @@ def test_probing_leaves_other_threads_alone(
     unmeasured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real child process measures; the flag of this one is never touched."""
-    monkeypatch.setattr(cpu_machine, "flags", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr(machine, "flags", lambda: frozenset({"avx512f"}))
     before = FLAG.fp32_precision
     with others_multiply() as flags:
-        found = cpu_matmul.probe()
+        found = routes.probe()
     assert flags() == {before}
     assert found.onednn_gain > 0 and 0 < found.onednn_error < 1e-2 and found.reason is None
 
@@ -75,27 +77,27 @@ def test_running_leaves_other_threads_alone(unmeasured: None) -> None:
     q, k, v = tensors(plan, 64)
     with others_multiply():
         for _ in range(5):
-            cpu.execute(q, k, v, plan, workers=2)
+            engine.execute(q, k, v, plan, workers=2)
 
 
 @pytest.mark.parametrize("flag", ["amx_bf16", "amx_tile", "amx_int8"])
 def test_never_on_a_cpu_with_amx(
     unmeasured: None, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
-    monkeypatch.setattr(cpu_machine, "flags", lambda: frozenset({"avx512f", "avx512_bf16", flag}))
+    monkeypatch.setattr(machine, "flags", lambda: frozenset({"avx512f", "avx512_bf16", flag}))
     monkeypatch.setattr(cpu_probe, "in_child", lambda: pytest.fail("a child was started"))
     plan = exact_plan()
     q, k, v = tensors(plan, 64)
-    before, seen, run = FLAG.fp32_precision, set(), cpu.Worker.run
+    before, seen, run = FLAG.fp32_precision, set(), engine.Worker.run
 
-    def spy(worker: cpu.Worker, job: cpu_call.Job) -> None:
+    def spy(worker: engine.Worker, job: cpu_call.Job) -> None:
         seen.add(FLAG.fp32_precision)
         run(worker, job)
 
-    monkeypatch.setattr(cpu.Worker, "run", spy)
-    cpu.execute(q, k, v, plan)
+    monkeypatch.setattr(engine.Worker, "run", spy)
+    engine.execute(q, k, v, plan)
     assert seen == {before}
-    info = cpu.engine_info()
+    info = engine.engine_info()
     assert info["fp32"] == "native" and "AMX" in info["refusal"]
 
 
@@ -149,23 +151,23 @@ def test_without_a_child_products_are_native(
     words: str,
 ) -> None:
     """With the reason, and without keeping it: the next process may be luckier."""
-    monkeypatch.setattr(cpu_machine, "flags", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr(machine, "flags", lambda: frozenset({"avx512f"}))
     with monkeypatch.context() as patch:
         hinder(patch)
-        found = cpu_matmul.probe()
+        found = routes.probe()
     assert not found.onednn and words in str(found.refusal)
     assert found.bf16_gain > 0
     assert not list(tmp_path.rglob("*.json"))
 
 
 def test_what_the_child_measured_is_kept(unmeasured: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_machine, "flags", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr(machine, "flags", lambda: frozenset({"avx512f"}))
     started = []
     monkeypatch.setattr(cpu_probe, "in_child", lambda: started.append(1) or dict(GOOD))
-    assert cpu_matmul.probe().onednn
-    cpu_matmul.forget()
-    cpu_store.forget()  # as a new process
-    assert cpu_matmul.probe().onednn and len(started) == 1
+    assert routes.probe().onednn
+    routes.forget()
+    store.forget()  # as a new process
+    assert routes.probe().onednn and len(started) == 1
 
 
 @pytest.mark.parametrize(
@@ -175,11 +177,11 @@ def test_what_the_child_measured_is_kept(unmeasured: None, monkeypatch: pytest.M
         ({"onednn_error": 3e-3}, "error 3.0e-03"),
         ({"onednn_loss": 900.0}, "factor of 900"),
         ({"onednn_gain": 1.0}, "1.00x as fast"),
-        ({"onednn_error": cpu_matmul.MAX_ERROR, "onednn_gain": cpu_matmul.MIN_GAIN}, None),
+        ({"onednn_error": routes.MAX_ERROR, "onednn_gain": routes.MIN_GAIN}, None),
     ],
 )
 def test_only_exact_and_faster_routes(change: dict[str, float], words: str | None) -> None:
-    probe = cpu_matmul.Probe(**{**GOOD, **change})
+    probe = routes.Probe(**{**GOOD, **change})
     assert probe.onednn == (words is None)
     assert probe.refusal is None if words is None else words in str(probe.refusal)
 
@@ -200,7 +202,7 @@ def test_a_flag_that_rounds_is_found_out() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "mm", rounding)
         found = cpu_probe.measure(flags)
-    probe = cpu_matmul.Probe(**{**found, "onednn_gain": 2.0})
+    probe = routes.Probe(**{**found, "onednn_gain": 2.0})
     assert found["onednn_error"] > 1e-4 and found["onednn_loss"] > 100 and not probe.onednn
 
 
@@ -215,19 +217,19 @@ def global_state() -> tuple[object, ...]:
 
 def test_global_state_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thread counts, oneDNN flag and random state are the caller's again, also with a new pool."""
-    monkeypatch.setattr(cpu_matmul, "_probed", None)
+    monkeypatch.setattr(routes, "_probed", None)
     plan = exact_plan()
     q, k, v = tensors(plan, 64)
     torch.set_num_threads(2)
     before = global_state()
     for workers in (3, 2):
-        cpu.execute(q, k, v, plan, workers=workers)
+        engine.execute(q, k, v, plan, workers=workers)
         assert global_state() == before
 
 
 def test_overlapping_calls_restore_the_flag() -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision
-    first, second = cpu_matmul.onednn(True), cpu_matmul.onednn(True)
+    first, second = routes.onednn(True), routes.onednn(True)
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -238,20 +240,20 @@ def test_overlapping_calls_restore_the_flag() -> None:
 
 def test_native_never_touches_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    run = cpu.Worker.run
+    run = engine.Worker.run
 
-    def spy(worker: cpu.Worker, job: cpu_call.Job) -> None:
+    def spy(worker: engine.Worker, job: cpu_call.Job) -> None:
         seen.append(torch.backends.mkldnn.matmul.fp32_precision)
         run(worker, job)
 
     plan = exact_plan()
     q, k, v = tensors(plan, 64)
-    monkeypatch.setattr(cpu_matmul, "_probed", cpu_matmul.Probe(2.0, 1e-7, 2.0))
-    monkeypatch.setattr(cpu.Worker, "run", spy)
+    monkeypatch.setattr(routes, "_probed", routes.Probe(2.0, 1e-7, 2.0))
+    monkeypatch.setattr(engine.Worker, "run", spy)
     before = torch.backends.mkldnn.matmul.fp32_precision
-    cpu.execute(q, k, v, plan, matmul="native")
+    engine.execute(q, k, v, plan, matmul="native")
     assert set(seen) == {before}
-    cpu.execute(q, k, v, plan)
+    engine.execute(q, k, v, plan)
     assert set(seen) == {before, "bf16"}
 
 
@@ -262,16 +264,16 @@ def test_calls_of_many_threads_restore_the_flag() -> None:
     def work(seed: int) -> None:
         chance = random.Random(seed)
         for _ in range(200):
-            with cpu_matmul.onednn(chance.random() < 0.7) as _:
+            with routes.onednn(chance.random() < 0.7) as _:
                 time.sleep(chance.random() * 1e-4)
-                inside.append(cpu_matmul._users == 0 or FLAG.fp32_precision == "bf16")
+                inside.append(routes._users == 0 or FLAG.fp32_precision == "bf16")
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert FLAG.fp32_precision == before and cpu_matmul._users == 0
+    assert FLAG.fp32_precision == before and routes._users == 0
     assert sum(inside) >= 0.99 * len(inside)  # between both looks another thread may leave
 
 
@@ -280,7 +282,7 @@ def test_a_setting_of_all_backends_stays_in_charge() -> None:
     before = torch.backends.fp32_precision
     try:
         torch.backends.fp32_precision = "tf32"
-        with cpu_matmul.onednn(True):
+        with routes.onednn(True):
             assert FLAG.fp32_precision == "bf16"
         assert FLAG.fp32_precision == "tf32"
         torch.backends.fp32_precision = "ieee"
@@ -296,11 +298,11 @@ def test_what_the_user_sets_stays(value: str) -> None:
     before = FLAG.fp32_precision
     try:
         FLAG.fp32_precision = value
-        with cpu_matmul.onednn(True):
+        with routes.onednn(True):
             pass
         assert FLAG.fp32_precision == value
         FLAG.fp32_precision = before
-        with cpu_matmul.onednn(True):
+        with routes.onednn(True):
             FLAG.fp32_precision = value
         assert FLAG.fp32_precision == value
     finally:

@@ -16,7 +16,8 @@ from cpu_calls import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidsparse.kernels import cpu, cpu_call, cpu_step
+from vidsparse.kernels.cpu import call as cpu_call
+from vidsparse.kernels.cpu import engine, step
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 
 
@@ -79,7 +80,7 @@ def test_rounded_widths(monkeypatch: pytest.MonkeyPatch, rest: int) -> None:
 
 def test_rows_run_without_the_global_lock() -> None:
     """On every torch that is supported today; threads do not scale otherwise."""
-    assert isinstance(cpu_step.compiled_rows(), torch.jit.ScriptFunction)
+    assert isinstance(step.compiled_rows(), torch.jit.ScriptFunction)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -88,18 +89,18 @@ def test_rows_without_torchscript(monkeypatch: pytest.MonkeyPatch, dtype: torch.
     plan = BlockPlan.from_levels(level_map(q_blocks, k_blocks, "mixed"), q_blocks, k_blocks)
     plan = plan.with_rest(k_blocks.levels, "global")
     q, k, v = tensors(plan, 64, dtype)
-    compiled = cpu.execute(q, k, v, plan, return_lse=True)
+    compiled = engine.execute(q, k, v, plan, return_lse=True)
 
     def removed(function: object) -> None:
         raise RuntimeError("no TorchScript")
 
     monkeypatch.setattr(torch.jit, "script", removed)
-    cpu_step.compiled_rows.cache_clear()
+    step.compiled_rows.cache_clear()
     try:
-        assert cpu_step.compiled_rows() is cpu_step.run_rows
-        plain = cpu.execute(q, k, v, plan, return_lse=True)
+        assert step.compiled_rows() is step.run_rows
+        plain = engine.execute(q, k, v, plan, return_lse=True)
     finally:
-        cpu_step.compiled_rows.cache_clear()
+        step.compiled_rows.cache_clear()
     assert all(torch.equal(a, b) for a, b in zip(compiled, plain, strict=True))
 
 
@@ -107,6 +108,6 @@ def test_rows_without_torchscript(monkeypatch: pytest.MonkeyPatch, dtype: torch.
 def test_density_1_is_dense_attention(dtype: torch.dtype) -> None:
     plan = exact_plan(density=1.1)
     q, k, v = tensors(plan, 64, dtype)
-    out, _ = cpu.execute(q, k, v, plan)
+    out, _ = engine.execute(q, k, v, plan)
     dense = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
     assert (out.double() - dense).norm() <= TOLERANCES[dtype][0] * dense.norm()

@@ -9,7 +9,7 @@ from cpu_calls import (
     tensors,
 )
 
-from vidsparse.kernels import cpu, cpu_threads
+from vidsparse.kernels.cpu import engine, threads
 from vidsparse.plan import SKIP, BlockPlan
 
 
@@ -17,46 +17,46 @@ def test_refusals() -> None:
     plan = exact_plan()
     q, k, v = tensors(plan, 64)
     with pytest.raises(ValueError, match=r"'block'.*impl='reference'"):
-        cpu.execute(q, k, v, plan.with_rest(6, "block"))
+        engine.execute(q, k, v, plan.with_rest(6, "block"))
     with pytest.raises(ValueError, match=r"'global'.*rest=-1"):
-        cpu.execute(q, k, v, plan.with_rest(SKIP, "global"))
+        engine.execute(q, k, v, plan.with_rest(SKIP, "global"))
     with pytest.raises(ValueError, match="rest=3"):
-        cpu.execute(q, k, v, plan.with_rest(3))
+        engine.execute(q, k, v, plan.with_rest(3))
     with pytest.raises(ValueError, match="1000 queries and 1000 keys"):
-        cpu.execute(q[:, :, 1:], k, v, plan)
+        engine.execute(q[:, :, 1:], k, v, plan)
     with pytest.raises(ValueError, match=r"expected \(1, 3, 8, 16\)"):
-        cpu.execute(q[:1], k[:1], v[:1], plan)
+        engine.execute(q[:1], k[:1], v[:1], plan)
     with pytest.raises(ValueError, match="bfloat16"):
-        cpu.execute(q, k, v.bfloat16(), plan)
+        engine.execute(q, k, v.bfloat16(), plan)
     with pytest.raises(ValueError, match="int64"):
-        cpu.execute(q.long(), k.long(), v.long(), plan)
+        engine.execute(q.long(), k.long(), v.long(), plan)
     with pytest.raises(ValueError, match="auto, native"):
-        cpu.execute(q, k, v, plan, matmul="fast")
+        engine.execute(q, k, v, plan, matmul="fast")
     with pytest.raises(ValueError, match="workers=0"):
-        cpu.execute(q, k, v, plan, workers=0)
+        engine.execute(q, k, v, plan, workers=0)
 
 
 def test_grad_modes() -> None:
     plan = exact_plan()
     q, k, v = tensors(plan, 64)
-    want, _ = cpu.execute(q, k, v, plan, workers=2)
+    want, _ = engine.execute(q, k, v, plan, workers=2)
     with torch.inference_mode():
-        out, _ = cpu.execute(q * 1, k, v, plan, workers=2)
+        out, _ = engine.execute(q * 1, k, v, plan, workers=2)
         assert out.is_inference()
     assert torch.equal(out, want)
     q.requires_grad_(True)
     with torch.no_grad():
-        out, _ = cpu.execute(q, k, v, plan, workers=2)
+        out, _ = engine.execute(q, k, v, plan, workers=2)
     assert torch.equal(out, want) and not out.requires_grad
     with pytest.raises(ValueError, match=r"inference only.*no_grad"):
-        cpu.execute(q, k, v, plan)
+        engine.execute(q, k, v, plan)
 
 
 def test_inputs_stay_as_they_are() -> None:
     plan = exact_plan()
     given_tensors = [x.contiguous() for x in tensors(plan, 64)]
     before = [x.clone() for x in given_tensors]
-    cpu.execute(*given_tensors, plan)
+    engine.execute(*given_tensors, plan)
     assert all(torch.equal(a, b) for a, b in zip(given_tensors, before, strict=True))
 
 
@@ -67,7 +67,7 @@ def test_error_in_a_worker_is_raised_once_and_leaves_order() -> None:
     broken = BlockPlan.from_levels(plan.levels, plan.q_blocks, plan.k_blocks)
     broken.__dict__["index"] = plan.index + 99
     with pytest.raises((IndexError, RuntimeError)):
-        cpu.execute(q, k, v, broken, workers=2)
+        engine.execute(q, k, v, broken, workers=2)
     assert torch.backends.mkldnn.matmul.fp32_precision == flag
     assert_matches(q, k, v, plan, workers=2)
 
@@ -76,9 +76,9 @@ def test_workers_do_not_change_the_result() -> None:
     """Six heads on 1 to 4 threads (with 4, two heads are cut into rows): the same bits."""
     plan = exact_plan()
     q, k, v = tensors(plan, 64)
-    want, want_lse = cpu.execute(q, k, v, plan, return_lse=True, workers=1)
+    want, want_lse = engine.execute(q, k, v, plan, return_lse=True, workers=1)
     for workers in (2, 4):
-        out, lse = cpu.execute(q, k, v, plan, return_lse=True, workers=workers)
+        out, lse = engine.execute(q, k, v, plan, return_lse=True, workers=workers)
         assert torch.equal(out, want) and torch.equal(lse, want_lse)  # type: ignore[arg-type]
 
 
@@ -92,5 +92,5 @@ def test_workers_are_single_threaded() -> None:
         return lambda _: seen.append(torch.get_num_threads())
 
     for workers in (3, 2, 1):  # a new pool each time
-        cpu_threads.for_each(range(4), worker, workers)  # type: ignore[arg-type]
+        threads.for_each(range(4), worker, workers)  # type: ignore[arg-type]
     assert seen == [1] * 12

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vidsparse.kernels import cpu_machine, cpu_store
+from vidsparse.kernels.cpu import machine, store
 
 NAMES = ("a", "b")
 
@@ -15,7 +15,7 @@ NAMES = ("a", "b")
 @pytest.fixture(autouse=True)
 def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu_store, "_records", {})
+    monkeypatch.setattr(store, "_records", {})
 
 
 class Measure:
@@ -29,8 +29,8 @@ class Measure:
         return {"a": float(self.times), "b": 0.5}
 
 
-def recall(measure: Measure, **key: object) -> cpu_store.Record:
-    return cpu_store.recall("test", key, measure, NAMES)
+def recall(measure: Measure, **key: object) -> store.Record:
+    return store.recall("test", key, measure, NAMES)
 
 
 def files(tmp_path: Path) -> list[Path]:
@@ -41,7 +41,7 @@ def test_once_per_process_and_machine(tmp_path: Path) -> None:
     measure = Measure()
     first = recall(measure, n=1)
     assert recall(measure, n=1) is first and measure.times == 1
-    cpu_store.forget()  # as a new process
+    store.forget()  # as a new process
     assert recall(measure, n=1) == first and measure.times == 1
     assert recall(measure, n=2).figures["a"] == 2.0
     assert len(files(tmp_path)) == 2 and first.problem is None
@@ -50,7 +50,7 @@ def test_once_per_process_and_machine(tmp_path: Path) -> None:
 def test_forgotten_on_disk(tmp_path: Path) -> None:
     measure = Measure()
     recall(measure)
-    cpu_store.forget(disk=True)
+    store.forget(disk=True)
     assert not files(tmp_path)
     assert recall(measure).figures["a"] == 2.0
 
@@ -85,9 +85,9 @@ def test_what_cannot_be_read_is_measured_again(tmp_path: Path, content: str) -> 
         del kept["figures"]["b"]
     named = content in ("nan", "negative", "foreign", "missing")
     file.write_text(json.dumps(kept) if named else content)
-    cpu_store.forget()
+    store.forget()
     assert recall(measure).figures == {"a": 2.0, "b": 0.5}
-    cpu_store.forget()
+    store.forget()
     assert recall(measure).figures["a"] == 2.0  # the bad file was replaced
 
 
@@ -104,7 +104,7 @@ def test_other_settings_have_figures_of_their_own(
 def test_another_cpu_has_figures_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     measure = Measure()
     recall(measure)
-    monkeypatch.setattr(cpu_machine, "name", lambda: "another")
+    monkeypatch.setattr(machine, "name", lambda: "another")
     assert recall(measure).figures["a"] == 2.0
 
 
@@ -138,7 +138,7 @@ def test_threads_that_ask_together_get_one_measurement() -> None:
         return {"a": len(measured), "b": 0.0}
 
     found = []
-    ask = lambda: found.append(cpu_store.recall("test", {}, slow, NAMES))  # noqa: E731
+    ask = lambda: found.append(store.recall("test", {}, slow, NAMES))  # noqa: E731
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
         thread.start()
@@ -151,14 +151,14 @@ def test_a_measurement_may_ask_for_another_kind() -> None:
     inner = Measure()
 
     def outer() -> dict[str, float]:
-        return cpu_store.recall("inner", {}, inner, NAMES).figures
+        return store.recall("inner", {}, inner, NAMES).figures
 
-    assert cpu_store.recall("outer", {}, outer, NAMES).figures["a"] == 1.0
+    assert store.recall("outer", {}, outer, NAMES).figures["a"] == 1.0
 
 
 def test_what_could_not_be_measured_is_not_kept(tmp_path: Path) -> None:
     def fail() -> dict[str, float]:
-        raise cpu_store.Unmeasured({"a": 0.0, "b": 0.0}, "no child")
+        raise store.Unmeasured({"a": 0.0, "b": 0.0}, "no child")
 
-    record = cpu_store.recall("test", {}, fail, NAMES)
+    record = store.recall("test", {}, fail, NAMES)
     assert record.reason == "no child" and not files(tmp_path)

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 
 from vidsparse import SparseConfig, StepContext, TokenGrid
 from vidsparse.attention import attend
-from vidsparse.decision import decide, executor, requested, too_dense, tried
-from vidsparse.kernels import cpu, gpu
+from vidsparse.decision import choose, decide, requested, too_dense, tried
+from vidsparse.kernels.cpu import executor as cpu
+from vidsparse.kernels.executor import Form
+from vidsparse.kernels.gpu import executor as gpu
+from vidsparse.kernels.gpu import support
 from vidsparse.plan import SKIP, BlockPlan, Blocks
 from vidsparse.reasons import REASONS
 from vidsparse.schedule.constant import Params as Constant
@@ -29,6 +32,11 @@ def config(selector="topk", mode=None, **schedule):
 PLAIN = config()
 
 
+def executor(method, device, impl="auto"):
+    """Who runs sparse calls of a method."""
+    return choose(Form(method, GRID, device), impl).executor
+
+
 def reason(method, grid=GRID, device=CPU, **call):
     return decide(method, grid, device=device, **call).reason
 
@@ -36,7 +44,7 @@ def reason(method, grid=GRID, device=CPU, **call):
 @pytest.fixture
 def engine(monkeypatch):
     """The Triton engine runs on every device."""
-    monkeypatch.setattr(gpu, "refusal", lambda device: None)
+    monkeypatch.setattr(support, "refusal", lambda device: None)
 
 
 @given(
@@ -99,8 +107,8 @@ def test_a_plan_is_too_dense_above_the_crossover(nk):
         levels = torch.full((1, 1, nk, nk), SKIP, dtype=torch.int8)
         levels[..., :kept] = 0
         plan = BlockPlan.from_levels(levels, blocks, blocks)
-        assert too_dense(plan, config("topp")) == (kept / nk > cpu.CROSSOVER_DENSITY), kept
-        assert not too_dense(plan, config("topk")), "its density was decided on before"
+        assert too_dense(plan, config("topp"), 0.6) == (kept / nk > 0.6), kept
+        assert not too_dense(plan, config("topk"), 0.6), "its density was decided on before"
 
 
 def test_a_plan_is_judged_by_the_mean_of_its_heads():
@@ -108,10 +116,10 @@ def test_a_plan_is_judged_by_the_mean_of_its_heads():
     levels = torch.full((1, 2, 4, 4), SKIP, dtype=torch.int8)
     levels[:, 0], levels[:, 1, :, 0] = 0, 0  # 1 and 1/4: 0.625
     plan = BlockPlan.from_levels(levels, blocks, blocks)
-    assert too_dense(plan, config("topp")) == (cpu.CROSSOVER_DENSITY < 0.625)
+    assert too_dense(plan, config("topp"), 0.6) == (0.6 < 0.625)
     levels[:, 0, :, 3] = SKIP  # 3/4 and 1/4: 0.5
     plan = BlockPlan.from_levels(levels, blocks, blocks)
-    assert too_dense(plan, config("topp")) == (cpu.CROSSOVER_DENSITY < 0.5)
+    assert too_dense(plan, config("topp"), 0.6) == (0.6 < 0.5)
 
 
 def test_what_the_engine_of_a_gpu_takes(engine):
@@ -130,23 +138,23 @@ def test_the_oldest_gpu_that_is_new_enough(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", None)
     for capability, runs in (((7, 5), False), ((8, 0), True), ((8, 9), True), ((12, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d, c=capability: c)
-        gpu.refusal.cache_clear()
-        assert (gpu.refusal(CUDA) is None) == runs == gpu.runs(CUDA), capability
+        support.refusal.cache_clear()
+        assert (support.refusal(CUDA) is None) == runs == support.runs(CUDA), capability
         assert reason(config(), device=CUDA) == (None if runs else "no-kernel")
     monkeypatch.setattr(torch.version, "hip", "6.0")
-    gpu.refusal.cache_clear()
-    assert "AMD" in gpu.refusal(CUDA)
+    support.refusal.cache_clear()
+    assert "AMD" in support.refusal(CUDA)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    gpu.refusal.cache_clear()
-    assert "no CUDA device" in gpu.refusal(CUDA) and "no CUDA device" in gpu.refusal(
+    support.refusal.cache_clear()
+    assert "no CUDA device" in support.refusal(CUDA) and "no CUDA device" in support.refusal(
         torch.device("mps")
     )
-    gpu.refusal.cache_clear()
+    support.refusal.cache_clear()
 
 
 def test_the_first_reason_of_the_list_wins(monkeypatch):
     """The schedule's word, then the length, then what the device can do, then what it gains."""
-    monkeypatch.setattr(gpu, "refusal", lambda device: "none here")
+    monkeypatch.setattr(support, "refusal", lambda device: "none here")
     warm = {"name": "warmup", "dense_steps": 1, "dense_layers": [1], "density": 0.99}
     first, later = StepContext(0, 9, 1, 3), StepContext(4, 9, 1, 3)
     sparse = StepContext(4, 9, 2, 3)
@@ -186,10 +194,10 @@ def test_who_executes(monkeypatch, engine):
     for device, name in ((CPU, "cpu"), (CUDA, "triton")):
         with pytest.raises(ValueError, match=rf"scope='block': impl '{name}' .*impl='reference'"):
             executor(blockwise, device)
-    monkeypatch.setattr(gpu, "refusal", lambda device: "out of order")
+    monkeypatch.setattr(support, "refusal", lambda device: "out of order")
     with pytest.raises(ValueError, match=r"impl 'triton' on cuda: out of order; use impl auto"):
         executor(auto, CUDA, "triton")
-    with pytest.raises(ValueError, match="impl='fast': allowed is auto, reference, cpu, triton"):
+    with pytest.raises(ValueError, match="impl='fast': allowed is auto, cpu, reference, triton"):
         requested(auto, "fast")
 
 
@@ -215,7 +223,7 @@ def test_an_engine_that_is_asked_for_refuses_a_dtype_that_it_cannot_compute(engi
 def test_what_is_timed_in_place_of_a_call(selector, mode, timed):
     """The method itself at the density asked for; top-k where the content decides the density."""
     method = config(selector, mode, min_tokens=4096).override("kernel.block_k=128")
-    trial = tried(method, 256, 0.6)
+    trial = tried(method, "cpu", 256, 0.6)
     assert trial.selector.name == timed
     assert (trial.selector == method.selector) == (timed == selector)
     assert (trial.kernel.block_q, trial.kernel.block_k, trial.kernel.impl) == (256, 128, "cpu")

@@ -8,29 +8,30 @@ import torch
 from test_cpu_crossover import PROCESSORS
 
 from vidsparse import doctor
-from vidsparse.kernels import cpu_crossover, cpu_matmul, cpu_store
-from vidsparse.kernels.cpu_matmul import Probe
+from vidsparse.kernels.cpu import crossover, routes, store
+from vidsparse.kernels.cpu.routes import Probe
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A processor whose times are known, and a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu_store, "_records", {})
-    monkeypatch.setattr(cpu_crossover, "_known", {})
-    monkeypatch.setattr(cpu_matmul, "_probed", Probe(0.0, 0.0, 2.0))
-    monkeypatch.setattr(cpu_crossover, "measure", PROCESSORS["amx-bf16"].measure)
+    monkeypatch.setattr(store, "_records", {})
+    monkeypatch.setattr(crossover, "_known", {})
+    monkeypatch.setattr(routes, "_probed", Probe(0.0, 0.0, 2.0))
+    monkeypatch.setattr(crossover, "measure", PROCESSORS["amx-bf16"].measure)
 
 
 def line(text: str, name: str) -> str:
-    return next(found for found in text.splitlines() if found.startswith(name))
+    """The line that begins with a word, blanks before it left out."""
+    return next(s for found in text.splitlines() if (s := found.strip()).startswith(name))
 
 
 def test_the_chosen_route_has_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_matmul, "_probed", Probe(1.83, 2.5e-7, 2.1))
-    said = line(doctor.report(doctor.examine()), "sparse on CPU")
+    monkeypatch.setattr(routes, "_probed", Probe(1.83, 2.5e-7, 2.1))
+    said = line(doctor.report(doctor.examine()), "bfloat16: ")
     assert "through oneDNN, 1.83x" in said and "2.5e-07" in said
-    assert "in bfloat16, 2.1x" in said and "rejected" not in said
+    assert "in bfloat16, 2.10x" in said and "rejected" not in said
 
 
 @pytest.mark.parametrize(
@@ -49,18 +50,18 @@ def test_a_rejected_route_is_named_as_rejected(
     monkeypatch: pytest.MonkeyPatch, probe: Probe, why: str
 ) -> None:
     """Its figures stand in the words that reject it, and nowhere else."""
-    monkeypatch.setattr(cpu_matmul, "_probed", probe)
+    monkeypatch.setattr(routes, "_probed", probe)
     facts = doctor.examine()
-    said = line(doctor.report(facts), "sparse on CPU")
+    said = line(doctor.report(facts), "bfloat16: ")
     assert f"fp32 by torch's own products (oneDNN rejected: {why})" in said
-    assert "in float32 (bfloat16 rejected: 0.5x as fast)" in said
+    assert "in float32 (bfloat16 rejected: 0.50x as fast)" in said
     assert "1.83" not in said
-    assert facts["sparse_engine"]["cpu"]["fp32"] == "native"
+    assert facts["executors"]["cpu"]["figures"]["fp32"] == "native"
 
 
 def test_the_table_is_what_auto_decides() -> None:
     facts = json.loads(json.dumps(doctor.examine()))
-    table = facts["sparse_engine"]["crossover"]
+    table = facts["auto"]
     assert len(table) == 2 * 2 * len(doctor.TOKENS)
     processor, heads = PROCESSORS["amx-bf16"], doctor.HEADS
     for cell in table:
@@ -68,21 +69,21 @@ def test_the_table_is_what_auto_decides() -> None:
         if d > 0:
             assert processor.sparse(n, heads, d) <= processor.dense(n, heads)
     text = doctor.report(facts)
-    assert "bfloat16, head dim 128: 1,024: " in text and "auto on CPU" in text
+    assert "bfloat16, head dim 128: 1,024: " in text and "auto on cpu" in text
 
 
 def test_where_figures_are_kept_or_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    said = line(doctor.report(doctor.examine()), "auto on CPU")
+    said = line(doctor.report(doctor.examine()), "auto on cpu")
     assert str(tmp_path / "vidsparse") in said and "--remeasure" in said
     lost = Probe(0.0, 0.0, 2.0, problem="/x cannot be written: Read-only file system")
-    monkeypatch.setattr(cpu_matmul, "_probed", lost)
-    assert "Read-only" in line(doctor.report(doctor.examine()), "auto on CPU")
+    monkeypatch.setattr(routes, "_probed", lost)
+    assert "Read-only" in line(doctor.report(doctor.examine()), "auto on cpu")
 
 
 def test_remeasure(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = doctor.examine()["sparse_engine"]["crossover"]
-    monkeypatch.setattr(cpu_crossover, "measure", PROCESSORS["avx512"].measure)
-    assert doctor.examine()["sparse_engine"]["crossover"] == before
-    after = doctor.examine(remeasure=True)["sparse_engine"]["crossover"]
+    before = doctor.examine()["auto"]
+    monkeypatch.setattr(crossover, "measure", PROCESSORS["avx512"].measure)
+    assert doctor.examine()["auto"] == before
+    after = doctor.examine(remeasure=True)["auto"]
     assert all(a["density"] > b["density"] for a, b in zip(after, before, strict=True))
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vidsparse import doctor, shipped
-from vidsparse.kernels import cpu_machine, gpu
+from vidsparse import SparseConfig, TokenGrid, doctor, registry, shipped
+from vidsparse.decision import decide
+from vidsparse.kernels.cpu import machine as cpu_machine
+from vidsparse.kernels.gpu import support
 
 FLAGS = "fpu sse2 avx2 avx512f avx512_bf16 amx_bf16"
 
@@ -15,7 +17,14 @@ FLAGS = "fpu sse2 avx2 avx512f avx512_bf16 amx_bf16"
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """Facts of a machine: flags of its CPU, GPUs that torch sees, a GPU driver, or others."""
-    info = doctor.cpu.engine_info()
+    cpu = registry.executor("cpu")
+    info = cpu.figures()
+
+    def auto(device):
+        config = SparseConfig.load("balanced", ["schedule.name=constant", "schedule.min_tokens=0"])
+        choice = decide(config, GRID, device=torch.device(device)).choice
+        cell = {"device": device, "executor": choice.executor, "passed": dict(choice.passed)}
+        return [cell | {"dtype": "", "route": "", "head_dim": 64, "tokens": 9, "density": 1}]
 
     def facts(flags=FLAGS, gpus=0, driver=False, refusal=None):
         root = tmp_path / f"{len(list(tmp_path.iterdir()))}"
@@ -26,13 +35,13 @@ def machine(monkeypatch, tmp_path):
             (root / "proc/driver/nvidia").mkdir()
         monkeypatch.setattr(cpu_machine, "INFO", root / "proc/cpuinfo")
         monkeypatch.setattr(doctor, "Path", lambda name: root / name.removeprefix("/"))
-        monkeypatch.setattr(doctor.cpu, "engine_info", lambda: info)
-        monkeypatch.setattr(doctor, "_crossover", lambda: [])
+        monkeypatch.setattr(cpu, "figures", lambda: info)
+        monkeypatch.setattr(doctor, "_auto", auto)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         card = SimpleNamespace(name="A GPU", major=9, minor=0, total_memory=80 * 2**30)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-        monkeypatch.setattr(gpu, "refusal", lambda device: refusal)
+        monkeypatch.setattr(support, "refusal", lambda device: refusal)
         monkeypatch.setattr(doctor, "_backends", lambda device: {"math": True, "flash": False})
         return doctor.examine()
 
@@ -45,6 +54,12 @@ def missing(facts):
     return {item["what"] for item in facts["missing"]}
 
 
+def facts_of(facts, device):
+    return next((cell for cell in facts["auto"] if cell["device"] == device), None)
+
+
+GRID = TokenGrid(1, 1, 1)
+GPU_AND_CPU = [("cpu", "cpu"), ("cuda", "triton")]
 NO_GPU, NO_TORCH = "a GPU", "a torch that sees the GPU of this machine"
 
 
@@ -86,12 +101,15 @@ def test_the_engine_of_the_gpu_is_missing_only_beside_a_gpu_that_runs_dense(mach
         "memory_gib": 80.0,
         "count": 2,
     }
-    assert facts["sparse_engine"]["cuda"] == "sparse" and missing(facts) == set()
+    assert missing(facts) == set() and "not here" not in doctor.report(facts)
+    assert [(c["device"], c["executor"]) for c in facts["auto"]] == GPU_AND_CPU
     assert facts["dense_backends"]["device"] == "cuda"
     old = machine(gpus=1, refusal="too old")
-    assert old["sparse_engine"]["cuda"].startswith("dense: ")
+    assert facts_of(old, "cuda")["passed"] == {"triton": "too old"}
+    assert "not triton: too old" in doctor.report(old)
+    assert old["executors"]["triton"]["missing"] == "too old"
     assert missing(old) == {"a sparse engine for the GPU"}
-    assert "cuda" not in machine()["sparse_engine"] and machine()["gpu"] is None
+    assert facts_of(machine(), "cuda") is None and machine()["gpu"] is None
     assert machine()["dense_backends"]["device"] == "cpu"
 
 

@@ -25,7 +25,7 @@ from vidsparse.attention import attend
 from vidsparse.config import SparseConfig, presets
 from vidsparse.decision import check_config
 from vidsparse.estimator import mean
-from vidsparse.kernels import gpu, triton_engine
+from vidsparse.kernels.gpu import engine, support
 from vidsparse.pipelines import guard
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import StepContext, TokenGrid
@@ -33,8 +33,8 @@ from vidsparse.plan import StepContext, TokenGrid
 DEVICE = torch.device("cuda:0")
 GRID = TokenGrid(5, 16, 22, text_tokens=77, text_first=True)
 CACHES: tuple[Any, ...] = (
-    *(geometry.plan_geometry, mean._pieces, triton_engine.query_rows, triton_engine.key_layout),
-    triton_engine._video,
+    *(geometry.plan_geometry, mean._pieces, engine.query_rows, engine.key_layout),
+    engine._video,
 )
 
 
@@ -62,8 +62,8 @@ class FakeGPU(FakeTensorMode):
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """A Hopper GPU as far as shapes, strides, dtypes and devices go."""
-    monkeypatch.setattr(gpu, "refusal", lambda device: None)
-    monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(support, "refusal", lambda device: None)
+    monkeypatch.setattr(support, "capability", lambda device: (9, 0))
     for cache in CACHES:
         cache.cache_clear()
     with FakeGPU(allow_non_fake_inputs=True), torch.no_grad():

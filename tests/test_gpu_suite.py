@@ -15,6 +15,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "kernels"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "kernels" / "gpu"))
 import gpu_rows
 import needs
 from gpu_check_select import Rule, key_blocks, rounding, unjustified
@@ -28,11 +29,12 @@ from vidsparse.plan import SKIP, Scores
 from vidsparse.selector import pyramid, topp
 
 KERNELS = Path(needs.__file__).parent
+SUITE = KERNELS / "gpu"
 FACTS = Facts("c0ffee", "5eed", "2026-01-01", "a GPU", "2.11", "13.0", "3.6")
 
 SCRIPT = """
 import argparse, os, signal, sys, time
-sys.path.insert(0, {kernels!r})
+sys.path[:0] = {kernels!r}
 from dataclasses import replace
 from pathlib import Path
 from gpu_rows import Check, Facts
@@ -77,7 +79,7 @@ sys.exit(work(units, hand))
 def watched(folder: Path, units: str, seconds: float = 600.0) -> Watched:
     """A run of units in a folder; `units` is Python in the frame above."""
     script = folder / "script.py"
-    code = SCRIPT.format(kernels=str(KERNELS), folder=str(folder), units=units)
+    code = SCRIPT.format(kernels=[str(KERNELS), str(SUITE)], folder=str(folder), units=units)
     script.write_text(code)
     run = f"{time.monotonic_ns()}"
     deadline = time.monotonic() + seconds
@@ -280,7 +282,7 @@ sys.meta_path = [f for f in sys.meta_path if "editable" not in type(f).__module_
                           capture_output=True, text=True, timeout=120)  # fmt: skip
 
 
-@pytest.mark.parametrize("script", ["gpu_suite.py", "tune.py", "aot_gate.py", "bench_cpu.py"])
+@pytest.mark.parametrize("script", ["gpu/suite.py", "gpu/tune.py", "aot/gate.py", "bench/cpu.py"])
 def test_all_missing_packages_first(tmp_path: Path, script: str) -> None:
     """In one message with the cure, and nothing else, whatever the script imports first."""
     absent = ("torch", "triton", "omegaconf", "rich", "diffusers")
@@ -289,7 +291,7 @@ def test_all_missing_packages_first(tmp_path: Path, script: str) -> None:
     said = done.stdout + done.stderr
     assert "Traceback" not in said
     named = said.splitlines()[0].removeprefix("missing packages: ").split(", ")
-    expected = {"torch", "omegaconf"} | ({"triton"} if script != "bench_cpu.py" else set())
+    expected = {"torch", "omegaconf"} | ({"triton"} if script != "bench/cpu.py" else set())
     assert expected <= {*named}
     assert "pip install" in said and "'omegaconf>=" in said and "--needs" in said
 
@@ -298,7 +300,7 @@ def test_kernels_need_torch_and_triton_alone(tmp_path: Path) -> None:
     """The checks of the kernels list their units without any other package, from anywhere."""
     code = f"""
 import sys
-sys.path.insert(0, {str(KERNELS)!r})
+sys.path[:0] = [{str(KERNELS)!r}, {str(SUITE)!r}]
 import needs
 from gpu_start import FORMS, machine_for
 from pathlib import Path
@@ -315,7 +317,7 @@ print("listed")
 
 @pytest.mark.slow
 def test_a_part_without_its_packages_is_named_and_the_others_run(tmp_path: Path) -> None:
-    command = [str(KERNELS / "gpu_suite.py"), "--dry-run", "--out", str(tmp_path / "out")]
+    command = [str(SUITE / "suite.py"), "--dry-run", "--out", str(tmp_path / "out")]
     parts = ["--only", "check", "model", "--units", "block means; "]
     done = bare(tmp_path, *command, *parts, without=("diffusers", "omegaconf", "rich"))
     assert done.returncode == 1, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from functools import partial
 from itertools import permutations
 from math import inf, nan
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 import vidsparse
-from vidsparse import SparseConfig, TokenGrid, attention, sparse_attention
+from vidsparse import SparseConfig, TokenGrid, registry, sparse_attention
 from vidsparse.attention import _finite
 from vidsparse.pipelines import guard
 from vidsparse.pipelines.guard import Guard, NonFinite
@@ -26,11 +27,12 @@ class Fault:
     """An executor that gives one infinite number in its n-th call, from 0, and no other."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-        self.calls, self.number, self.stock = 0, number, attention._execute
-        monkeypatch.setattr(attention, "_execute", self)
+        self.calls, self.number = 0, number
+        for executor in registry.executors().values():
+            monkeypatch.setattr(executor, "execute", partial(self.act, executor.execute))
 
-    def __call__(self, *args: Any) -> tuple[Tensor, Tensor | None]:
-        out, lse = self.stock(*args)
+    def act(self, stock: Any, *args: Any, **how: Any) -> tuple[Tensor, Tensor | None]:
+        out, lse = stock(*args, **how)
         if self.calls == self.number:
             out[0, -1, -1, 5] = inf
         self.calls += 1

@@ -21,6 +21,7 @@ CALL_KEYS = [
     "reason",
     "context_name",
     "seconds",
+    "executor",
 ]
 TOTALS = [
     "density",
@@ -52,6 +53,7 @@ def test_layout_of_the_report(pipeline: tuple[Any, dict[str, Any]]) -> None:
         "config",
         "steps",
         "versions",
+        "choices",
     ]
     assert report["non_finite"] == []
     assert list(report["totals"]) == TOTALS
@@ -60,6 +62,9 @@ def test_layout_of_the_report(pipeline: tuple[Any, dict[str, Any]]) -> None:
         assert list(call) == CALL_KEYS
         assert len(call["density"]) == 2, "one number per head"
         assert all(0 < d <= 1 for d in call["density"])
+        assert call["executor"] == ("" if call["reason"] else "reference")
+    (choice,) = report["choices"]
+    assert (choice["executor"], choice["passed"], choice["calls"]) == ("reference", [], 6)
     assert report["preset"] == "custom schedule.dense_layers=[1]"
     assert {"vidsparse", "torch", "diffusers"} <= set(report["versions"])
 
@@ -83,6 +88,7 @@ def test_totals_follow_from_the_calls(pipeline: tuple[Any, dict[str, Any]]) -> N
 def test_text(pipeline: tuple[Any, dict[str, Any]]) -> None:
     text = str(vidsparse.run_report(pipeline[0]))
     assert "4 of 4 steps, 16 self-attention calls, 10 dense" in text
+    assert "\nengine reference\n" in text
     assert "4 warmup-step" in text and "2 dense-layer" in text and "kernel" in text
 
 

@@ -14,7 +14,7 @@ import torch
 from vidsparse.generate.job import prepare
 from vidsparse.generate.model_files import InputError
 from vidsparse.generate.request import Request
-from vidsparse.kernels import gpu
+from vidsparse.kernels.gpu import support
 
 BIGGEST = 2**63 - 1
 SMALL = {"height": 64, "width": 48, "frames": 5, "steps": 2}
@@ -46,7 +46,7 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         properties = SimpleNamespace(name="A GPU", total_memory=8e10)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: properties)
-        monkeypatch.setattr(gpu, "refusal", lambda device: None)
+        monkeypatch.setattr(support, "refusal", lambda device: None)
 
     return found
 
@@ -161,7 +161,7 @@ def test_the_method_is_checked_for_the_dtype_and_the_heads_of_the_model(
     job, gpus, model, tmp_path, monkeypatch
 ):
     gpus(1)
-    monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(support, "capability", lambda device: (9, 0))
     ws = ["kernel.form=ws", "kernel.block_q=128"]
     assert job(device="cuda", dtype="bf16", overrides=ws).config.kernel.form == "ws"
     with pytest.raises(InputError, match=r"form 'ws'.*float32|float32.*form 'ws'"):

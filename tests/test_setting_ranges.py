@@ -107,11 +107,12 @@ def test_pyramids(case):
             built("selector", "pyramid", **values)
 
 
-def test_the_query_block_follows_the_length_of_the_sequence():
+@pytest.mark.parametrize("executor", registry.executors().values(), ids=registry.executors())
+def test_the_query_block_follows_the_length_of_the_sequence(executor):
     fixed = [Kernel(block_q=size) for size in BLOCKS]
     for tokens in (1, 1000, 16_383, 16_384, 16_385, 10**6):
-        assert Kernel().query_block(tokens) == (128 if tokens >= 16_384 else 64)
-        assert [kernel.query_block(tokens) for kernel in fixed] == BLOCKS
+        assert executor.query_block(Kernel(), tokens) == (128 if tokens >= 16_384 else 64)
+        assert [executor.query_block(kernel, tokens) for kernel in fixed] == BLOCKS
 
 
 DEFAULTS = {

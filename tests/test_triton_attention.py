@@ -14,7 +14,7 @@ if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
 
 from vidsparse import SparseConfig, TokenGrid, sparse_attention
-from vidsparse.kernels import gpu
+from vidsparse.kernels.gpu import support
 
 pytestmark = pytest.mark.interp
 
@@ -48,9 +48,9 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     def kernels(name: str, x: torch.Tensor) -> Any:
         seen.add(name)
-        return import_module(f"vidsparse.kernels.{name}")
+        return import_module(f"vidsparse.kernels.gpu.{name}")
 
-    monkeypatch.setattr(gpu, "kernels", kernels)
+    monkeypatch.setattr(support, "kernels", kernels)
     return seen
 
 
@@ -65,7 +65,7 @@ def test_every_stage_on_the_device(
     arguments: dict[str, Any] = dict(grid=GRID, config=config, return_lse=True, return_plan=True)
     out, lse, plan = sparse_attention(q, k, v, impl="triton", **arguments)
     assert stages == STAGES
-    monkeypatch.setattr(gpu, "kernels", lambda name, x: None)
+    monkeypatch.setattr(support, "kernels", lambda name, x: None)
     exact = (x.double() for x in (q, k, v))
     want, want_lse, want_plan = sparse_attention(*exact, impl="reference", **arguments)
     assert torch.equal(plan.levels, want_plan.levels)

@@ -20,7 +20,8 @@ import far
 from cuts import GRIDS, assert_close, pieces, tokens
 from torch import Tensor
 
-from vidsparse.kernels import triton_draft, triton_pool
+from vidsparse.kernels.gpu import draft as triton_draft
+from vidsparse.kernels.gpu import pool
 
 pytestmark = [
     pytest.mark.interp,
@@ -33,7 +34,7 @@ def draft(q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, sub: int) ->
     means, counts = [], []
     for x, blocks in ((q, q_blocks), (k, k_blocks)):
         start, count, size = pieces(blocks, sub)
-        means.append(triton_pool.block_means(x, start, count, size))
+        means.append(pool.block_means(x, start, count, size))
         means[-1][:, :, count == 0] = float("nan")
         counts.append(count)
     return triton_draft.draft_scores(*means, *counts, sub, q.shape[3] ** -0.5)
@@ -79,7 +80,7 @@ def test_draft_of_extreme_means(sub: int) -> None:
 
 def test_offsets_past_2_31_elements() -> None:
     far.assert_passes("""
-from vidsparse.kernels.triton_draft import draft_scores_kernel
+from vidsparse.kernels.gpu.draft import draft_scores_kernel
 D = 64
 one = torch.ones(1, dtype=torch.int32)
 for rows, wide in ((2**23, 64), (64, 2**23)):  # query blocks of a head, key blocks

@@ -21,7 +21,7 @@ from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
 
-from vidsparse.kernels import gpu, triton_engine, triton_forward
+from vidsparse.kernels.gpu import engine, forward, support
 
 pytestmark = pytest.mark.interp
 
@@ -39,7 +39,7 @@ TOLERANCES = {torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 LSE_TOLERANCE = 1e-4
 """Absolute, where the reference rounds the means as the engine does: the kernel's own error."""
 
-PACKAGE = Path(triton_forward.__file__).parents[2]
+PACKAGE = Path(forward.__file__).parents[2]
 
 
 def level_plan(grids: str, block_q: int, block_k: int, kind: str, heads: int = 2) -> BlockPlan:
@@ -91,7 +91,7 @@ def assert_matches(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
     """Output and LSE equal the reference in float64 on the same numbers."""
     want, _ = reference.execute(q.double(), k.double(), v.double(), plan)
     want_lse = rounded_lse(q, k, v, plan)
-    out, lse = triton_engine.execute(q, k, v, plan, return_lse=True)
+    out, lse = engine.execute(q, k, v, plan, return_lse=True)
     assert lse is not None
     assert out.dtype == q.dtype and out.shape == q.shape and lse.dtype == torch.float32
     assert (out.double() - want).norm() <= TOLERANCES[q.dtype] * want.norm()
@@ -138,14 +138,14 @@ def test_two_batches_and_memory_layouts() -> None:
     plan = BlockPlan.from_levels(levels, one.q_blocks, one.k_blocks).with_rest(6, "global")
     q, k, v = tensors(plan, 64)
     assert_matches(q, k, v, plan)
-    out, _ = triton_engine.execute(q, k, v, plan)
+    out, _ = engine.execute(q, k, v, plan)
     assert out.transpose(1, 2).is_contiguous()
-    straight, _ = triton_engine.execute(*(x.contiguous() for x in (q, k, v)), plan)
+    straight, _ = engine.execute(*(x.contiguous() for x in (q, k, v)), plan)
     assert straight.is_contiguous() and torch.equal(straight, out)
     parts = (torch.cat([x, x], -1)[..., :64] for x in (q, k, v))
-    assert torch.equal(triton_engine.execute(*parts, plan)[0], out)
+    assert torch.equal(engine.execute(*parts, plan)[0], out)
     columns = (x.mT.contiguous().mT for x in (q, k, v))
-    assert torch.equal(triton_engine.execute(*columns, plan)[0], out)
+    assert torch.equal(engine.execute(*columns, plan)[0], out)
 
 
 def test_a_level_map_in_any_memory_layout() -> None:
@@ -171,10 +171,10 @@ def test_rising_scores() -> None:
 def test_bad_query_stays_alone() -> None:
     plan = with_rest(level_plan("text-first", 64, 64, "mixed"), "global")
     q, k, v = tensors(plan, 64)
-    clean, _ = triton_engine.execute(q, k, v, plan)
+    clean, _ = engine.execute(q, k, v, plan)
     q = q.clone(memory_format=torch.preserve_format)
     q[0, 1, 200, 3] = float("nan")
-    out, lse = triton_engine.execute(q, k, v, plan, return_lse=True)
+    out, lse = engine.execute(q, k, v, plan, return_lse=True)
     assert lse is not None and out[0, 1, 200].isnan().all() and lse[0, 1, 200].isnan()
     out[0, 1, 200] = clean[0, 1, 200]
     assert torch.equal(out, clean)
@@ -183,19 +183,19 @@ def test_bad_query_stays_alone() -> None:
 @pytest.mark.parametrize("arch", [(8, 0), (9, 0), (10, 0), (12, 0)], ids=str)
 def test_tilings_divide_their_blocks(arch: tuple[int, int]) -> None:
     for dtype in TOLERANCES:
-        for block_q in triton_engine.BLOCK_SIZES:
-            for block_k in triton_engine.BLOCK_SIZES:
-                shape = triton_forward.tiling(dtype, arch, block_q, block_k)
+        for block_q in engine.BLOCK_SIZES:
+            for block_k in engine.BLOCK_SIZES:
+                shape = forward.tiling(dtype, arch, block_q, block_k)
                 assert block_q % shape.block_m == 0 and 16 <= shape.block_n <= block_k
 
 
 def test_an_unknown_device_takes_the_portable_tiling_and_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    triton_forward.say_unknown.cache_clear()
+    forward.say_unknown.cache_clear()
     for _ in range(2):
-        shape = triton_forward.tiling(torch.bfloat16, (13, 1), 128, 64)
-    assert shape == triton_forward.tiling(torch.bfloat16, (12, 0), 128, 64)
+        shape = forward.tiling(torch.bfloat16, (13, 1), 128, 64)
+    assert shape == forward.tiling(torch.bfloat16, (12, 0), 128, 64)
     assert [record.getMessage()[:23] for record in caplog.records] == ["compute capability 13.1"]
 
 
@@ -207,9 +207,9 @@ import interpreter
 import torch
 interpreter.install()
 from vidsparse.kernels import reference
-from vidsparse.kernels.triton_forward import *
-from vidsparse.kernels.triton_operands import *
-from vidsparse.kernels.triton_taylor import add_first_order
+from vidsparse.kernels.gpu.forward import *
+from vidsparse.kernels.gpu.operands import *
+from vidsparse.kernels.gpu.taylor import add_first_order
 from vidsparse.plan import Blocks
 HEADS, N, D = 3, 130, 64
 FAR = 2**30 + 1024  # between heads of keys; heads 2 start past 2^31 elements
@@ -253,7 +253,7 @@ def test_offsets_past_2_31_elements() -> None:
 def test_refusals() -> None:
     plan = level_plan("337", 64, 64, "exact")
     q, k, v = tensors(plan, 64)
-    run = triton_engine.execute
+    run = engine.execute
     with pytest.raises(ValueError, match=r"'block'.*none or global.*impl='reference'"):
         run(q, k, v, plan.with_rest(6, "block"))
     with pytest.raises(ValueError, match=r"'global'.*rest=-1"):
@@ -282,9 +282,9 @@ def test_refusals() -> None:
 def test_cpu_tensors_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = level_plan("337", 64, 64, "exact")
     why = "a CPU needs TRITON_INTERPRET=1"
-    monkeypatch.setattr(gpu, "refusal", lambda device: why)
+    monkeypatch.setattr(support, "refusal", lambda device: why)
     with pytest.raises(ValueError, match=rf"{why}.*impl='cpu'"):
-        triton_engine.execute(*tensors(plan, 64), plan)
+        engine.execute(*tensors(plan, 64), plan)
 
 
 def test_grad_modes() -> None:
@@ -292,8 +292,8 @@ def test_grad_modes() -> None:
     plan = with_rest(level_plan("one-block", 64, 64, "exact"), "global")
     q, k, v = tensors(plan, 64)
     with torch.inference_mode():
-        inside, _ = triton_engine.execute(q * 1, k, v, plan)
+        inside, _ = engine.execute(q * 1, k, v, plan)
     q.requires_grad_(True)
     with torch.no_grad():
-        out, _ = triton_engine.execute(q, k, v, plan)
+        out, _ = engine.execute(q, k, v, plan)
     assert torch.equal(out, inside) and not out.requires_grad

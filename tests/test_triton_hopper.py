@@ -21,9 +21,11 @@ if os.environ.get("TRITON_INTERPRET", "0") != "1":
 import triton
 from tiles import BLOCK_N, Problem, assert_right, problem
 
-from vidsparse.kernels import reference, triton_engine, triton_forward_hopper
-from vidsparse.kernels.triton_forward_hopper import FORMS, sparse_forward, tiling
-from vidsparse.kernels.triton_operands import Tiling
+from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import engine as triton_engine
+from vidsparse.kernels.gpu import forward_hopper
+from vidsparse.kernels.gpu.forward_hopper import FORMS, sparse_forward, tiling
+from vidsparse.kernels.gpu.operands import Tiling
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 
 pytestmark = pytest.mark.interp
@@ -107,9 +109,9 @@ import resource
 import interpreter
 import torch
 interpreter.install()
-from vidsparse.kernels.triton_forward import *
-from vidsparse.kernels.triton_operands import *
-from vidsparse.kernels.triton_forward_hopper import FORMS, sparse_forward
+from vidsparse.kernels.gpu.forward import *
+from vidsparse.kernels.gpu.operands import *
+from vidsparse.kernels.gpu.forward_hopper import FORMS, sparse_forward
 HEADS, N, D = 3, 130, 64
 FAR = 2**30 + 1024  # between heads of q, k and v; heads 2 start past 2^31 elements
 def rows_of(stride):
@@ -142,7 +144,7 @@ print("right")
 
 def test_offsets_past_2_31_elements() -> None:
     """Four tensors of 4.3 GB of address space, of which only the pages in use are committed."""
-    package = Path(triton_forward_hopper.__file__).parents[2]
+    package = Path(forward_hopper.__file__).parents[2]
     code = OFFSETS.format(tests=str(Path(__file__).parent), package=str(package))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "right", done.stderr

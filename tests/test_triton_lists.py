@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET", "0") != "1":
 
 from cuts import GRIDS
 
-from vidsparse.kernels import triton_engine
+from vidsparse.kernels.gpu import engine
 
 pytestmark = pytest.mark.interp
 
@@ -36,8 +36,8 @@ def test_lists_name_the_rows_of_a_plan(blocks: tuple[int, int], kind: str, rest:
     plan = BlockPlan.from_levels(levels.to(torch.int8), q_blocks, k_blocks)
     plan = plan if rest == "skip" else plan.with_rest(k_blocks.levels)
     block_n = min(64, blocks[1])
-    layout = triton_engine.layout_for(plan, block_n, torch.device("cpu"))
-    lists = triton_engine.lists_for(plan, layout, block_n)
+    layout = engine.layout_for(plan, block_n, torch.device("cpu"))
+    lists = engine.lists_for(plan, layout, block_n)
     packed = lists.entry, lists.bits, lists.count, lists.whole
     found = reference.named_rows(*packed, block_n, layout.rows)
     wanted = reference.pack_lists(plan, layout.first, layout.rows)

@@ -19,8 +19,8 @@ from tiles import problem
 from torch import Tensor
 from torch.library import CustomOpDef, opcheck
 
-import vidsparse.kernels
-from vidsparse.kernels import triton_engine
+import vidsparse.kernels.gpu
+from vidsparse.kernels.gpu import engine
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 
 pytestmark = pytest.mark.interp
@@ -33,10 +33,10 @@ ORDER = torch.randperm(GRID.tokens)
 
 def operators() -> dict[str, CustomOpDef]:
     """Of all modules of Triton kernels, by their names in torch."""
-    folder = Path(vidsparse.kernels.__file__).parent
+    folder = Path(vidsparse.kernels.gpu.__file__).parent
     found = {}
-    for path in sorted(folder.glob("triton_*.py")):
-        for value in vars(import_module(f"vidsparse.kernels.{path.stem}")).values():
+    for path in sorted(folder.glob("[a-z]*.py")):
+        for value in vars(import_module(f"vidsparse.kernels.gpu.{path.stem}")).values():
             if isinstance(value, CustomOpDef):
                 found[value._qualname] = value
     return found
@@ -141,18 +141,18 @@ def test_one_graph() -> None:
     """The engine of a plan in one graph, equal to the same calls without a graph."""
     levels = torch.randint(SKIP, 5, (2, 2, len(BLOCKS), len(BLOCKS)), dtype=torch.int8)
     plan = BlockPlan.from_levels(levels, BLOCKS, BLOCKS, (0, 1, 2, 3, 4)).with_rest(4, "global")
-    shape = triton_engine.tiling_for(tokens(), plan)
-    layout = triton_engine.layout_for(plan, shape.block_n, torch.device("cpu"))
-    rows = triton_engine.query_rows(BLOCKS, torch.device("cpu"))
+    shape = engine.tiling_for(tokens(), plan)
+    layout = engine.layout_for(plan, shape.block_n, torch.device("cpu"))
+    rows = engine.query_rows(BLOCKS, torch.device("cpu"))
     video = (~BLOCKS.text).nonzero().flatten()
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        keys = triton_engine.fill(k, v, layout)
-        lists = triton_engine.lists_for(plan, layout, shape.block_n)
+        keys = engine.fill(k, v, layout)
+        lists = engine.lists_for(plan, layout, shape.block_n)
         out, lse = torch.zeros_like(q), torch.zeros(q.shape[:3])
         rest = torch.zeros_like(lse)
-        triton_engine.sparse_forward(q, keys, lists, rows, shape, out, lse, rest)
-        triton_engine.add_first_order(q, triton_engine.taylor_state(k, v, *PLACE, video), rest, out)
+        engine.sparse_forward(q, keys, lists, rows, shape, out, lse, rest)
+        engine.add_first_order(q, engine.taylor_state(k, v, *PLACE, video), rest, out)
         return out, lse
 
     qkv = tokens(), tokens(), tokens()

@@ -20,7 +20,8 @@ from vidsparse.attention import attend
 from vidsparse.config import SparseConfig
 from vidsparse.estimator import mean
 from vidsparse.geometry import token_order
-from vidsparse.kernels import gpu, triton_engine, triton_pool, triton_taylor
+from vidsparse.kernels.gpu import engine as triton_engine
+from vidsparse.kernels.gpu import pool, support, taylor
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 
 pytestmark = pytest.mark.interp
@@ -121,9 +122,9 @@ def test_means(size: int) -> None:
     blocks, (order, _) = Blocks.cut(grid, size), order_of(grid)
     x = tensors(grid.tokens, 80, torch.bfloat16)[0]
     place = blocks.start, blocks.count.int(), size
-    found = triton_pool.block_means(x, *place, order)
-    assert torch.equal(found, triton_pool.block_means(x[:, :, order], *place))
-    assert not torch.equal(found, triton_pool.block_means(x, *place))
+    found = pool.block_means(x, *place, order)
+    assert torch.equal(found, pool.block_means(x[:, :, order], *place))
+    assert not torch.equal(found, pool.block_means(x, *place))
 
 
 @pytest.mark.parametrize("size", [16, 64, 128])
@@ -135,8 +136,8 @@ def test_moment(size: int) -> None:
         k, v, _ = tensors(grid.tokens, 80, dtype)
         video = (~blocks.text).nonzero().flatten()
         place = blocks.start, blocks.count.int(), size, video
-        found = triton_taylor.taylor_state(k, v, *place, order)
-        moved = triton_taylor.taylor_state(k[:, :, order], v[:, :, order], *place)
+        found = taylor.taylor_state(k, v, *place, order)
+        moved = taylor.taylor_state(k[:, :, order], v[:, :, order], *place)
         assert torch.equal(found, moved)
 
 
@@ -144,10 +145,10 @@ def test_moment(size: int) -> None:
 @pytest.mark.parametrize("engine", ["torch", "triton"])
 def test_estimator(engine: str, sub_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if engine == "triton":
-        from vidsparse.kernels import triton_draft
+        from vidsparse.kernels.gpu import draft
 
-        modules = {"triton_draft": triton_draft, "triton_pool": triton_pool}
-        monkeypatch.setattr(gpu, "kernels", lambda name, x: modules[name])
+        modules = {"draft": draft, "pool": pool}
+        monkeypatch.setattr(support, "kernels", lambda name, x: modules[name])
     grid = GRIDS["text-last"]
     order, _ = order_of(grid)
     cuts = Blocks.cut(grid, 32), Blocks.cut(grid, 16)

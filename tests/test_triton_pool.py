@@ -20,7 +20,7 @@ import far
 from cuts import GRIDS, assert_close, layouts, pieces, table, tokens
 from torch import Tensor
 
-from vidsparse.kernels import triton_pool
+from vidsparse.kernels.gpu import pool
 
 pytestmark = pytest.mark.interp
 
@@ -39,11 +39,11 @@ def segments(blocks: Blocks, levels: tuple[int, ...], block_n: int) -> tuple[dic
 
 def firsts(first: dict[int, int]) -> list[int]:
     """First row of each level as `fill_keys` takes it."""
-    return [first.get(level, triton_pool.ABSENT) for level in range(max(first) + 1)]
+    return [first.get(level, pool.ABSENT) for level in range(max(first) + 1)]
 
 
 def assert_means(x: Tensor, blocks: Blocks) -> None:
-    found = triton_pool.block_means(x, *table(blocks))
+    found = pool.block_means(x, *table(blocks))
     assert found.dtype == torch.float32 and found.is_contiguous()
     assert_close(found, reference.block_means(x, blocks.start, blocks.count), 1e-6)
 
@@ -52,7 +52,7 @@ def assert_keys(x: Tensor, blocks: Blocks, levels: tuple[int, ...], block_n: int
     """`fill_keys` equals the oracle, tokens and zeros bit for bit."""
     first, rows = segments(blocks, levels, block_n)
     width = 64 if x.shape[3] <= 64 else 128
-    found = triton_pool.fill_keys(x, *table(blocks), firsts(first), rows, width)
+    found = pool.fill_keys(x, *table(blocks), firsts(first), rows, width)
     wanted = reference.fill_keys(x, blocks, first, rows, width)
     assert found.dtype == x.dtype and found.is_contiguous()
     assert_close(found, wanted, HALF_ULP[x.dtype])
@@ -88,7 +88,7 @@ def test_block_means_of_pieces(sub: int) -> None:
         owned[first : first + n] = True
     assert (count == 0).any() and not owned.all()
     x[:, :, ~owned] = float("nan")
-    assert_close(triton_pool.block_means(x, start, count, size), wanted, 1e-6)
+    assert_close(pool.block_means(x, start, count, size), wanted, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_memory_layouts() -> None:
     blocks = Blocks.cut(TokenGrid(1, 5, 9, 7, True), 16)
     first, rows = segments(blocks, (0, 2), 16)
     views = layouts(tokens(blocks, 64, torch.bfloat16, batch=2))
-    keys = [triton_pool.fill_keys(each, *table(blocks), firsts(first), rows, 64) for each in views]
-    means = [triton_pool.block_means(each, *table(blocks)) for each in views]
+    keys = [pool.fill_keys(each, *table(blocks), firsts(first), rows, 64) for each in views]
+    means = [pool.block_means(each, *table(blocks)) for each in views]
     for results in (keys, means):
         assert all(torch.equal(each, results[0]) for each in results)
 
@@ -135,14 +135,14 @@ def test_gather_order(size: int) -> None:
     first, rows = segments(blocks, (0, 1, 4), 64)
     x, order = tokens(blocks, 80), torch.randperm(blocks.tokens)
     place = *table(blocks), firsts(first), rows, 128
-    found = triton_pool.fill_keys(x, *place, order)
-    assert torch.equal(found, triton_pool.fill_keys(x[:, :, order], *place))
-    assert not torch.equal(found, triton_pool.fill_keys(x, *place))
+    found = pool.fill_keys(x, *place, order)
+    assert torch.equal(found, pool.fill_keys(x[:, :, order], *place))
+    assert not torch.equal(found, pool.fill_keys(x, *place))
 
 
 def test_offsets_past_2_31_elements() -> None:
     far.assert_passes("""
-from vidsparse.kernels.triton_pool import block_means, fill_keys, fill_keys_kernel
+from vidsparse.kernels.gpu.pool import block_means, fill_keys, fill_keys_kernel
 HEADS, N, D = 3, 130, 64
 start, count = torch.tensor([0, 128]), torch.tensor([128, 2], dtype=torch.int32)
 blocks = Blocks(start, count.long(), torch.zeros(2, dtype=torch.bool), 128)

@@ -17,16 +17,17 @@ from functools import partial
 
 from tiles import BLOCK_N, Problem, assert_right, problem
 
-from vidsparse.kernels import reference, triton_engine, triton_forward, triton_forward_hopper
-from vidsparse.kernels.triton_quant import int8_operands, key_mean, quantise_keys, quantise_queries
+from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import engine, forward, forward_hopper
+from vidsparse.kernels.gpu.quant import int8_operands, key_mean, quantise_keys, quantise_queries
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 
 pytestmark = pytest.mark.interp
 
 FORMS: dict[str, Any] = {
-    "pointer": triton_forward.sparse_forward,
-    "tma": partial(triton_forward_hopper.sparse_forward, form="tma"),
-    "ws": partial(triton_forward_hopper.sparse_forward, form="ws"),
+    "pointer": forward.sparse_forward,
+    "tma": partial(forward_hopper.sparse_forward, form="tma"),
+    "ws": partial(forward_hopper.sparse_forward, form="ws"),
 }
 TOLERANCE = 2e-2
 """Relative L2 of the output; 1.3e-2 is what rounding of normal data to int8 costs."""
@@ -132,7 +133,7 @@ def test_plans() -> None:
     levels = torch.randint(SKIP, 7, (1, 2, len(q_blocks), len(k_blocks)), dtype=torch.int8)
     plan = BlockPlan.from_levels(levels, q_blocks, k_blocks).with_rest(6)
     q, k, v = (torch.randn(1, grid.tokens, 2, 64).half().transpose(1, 2) for _ in range(3))
-    out, lse = triton_engine.execute(q, k + 2, v, plan, return_lse=True, qk="int8")
+    out, lse = engine.execute(q, k + 2, v, plan, return_lse=True, qk="int8")
     want, want_lse = reference.execute(q.double(), (k + 2).double(), v.double(), plan)
     assert lse is not None and want_lse is not None
     assert (out.double() - want).norm() <= TOLERANCE * want.norm()

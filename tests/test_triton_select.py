@@ -21,7 +21,8 @@ if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
 
 
-from vidsparse.kernels import gpu, triton_select
+from vidsparse.kernels.gpu import select as triton_select
+from vidsparse.kernels.gpu import support
 
 pytestmark = [
     pytest.mark.interp,
@@ -87,7 +88,7 @@ def selected(*arguments: Any) -> Tensor:
     """The level map that the selector takes from the kernel."""
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "kernels", lambda name, _: asked.append(name) or triton_select)
+        patch.setattr(support, "kernels", lambda name, _: asked.append(name) or triton_select)
         levels = select(*arguments)
     assert asked == ["triton_select"]
     return levels
@@ -258,7 +259,7 @@ import resource
 import interpreter
 import torch
 interpreter.install()
-from vidsparse.kernels.triton_select import select_kernel
+from vidsparse.kernels.gpu.select import select_kernel
 FAR, NK = 2**30 + 64, 128  # row 2 starts past 2^31 elements
 memory = [torch.empty(2 * FAR + NK, dtype=t) for t in (torch.float32, torch.bool, torch.int8)]
 value, forced, level = (x.as_strided((3, NK), (FAR, 1)) for x in memory)
@@ -313,6 +314,6 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     for levels, ends in (((0, 10), (1, 2)), ((1, 2), (1, 2)), ((0,), (1, 2))):
         with pytest.raises(ValueError, match=r"levels ascending from 0 to at most 9"):
             triton_select.select_quota(value, forced, levels, ends, 1, 2.0)
-    monkeypatch.setattr(gpu, "refusal", lambda device: f"nothing runs on {device}")
+    monkeypatch.setattr(support, "refusal", lambda device: f"nothing runs on {device}")
     with pytest.raises(ValueError, match=r"nothing runs on cpu; use vidsparse\.selector"):
         topk_of(value, forced, 3)

@@ -20,7 +20,7 @@ import far
 from cuts import GRIDS, layouts, table, tokens
 from torch import Tensor
 
-from vidsparse.kernels import triton_taylor
+from vidsparse.kernels.gpu import taylor
 
 pytestmark = pytest.mark.interp
 
@@ -33,7 +33,7 @@ def assert_moment(k: Tensor, v: Tensor, blocks: Blocks, tolerance: float) -> Non
     depth = k.shape[3]
     width = 64 if depth <= 64 else 128
     video = (~blocks.text).nonzero().flatten()
-    found = triton_taylor.taylor_state(k, v, *table(blocks), video)
+    found = taylor.taylor_state(k, v, *table(blocks), video)
     wanted = reference.taylor_state(k, v, blocks)
     assert found.shape == (*k.shape[:2], width, width) and found.dtype == torch.float32
     inside = found[..., :depth, :depth].double()
@@ -48,7 +48,7 @@ def assert_moment(k: Tensor, v: Tensor, blocks: Blocks, tolerance: float) -> Non
 def test_moment(
     grid: str, dtype: torch.dtype, size: int, slab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_taylor, "SLAB", slab)
+    monkeypatch.setattr(taylor, "SLAB", slab)
     blocks = Blocks.cut(GRIDS[grid], size)
     k, v = (tokens(blocks, 64, dtype) for _ in range(2))
     assert_moment(k, v, blocks, TOLERANCES[dtype])
@@ -71,12 +71,12 @@ def test_moment_of_one_head_stands_alone() -> None:
     """One token has no moment; other heads do not change the numbers of a head."""
     blocks = Blocks.cut(GRIDS["one-token"], 64)
     k, v = (tokens(blocks, 64) for _ in range(2))
-    assert (triton_taylor.taylor_state(k, v, *table(blocks), torch.tensor([0])) == 0).all()
+    assert (taylor.taylor_state(k, v, *table(blocks), torch.tensor([0])) == 0).all()
     blocks = Blocks.cut(GRIDS["text-last"], 64)
     k, v = (tokens(blocks, 64, torch.bfloat16) for _ in range(2))
     video = (~blocks.text).nonzero().flatten()
-    both = triton_taylor.taylor_state(k, v, *table(blocks), video)
-    one = triton_taylor.taylor_state(k[:, 1:], v[:, 1:], *table(blocks), video)
+    both = taylor.taylor_state(k, v, *table(blocks), video)
+    one = taylor.taylor_state(k[:, 1:], v[:, 1:], *table(blocks), video)
     assert torch.equal(one, both[:, 1:])
 
 
@@ -85,7 +85,7 @@ def test_memory_layouts() -> None:
     blocks = Blocks.cut(TokenGrid(1, 5, 9, 7, True), 16)
     views = layouts(tokens(blocks, 64, torch.bfloat16, batch=2))
     moments = [
-        triton_taylor.taylor_state(each, views[-n], *table(blocks), torch.arange(len(blocks)))
+        taylor.taylor_state(each, views[-n], *table(blocks), torch.arange(len(blocks)))
         for n, each in enumerate(views)
     ]
     assert all(torch.equal(each, moments[0]) for each in moments)
@@ -100,13 +100,13 @@ def test_add_first_order(dtype: torch.dtype, depth: int) -> None:
     width = 64 if depth <= 64 else 128
     moment, rest = torch.randn(2, 2, width, width).to(dtype), torch.rand(q.shape[:3])
     wanted = reference.add_first_order(q, moment, rest, out)
-    triton_taylor.add_first_order(q, moment, rest, out)
+    taylor.add_first_order(q, moment, rest, out)
     assert (out.double() - wanted).norm() <= TOLERANCES[dtype] * wanted.norm()
 
 
 def test_offsets_past_2_31_elements() -> None:
     far.assert_passes("""
-from vidsparse.kernels.triton_taylor import taylor_state
+from vidsparse.kernels.gpu.taylor import taylor_state
 HEADS, N, D = 3, 130, 64
 start, count = torch.tensor([0, 128]), torch.tensor([128, 2], dtype=torch.int32)
 blocks = Blocks(start, count.long(), torch.zeros(2, dtype=torch.bool), 128)

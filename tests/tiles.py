@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels import reference
-from vidsparse.kernels.triton_operands import Keys, QueryRows, TileLists, Tiling
+from vidsparse.kernels.gpu.operands import Keys, QueryRows, TileLists, Tiling
 from vidsparse.plan import Blocks
 
 BLOCK_N = 64

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from vidsparse import operands, registry
-from vidsparse.config import Kernel, SparseConfig, resolve
-from vidsparse.decision import Decision, decide, requested, too_dense, tried
+from vidsparse.config import SparseConfig, resolve
+from vidsparse.decision import Choice, Decision, decide, requested, too_dense, tried
 from vidsparse.geometry import Geometry, plan_geometry
-from vidsparse.kernels import cpu, dense, reference
+from vidsparse.kernels import dense
+from vidsparse.kernels.executor import Executor
 from vidsparse.plan import BlockPlan, StepContext, TokenGrid
 
 
@@ -39,6 +40,7 @@ class AttentionResult:
     plan: BlockPlan | None
     head_density: Tensor
     reason: str | None
+    choice: Choice = field(default_factory=Choice)
     seconds: dict[str, float] = field(default_factory=dict)
     finite: Tensor | None = None
 
@@ -69,7 +71,7 @@ def sparse_attention(
     grid: of S tokens; (frames, height, width) for a video without text.
     config: a `SparseConfig`, or what `vidsparse.accelerate_pipeline` takes as a preset.
     context: step and layer for the schedule; None: the steady state.
-    impl: auto | reference | cpu | triton. "auto" takes `config.kernel.impl`, and if that is auto
+    impl: auto, or the name of an executor. "auto" takes `config.kernel.impl`, and if that is auto
         too, the fastest for the device, which may be dense. Anything else is executed or refused.
 
     Returns out [B, S, H, D], in the order of the input; with return_lse also LSE [B, H, S] (natural
@@ -153,32 +155,34 @@ def _attend(
     decision = decision_for(
         q, grid=grid, config=config, context=context, impl=impl, hoisted=hoisted
     )
-    reason, name = "empty" if q.numel() == 0 else decision.reason, decision.executor
+    reason, choice = "empty" if q.numel() == 0 else decision.reason, decision.choice
     seconds: dict[str, float] = {}
     if reason is not None:
-        return _dense(q, k, v, reason, dense_path, return_lse, seconds)
-    block_q, block_k = config.kernel.query_block(grid.tokens), config.kernel.block_k
-    geometry = plan_geometry(grid, config.layout, config.force, block_q, block_k, q.device)
+        return _dense(q, k, v, reason, dense_path, return_lse, seconds, choice)
+    executor: Executor = registry.executor(choice.executor)
+    sizes = decision.block_q, config.kernel.block_k
+    geometry = plan_geometry(grid, config.layout, config.force, *sizes, q.device)
     q_in, k_in, v_in = q, k, v
     order = None if hoisted else geometry.order
-    permuted = order is not None and name != "triton"
-    if permuted:  # the Triton kernels gather and scatter as they read and write
+    permuted = order is not None and not executor.takes_order
+    if permuted:
         with _timed(seconds, "permute"):
             q, k, v = (x.index_select(1, geometry.order) for x in (q, k, v))
             order = None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     plan = _plan(q, k, order, geometry, config, decision.density, seconds)
-    if requested(config, impl) == "auto" and too_dense(plan, config, decision.crossover):
-        return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds)
+    if requested(config, impl) == "auto" and too_dense(plan, config, choice.crossover):
+        return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds, choice)
     with _timed(seconds, "kernel"):
-        out, lse = _execute(name, q, k, v, order, plan, config.kernel, return_lse)
+        how: Any = {"kernel": config.kernel, "order": order, "return_lse": return_lse}
+        out, lse = executor.execute(q, k, v, plan, **how)
     out = out.transpose(1, 2)
     if permuted:
         with _timed(seconds, "permute"):
             out = out.index_select(1, geometry.inverse)
             lse = lse.index_select(2, geometry.inverse) if lse is not None else None
     finite = _finite(q_in, k_in, v_in, out) if watch else None
-    return AttentionResult(out, lse, plan, plan.density.mean(0), None, seconds, finite)
+    return AttentionResult(out, lse, plan, plan.density.mean(0), None, choice, seconds, finite)
 
 
 def _finite(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor | None:
@@ -205,10 +209,9 @@ def decision_for(
     hoisted: bool = False,
 ) -> Decision:
     """What `attend` decides about a call with this q [B, S, H, D]; only its form matters."""
-    block_q = config.kernel.query_block(grid.tokens)
 
-    def trial(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, density: float) -> None:
-        attend(q, k, v, grid=grid, config=tried(config, block_q, density), hoisted=hoisted)
+    def trial(name: str, block_q: int, *qkv: Tensor, grid: TokenGrid, density: float) -> None:
+        attend(*qkv, grid=grid, config=tried(config, name, block_q, density), hoisted=hoisted)
 
     return decide(
         config,
@@ -252,27 +255,6 @@ def _plan(
         return complete
 
 
-def _execute(
-    name: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    order: Tensor | None,
-    plan: BlockPlan,
-    kernel: Kernel,
-    lse: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Run the plan on the named executor."""
-    if name == "triton":
-        from vidsparse.kernels import triton_engine  # needs triton, which a CPU need not have
-
-        how: Any = {"order": order, "form": kernel.form, "qk": kernel.qk}
-        return triton_engine.execute(q, k, v, plan, return_lse=lse, **how)
-    if name == "cpu":
-        return cpu.execute(q, k, v, plan, return_lse=lse, matmul=kernel.cpu_matmul)
-    return reference.execute(q, k, v, plan, return_lse=lse)
-
-
 def _dense(
     q: Tensor,
     k: Tensor,
@@ -281,13 +263,14 @@ def _dense(
     path: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
     return_lse: bool,
     seconds: dict[str, float],
+    choice: Choice,
 ) -> AttentionResult:
     with _timed(seconds, "dense"):
         if path is not None and not return_lse:
             out, lse = path(q, k, v), None
         else:
             out, lse = dense.execute(q, k, v, return_lse=return_lse)
-    return AttentionResult(out, lse, None, full_density(q.shape[2]), reason, seconds)
+    return AttentionResult(out, lse, None, full_density(q.shape[2]), reason, choice, seconds)
 
 
 @lru_cache(maxsize=64)

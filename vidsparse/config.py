@@ -12,10 +12,17 @@ from typing import Any
 from vidsparse import registry
 from vidsparse.fields import build, keys
 from vidsparse.fields import require as require
-from vidsparse.plain_values import an, override_list, plain, read_file, read_overrides, short, write
+from vidsparse.plain_values import (
+    an,
+    override_list,
+    plain,
+    read_file,
+    read_overrides,
+    short,
+    stamp,
+    write,
+)
 from vidsparse.shipped import folder
-
-IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 
 
 @dataclass(frozen=True)
@@ -37,19 +44,16 @@ class Force:
 
 FORMS = ("auto", "pointer", "tma", "ws")
 
-LONG_SEQUENCE = 16_384
-"""Tokens from which `block_q: auto` means 128."""
-
 
 @dataclass(frozen=True)
 class Kernel:
     """How a plan is executed.
 
-    block_q, block_k: tokens per query / key block, a power of two in 16 .. 512; block_q "auto": 64
-        for sequences below 16,384 tokens, of which 128 are a large piece, else 128.
+    block_q, block_k: tokens per query / key block, a power of two in 16 .. 512; block_q "auto":
+        what the executor that is chosen prefers.
     qk: "native" computes q.k in the input dtype with fp32 sums; "int8" in 8 bits with a scale per
         block, Triton engine only.
-    impl: auto | reference | cpu | triton; anything but auto is executed or refused, never replaced.
+    impl: auto, or the name of an executor, which is executed or refused, never replaced.
     form: of the Triton forward kernel, auto | pointer | tma | ws; the last two are for GPUs of
         compute capability 9 and 10.
     cpu_matmul: "auto" lets the CPU engine use the faster fp32 matmul of oneDNN after a precision
@@ -75,7 +79,8 @@ class Kernel:
         require(self.block_k in sizes, "kernel.block_k", self.block_k, allowed)
         require(self.qk in ("native", "int8"), "kernel.qk", self.qk, "native, int8")
         require(self.form in FORMS, "kernel.form", self.form, ", ".join(FORMS))
-        require(self.impl in IMPLEMENTATIONS, "kernel.impl", self.impl, ", ".join(IMPLEMENTATIONS))
+        implementations = registry.implementations()
+        require(self.impl in implementations, "kernel.impl", self.impl, ", ".join(implementations))
         ok = self.cpu_matmul in ("auto", "native")
         require(ok, "kernel.cpu_matmul", self.cpu_matmul, "auto, native")
         number = isinstance(self.crossover, float | int) and not isinstance(self.crossover, bool)
@@ -83,12 +88,6 @@ class Kernel:
         require(ok, "kernel.crossover", self.crossover, "a number in (0, 1], or auto")
         if number:
             object.__setattr__(self, "crossover", float(self.crossover))
-
-    def query_block(self, tokens: int) -> int:
-        """Tokens per query block in a sequence of so many tokens."""
-        if isinstance(self.block_q, int):
-            return self.block_q
-        return 64 if tokens < LONG_SEQUENCE else 128
 
 
 DEFAULT_METHODS = {
@@ -222,7 +221,11 @@ def resolve(
     if isinstance(preset, Mapping):
         return SparseConfig.from_dict(preset, changes)
     if isinstance(preset, str | Path):
-        return SparseConfig.load(preset, changes) if changes else _kept(preset, _stamp(preset))
+        return (
+            SparseConfig.load(preset, changes)
+            if changes
+            else _kept(preset, stamp(_path(str(preset))))
+        )
     raise TypeError(
         f"preset is {an(preset)}: expected a preset name, a path, a dict or a SparseConfig"
     )
@@ -250,17 +253,8 @@ def _path(name: str) -> Path:
 
 
 @lru_cache(maxsize=64)
-def _kept(name_or_path: str | Path, stamp: object) -> SparseConfig:
+def _kept(name_or_path: str | Path, when: object) -> SparseConfig:
     return SparseConfig.load(name_or_path)
-
-
-def _stamp(name_or_path: str | Path) -> tuple[int, ...] | None:
-    """What changes when a file does, or when another one gets its name."""
-    try:
-        status = _path(str(name_or_path)).stat()
-    except (OSError, ValueError):  # a name, or a path that `_read` will refuse
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _section(values: Mapping[str, Any], stage: str) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from vidsparse import registry
 from vidsparse.attention import decision_for
 from vidsparse.config import SparseConfig
-from vidsparse.decision import decide
-from vidsparse.kernels import cpu, cpu_crossover, cpu_machine, cpu_matmul, cpu_store
+from vidsparse.kernels.cpu import machine
+from vidsparse.kernels.executor import Executor
 from vidsparse.plan import TokenGrid
-from vidsparse.reasons import REASONS
 from vidsparse.shipped import demo_model
 
 PACKAGES = (
@@ -41,9 +41,8 @@ BACKENDS = {
     "math": SDPBackend.MATH,
 }
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-TYPICAL = TokenGrid(21, 30, 52)  # Wan, 81 frames of 832x480
 HEADS, HEAD_DIMS, TOKENS = 12, (64, 128), (1024, 2048, 8192)
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16, torch.float32)}
 
 
 def examine(remeasure: bool = False) -> dict[str, Any]:
@@ -52,9 +51,8 @@ def examine(remeasure: bool = False) -> dict[str, Any]:
     remeasure: what was timed on this CPU before is deleted and timed again.
     """
     if remeasure:
-        cpu_store.forget(disk=True)
-        cpu_matmul.forget()
-        cpu_crossover.forget()
+        for executor in registry.executors().values():
+            executor.forget()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts: dict[str, Any] = {
         "python": platform.python_version(),
@@ -62,12 +60,15 @@ def examine(remeasure: bool = False) -> dict[str, Any]:
         "cpu": _cpu(),
         "gpu": _gpu(),
         "dense_backends": {"device": device.type, **_backends(device)},
-        "sparse_engine": {
-            "cpu": cpu.engine_info(),
-            "crossover": _crossover(),
-            "figures_in": str(cpu_store.folder()),
-            **_gpu_engine(),
+        "executors": {
+            executor.name: {
+                "about": executor.about,
+                "missing": _missing_of(executor),
+                "figures": executor.figures(),
+            }
+            for executor in registry.executors().values()
         },
+        "auto": [cell for kind in dict.fromkeys(("cpu", device.type)) for cell in _auto(kind)],
         "ffmpeg": _ffmpeg(),
         "demo_model": _demo_model(),
     }
@@ -77,10 +78,9 @@ def examine(remeasure: bool = False) -> dict[str, Any]:
 
 def report(facts: dict[str, Any]) -> str:
     """The facts for a person, a line each."""
-    processor, engine = facts["cpu"], facts["sparse_engine"]["cpu"]
+    processor = facts["cpu"]
     gpu = facts["gpu"] or {"name": "none"}
     usable = [name for name, works in facts["dense_backends"].items() if works is True]
-    gpu_engine = facts["sparse_engine"].get("cuda")
     lines = {
         "python": facts["python"],
         "packages": ", ".join(f"{name} {v or 'missing'}" for name, v in facts["packages"].items()),
@@ -88,13 +88,13 @@ def report(facts: dict[str, Any]) -> str:
         "CPU has": ", ".join(processor["flags"]) or "no AVX",
         "GPU": ", ".join(str(value) for value in gpu.values()),
         "dense backends": f"{', '.join(usable)} on {facts['dense_backends']['device']}",
-        "sparse on CPU": _routes(engine),
-        "sparse on GPU": gpu_engine or "no GPU",
         "ffmpeg": facts["ffmpeg"] or "missing",
         "demo model": facts["demo_model"] or "missing",
     }
     text = [f"{name:15} {value}" for name, value in lines.items()]
-    text += _crossover_lines(facts["sparse_engine"])
+    text += _executor_lines(facts["executors"])
+    for device in dict.fromkeys(cell["device"] for cell in facts["auto"]):
+        text += _auto_lines(device, [c for c in facts["auto"] if c["device"] == device], facts)
     if facts["missing"]:
         text += ["", "missing"]
     for item in facts["missing"]:
@@ -110,10 +110,10 @@ def _version(name: str) -> str | None:
 
 
 def _cpu() -> dict[str, Any]:
-    flags = cpu_machine.flags()
+    flags = machine.flags()
     return {
-        "name": cpu_machine.name(),
-        "cores": cpu_machine.cores(),
+        "name": machine.name(),
+        "cores": machine.cores(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "flags": [flag for flag in CPU_FLAGS if flag in flags],
@@ -122,46 +122,65 @@ def _cpu() -> dict[str, Any]:
     }
 
 
-def _routes(engine: dict[str, Any]) -> str:
-    """The routes of matrix products that are taken, with their figures, and why others are not."""
-    if engine["fp32"] == "onednn":
-        fp32 = (
-            f"fp32 through oneDNN, {engine['onednn_gain']}x as fast as torch's own products, "
-            f"error {engine['onednn_error']:.1e}"
-        )
-    else:
-        fp32 = f"fp32 by torch's own products (oneDNN rejected: {engine['refusal']})"
-    gain = f"{engine['bf16_gain']}x as fast"
-    if engine["bf16_values"] == "bfloat16":
-        return f"{fp32}; for bf16 weights times values in bfloat16, {gain} as in float32"
-    return f"{fp32}; for bf16 weights times values in float32 (bfloat16 rejected: {gain})"
+def _missing_of(executor: Executor) -> str | None:
+    """Why an executor runs nowhere on this machine, None if it runs somewhere."""
+    devices = [torch.device(name) for name in executor.preferred] or [torch.device("cpu")]
+    reasons = [executor.available(device) for device in devices]
+    return None if None in reasons else reasons[0]
 
 
-def _crossover() -> list[dict[str, Any]]:
-    """For typical calls the density above which `impl: auto` goes dense on this CPU; 0: always."""
+def _executor_lines(executors: dict[str, Any]) -> list[str]:
+    """What can execute sparse calls, a line each, and why not here."""
+    return [
+        f"{'engine ' + name:15} {facts['about']}"
+        + (f"; not here: {why}" if (why := facts["missing"]) else "")
+        for name, facts in executors.items()
+    ]
+
+
+def _auto(device: str) -> list[dict[str, Any]]:
+    """What `impl: auto` does with typical calls on a device: who executes them, and how.
+
+    density: above which it goes dense; 0: always.
+    """
     config, found = SparseConfig.load("balanced", ["schedule.name=constant"]), []
-    for dtype, head_dim, tokens in product(DTYPES, HEAD_DIMS, TOKENS):
-        q = torch.empty(1, tokens, HEADS, head_dim, dtype=dtype)
+    for dtype, head_dim, tokens in product(DTYPES[device], HEAD_DIMS, TOKENS):
+        q = torch.empty(1, tokens, HEADS, head_dim, dtype=dtype, device=device)
         decision = decision_for(q, grid=TokenGrid(tokens // 256, 16, 16), config=config)
-        name = str(dtype).removeprefix("torch.")
-        found.append({"dtype": name, "head_dim": head_dim, "tokens": tokens,
-                      "density": round(decision.crossover, 2)})  # fmt: skip
+        choice = decision.choice
+        found.append({
+            "device": device,
+            "dtype": str(dtype).removeprefix("torch."),
+            "head_dim": head_dim,
+            "tokens": tokens,
+            "executor": choice.executor,
+            "passed": dict(choice.passed),
+            "route": choice.route,
+            "density": round(choice.crossover, 2) if choice.executor else 0.0,
+            "block_q": decision.block_q,
+        })  # fmt: skip
     return found
 
 
-def _crossover_lines(engine: dict[str, Any]) -> list[str]:
+def _auto_lines(device: str, cells: list[dict[str, Any]], facts: dict[str, Any]) -> list[str]:
+    """The table of a device, a line for each dtype and head dim, and each route once."""
     rows: dict[tuple[str, int], list[str]] = {}
-    for cell in engine["crossover"]:
+    for cell in cells:
         shown = f"{cell['tokens']:,}: {cell['density'] or 'dense'}"
         rows.setdefault((cell["dtype"], cell["head_dim"]), []).append(shown)
-    info = engine["cpu"]
-    kept = info["problem"] or f"kept in {engine['figures_in']}"
+    names = dict.fromkeys(cell["executor"] or "dense" for cell in cells)
+    kept = [facts["executors"][name]["figures"].get("kept") for name in names if name != "dense"]
+    note = f"; {kept[0]}; again: vidsparse doctor --remeasure" if any(kept) else ""
     lines = [
-        f"{'auto on CPU':15} sparse up to this density, by tokens ({HEADS} heads, "
-        f"{info['threads']} threads; {kept}; again: vidsparse doctor --remeasure)"
+        f"{f'auto on {device}':15} {', '.join(names)}, sparse up to this density, by tokens "
+        f"({HEADS} heads, {facts['cpu']['threads']} threads{note})"
     ]
-    for (dtype, head_dim), cells in rows.items():
-        lines.append(f"{'':15} {dtype}, head dim {head_dim}: {', '.join(cells)}")
+    for (dtype, head_dim), found in rows.items():
+        lines.append(f"{'':15} {dtype}, head dim {head_dim}: {', '.join(found)}")
+    for route in dict.fromkeys((c["dtype"], c["route"]) for c in cells if c["route"]):
+        lines.append(f"{'':15} {route[0]}: {route[1]}")
+    for name, why in {item for cell in cells for item in cell["passed"].items()}:
+        lines.append(f"{'':15} not {name}: {why}")
     return lines
 
 
@@ -191,14 +210,6 @@ def _backends(device: torch.device) -> dict[str, bool]:
         except RuntimeError:
             found[name] = False
     return found
-
-
-def _gpu_engine() -> dict[str, str]:
-    """Under "cuda", if there is a GPU: what a typical call of the default preset does there."""
-    if not torch.cuda.is_available():
-        return {}
-    decision = decide(SparseConfig.load("balanced"), TYPICAL, device=torch.device("cuda"))
-    return {"cuda": f"dense: {REASONS[decision.reason]}" if decision.reason else "sparse"}
 
 
 def _ffmpeg() -> str | None:
@@ -233,7 +244,8 @@ def _missing(facts: dict[str, Any]) -> list[dict[str, str]]:
             "install the CUDA build of torch, see pytorch.org/get-started",
         ),
         (
-            facts["sparse_engine"].get("cuda", "sparse") != "sparse",
+            facts["gpu"] is not None
+            and all(not cell["executor"] for cell in facts["auto"] if cell["device"] == "cuda"),
             "a sparse engine for the GPU",
             "pipelines on the GPU run dense: as fast as before, not faster",
             "a version of vidsparse with GPU kernels, and triton",

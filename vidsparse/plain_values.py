@@ -56,6 +56,15 @@ def an(value: object) -> str:
     return f"a {type(value).__name__}" if value is not None else "None"
 
 
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file does, or when another one gets its name; None: there is none."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ValueError that names the file and what is wrong."""
     what = f"config file {str(path)!r}"

@@ -1,4 +1,8 @@
-"""A method is a file: `vidsparse/<stage>/<name>.py` is the method <name> of that stage in YAML."""
+"""What is found by its file: methods of the stages, and executors.
+
+`vidsparse/<stage>/<name>.py` is the method <name> of that stage in YAML. In `vidsparse/kernels` a
+file with an `EXECUTOR`, or a folder with an `executor.py` that has one, is an executor.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import importlib
 import pkgutil
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 STAGES = ("layout", "estimator", "selector", "compensation", "schedule")
 
@@ -24,3 +29,28 @@ def method(stage: str, name: str) -> ModuleType:
             f"{stage}.name={name!r}: no such method; there are {', '.join(methods(stage))}"
         )
     return importlib.import_module(f"vidsparse.{stage}.{name}")
+
+
+@cache
+def executors() -> dict[str, Any]:
+    """All executors (`vidsparse.kernels.executor`) by name, sorted."""
+    package = importlib.import_module("vidsparse.kernels")
+    found = {}
+    for entry in pkgutil.iter_modules(package.__path__, "vidsparse.kernels."):
+        name = f"{entry.name}.executor" if entry.ispkg else entry.name
+        executor = getattr(importlib.import_module(name), "EXECUTOR", None)
+        if executor is not None:
+            found[executor.name] = executor
+    return dict(sorted(found.items()))
+
+
+def executor(name: str) -> Any:
+    """One executor. Raises ValueError with the existing names if there is none."""
+    if name not in executors():
+        raise ValueError(f"impl {name!r}: no such executor; there are {', '.join(executors())}")
+    return executors()[name]
+
+
+def implementations() -> tuple[str, ...]:
+    """What `impl` may say: auto, or the name of an executor."""
+    return ("auto", *executors())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.config import require
-from vidsparse.kernels import gpu
+from vidsparse.kernels.gpu import support
 from vidsparse.plan import Blocks, Scores
 
 
@@ -41,8 +41,8 @@ def estimate(
     """Logits float32 [B, H, nq, nk]. Formula in the module docstring."""
     scale = q.shape[-1] ** -0.5
     sizes = {q_blocks.size, k_blocks.size}
-    able = sizes <= set(gpu.BLOCK_SIZES) and q.shape[-1] <= gpu.MAX_HEAD_DIM
-    if able and gpu.kernels("triton_draft", q):
+    able = sizes <= set(support.BLOCK_SIZES) and q.shape[-1] <= support.MAX_HEAD_DIM
+    if able and support.kernels("draft", q):
         cuts = q_blocks, k_blocks
         return Scores(_estimate_in_triton(q, k, *cuts, params.sub_blocks, order), "logit")
     if order is not None:
@@ -67,7 +67,7 @@ def _estimate_in_triton(
     order: Tensor | None,
 ) -> Tensor:
     """`estimate` on a GPU."""
-    draft, pool = gpu.kernels("triton_draft", q), gpu.kernels("triton_pool", q)
+    draft, pool = support.kernels("draft", q), support.kernels("pool", q)
     means, counts = [], []
     for x, blocks in ((q, q_blocks), (k, k_blocks)):
         start, count = _pieces(blocks, sub_blocks, q.device)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from vidsparse.generate.model_files import InputError
-from vidsparse.plain_values import read_file
+from vidsparse.plain_values import read_file, stamp
 from vidsparse.shipped import folder
 
 
@@ -74,7 +75,7 @@ def cards() -> list[Card]:
 
 def read_card(file: Path, families: Path) -> Card:
     """A card, with what it leaves to its family filled in."""
-    content = read_file(file)
+    content = _kept(file, stamp(file))
     family = _family(content, families)
     preset = content.get("preset") or family.get("preset")
     return Card(
@@ -88,11 +89,18 @@ def read_card(file: Path, families: Path) -> Card:
     )
 
 
+@lru_cache(maxsize=256)
+def _kept(file: Path, when: object) -> dict[str, Any]:
+    """The content of a file, which nobody changes; read again when the file is another."""
+    return read_file(file)
+
+
 def _family(content: Mapping[str, Any], families: Path) -> dict[str, Any]:
     """What a card or a family leaves to its own family; empty if it has none."""
     if "family" not in content:
         return {}
-    family = read_file(families / f"{content['family']}.yaml")
+    file = families / f"{content['family']}.yaml"
+    family = _kept(file, stamp(file))
     above = _family(family, families)
     settings = {**above.get("generate", {}), **family.get("generate", {})}
     return {**above, **family, "generate": settings}

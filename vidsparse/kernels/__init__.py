@@ -1,8 +1,6 @@
 """Kernels: everything that executes a BlockPlan. Only this folder may import triton.
 
-An executor is a file here with
-
-    def execute(q, k, v, plan, *, return_lse=False, ...) -> tuple[Tensor, Tensor | None]
+An executor is a file here; `executor.py` is its contract. It turns a plan into (O, LSE):
 
 q [B, H, Sq, D], k, v [B, H, Sk, D] in the order that the plan's blocks refer to (strided views
 allowed); out like q; lse float32 [B, H, Sq], natural logarithm. With u over the token groups that

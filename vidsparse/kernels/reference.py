@@ -9,11 +9,16 @@ their device. Selection has its oracles in `vidsparse.selector`.
 from __future__ import annotations
 
 from math import log
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vidsparse.kernels import executor
 from vidsparse.plan import SKIP, BlockPlan, Blocks
+
+if TYPE_CHECKING:  # with it OmegaConf, which the kernels do without
+    from vidsparse.config import Kernel
 
 
 def pool(x: Tensor, blocks: Blocks, level: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,6 +68,31 @@ def execute(
     if plan.first_order != "none":
         out = out + _first_order(q, k, v, plan, lse.masked_fill(empty, 0.0))
     return out.masked_fill(empty[..., None], 0.0), (lse.to(_lse_dtype(q)) if return_lse else None)
+
+
+class Executor(executor.Executor):
+    """The definition, in torch, on any device."""
+
+    name = "reference"
+    about = "the definition, for comparison: a full score matrix per level"
+    first_orders = ("none", "global", "block")
+
+    def execute(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: BlockPlan,
+        *,
+        kernel: Kernel,
+        order: Tensor | None = None,
+        return_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        assert order is None, "not among the facts"
+        return execute(q, k, v, plan, return_lse=return_lse)
+
+
+EXECUTOR = Executor()
 
 
 def _weighted(weight: Tensor, values: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vidsparse.attention import AttentionResult
 from vidsparse.config import SparseConfig
+from vidsparse.decision import Choice
 from vidsparse.pipelines.guard import Guard, NonFinite
 from vidsparse.plan import Branch, StepContext
 from vidsparse.versions import versions
@@ -32,6 +33,7 @@ class Call:
     is to wait for a GPU. reason: None for a sparse call, else why it was dense: a code of
     `vidsparse.reasons.REASONS`. context_name: of the `cache_context`, None without one. seconds:
     wall-clock per stage of attention, "dense" for a dense call; on a GPU that is launch time.
+    executor: of a sparse call, "" of a dense one.
     """
 
     step: int
@@ -42,6 +44,7 @@ class Call:
     reason: str | None
     context_name: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    executor: str = ""
 
     @cached_property
     def density(self) -> tuple[float, ...]:
@@ -60,7 +63,8 @@ class RunReport:
     A run whose attention is not finite ends with a RuntimeError, or warns: see `guard.py`.
 
     preset: as the user gave it, overrides behind. config: the method in full. steps: of the run.
-    calls: in the order of execution. versions: of the packages, where the run was.
+    calls: in the order of execution. versions: of the packages, where the run was. choices: who
+    executes sparse calls and why, with the number of calls that this decided on.
 
     Empty (no calls, 0 steps) until the first run. A new run makes a new report, this one stays.
     """
@@ -70,6 +74,7 @@ class RunReport:
     steps: int = 0
     calls: list[Call] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: versions())
+    choices: dict[Choice, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.guard = Guard(self.preset)
@@ -93,8 +98,11 @@ class RunReport:
                 result.reason,
                 context.context_name,
                 result.seconds,
+                "" if result.reason else result.choice.executor,
             )
         )
+        if result.choice.executor or result.choice.passed:
+            self.choices[result.choice] = self.choices.get(result.choice, 0) + 1
         self.guard.note(context, result.finite)
 
     @property
@@ -145,6 +153,7 @@ class RunReport:
                     "reason": call.reason,
                     "context_name": call.context_name,
                     "seconds": dict(call.seconds),
+                    "executor": call.executor,
                 }
                 for call in self.calls
             ],
@@ -162,6 +171,7 @@ class RunReport:
             "config": self.config.to_dict(),
             "steps": self.steps,
             "versions": self.versions,
+            "choices": [{**asdict(choice), "calls": n} for choice, n in self.choices.items()],
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -197,6 +207,7 @@ class RunReport:
                 content["steps"],
                 [_call(**call) for call in content["calls"]],
                 content["versions"],
+                dict(_choice(**choice) for choice in content.get("choices", [])),
             )
             found = [
                 NonFinite(**{**n, "inputs": tuple(n["inputs"])}) for n in content["non_finite"]
@@ -220,6 +231,7 @@ class RunReport:
             lines[0] += ": this pipeline has not run yet"
         if self.steps:
             lines.append(f"schedule: {self.config.dense_note(self.steps)}")
+        lines += [f"engine {text}" for text in dict.fromkeys(map(str, self.choices))]
         if self.calls:
             lines.append("step  density  dense calls")
         for step, calls in sorted(by_step.items()):
@@ -236,6 +248,11 @@ class RunReport:
 def _call(density: list[float], **fields: Any) -> Call:
     """A call of a saved report."""
     return Call(head_density=torch.tensor(density, dtype=torch.float64), **fields)
+
+
+def _choice(calls: int, passed: list[list[str]], **fields: Any) -> tuple[Choice, int]:
+    """A choice of a saved report, and the number of its calls."""
+    return Choice(passed=tuple((name, why) for name, why in passed), **fields), calls
 
 
 def _mean(values: list[float]) -> float:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.config import require
-from vidsparse.kernels import gpu
+from vidsparse.kernels.gpu import support
 from vidsparse.plan import SKIP, Blocks, Scores
 
 MODES = ("quota", "mass")
@@ -75,7 +75,7 @@ def select(
     require(
         params.levels[-1] <= top, "selector.levels", params.levels, f"at most {top} = log2(block_k)"
     )
-    if triton := gpu.kernels("triton_select", scores.value):
+    if triton := support.kernels("select", scores.value):
         return _select_in_triton(triton, scores, forced, density, k_blocks, params)
     ranked = scores.ranked(forced)
     first = torch.arange(nk, device=ranked.device) < params.min_blocks

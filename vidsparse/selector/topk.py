@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.config import require
-from vidsparse.kernels import gpu
+from vidsparse.kernels.gpu import support
 from vidsparse.plan import SKIP, Blocks, Scores
 
 
@@ -33,7 +33,7 @@ def select(
     """Levels 0 and SKIP, int8 [B, H, nq, nk]; exactly k (or the forced) blocks per row."""
     nk = len(k_blocks)
     k = min(nk, max(params.min_blocks, int(density * nk + 1e-9)))
-    if triton := gpu.kernels("triton_select", scores.value):
+    if triton := support.kernels("select", scores.value):
         levels: Tensor = triton.select_topk(scores.value, forced, k)
         return levels
     ranked = scores.ranked(forced)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.config import require
-from vidsparse.kernels import gpu
+from vidsparse.kernels.gpu import support
 from vidsparse.plan import SKIP, Blocks, Scores
 
 
@@ -36,7 +36,7 @@ def select(
     """Levels 0 and SKIP, int8 [B, H, nq, nk]. Forced blocks come first and their mass counts."""
     nk = len(k_blocks)
     cap = max(params.min_blocks, int(density * nk + 1e-9))
-    if triton := gpu.kernels("triton_select", scores.value):
+    if triton := support.kernels("select", scores.value):
         count = k_blocks.on(scores.value.device).count
         levels: Tensor = triton.select_topp(
             scores.value, scores.kind, forced, count, params.p, params.min_blocks, cap

@@ -1,0 +1,335 @@
+"""Speed of sparse attention on this CPU against scaled_dot_product_attention, its error beside it.
+
+    python kernels/bench/cpu.py                  8,192 tokens at density 0.2: about two minutes
+    python kernels/bench/cpu.py --full           the whole table
+    python kernels/bench/cpu.py --threads 2      wall time on two threads
+    python kernels/bench/cpu.py --crossover      does auto go dense where dense is faster?
+
+They run in turn in one process: dense, sparse, dense, ...; a speed-up is the median over rounds of
+(mean of the dense times before and after) / (sparse time), in CPU time for one thread, in wall time
+for more. "whole" is `vidsparse.sparse_attention`: permutation, estimate, selection, gather,
+centroids, attention and the way back; "kernel" is the execution of the finished plan. The error is
+that of the execution, against the reference in float64 on the same plan and inputs, on a sample of
+query blocks. No speed is shown if it is too large.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass, fields
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import needs
+
+needs.demand(needs.BENCH)
+
+import cpu_decisions
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+
+from vidsparse import SparseConfig, TokenGrid, sparse_attention
+from vidsparse.geometry import token_order
+from vidsparse.kernels import reference
+from vidsparse.kernels.cpu import engine
+from vidsparse.kernels.cpu import machine as cpu_machine
+from vidsparse.plan import SKIP, BlockPlan, Blocks
+
+GRIDS = {
+    1024: TokenGrid(4, 16, 16),
+    2048: TokenGrid(8, 16, 16),
+    4096: TokenGrid(16, 16, 16),
+    8192: TokenGrid(8, 32, 32),
+    16384: TokenGrid(16, 32, 32),
+}
+CROSSOVER_TOKENS = (1024, 2048, 4096, 8192)
+CROSSOVER_DENSITIES = (0.1, 0.2, 0.3, 0.5, 0.7)
+DENSITIES = (0.1, 0.2, 0.3, 0.5)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MAX_ERROR = {"float32": 1e-5, "bfloat16": 3e-3}
+TARGET = {"float32": 4.0, "bfloat16": 6.5}
+STAGES = ("whole", "kernel")
+TARGET_AT = (8192, 0.2)
+SAMPLED_BLOCKS = 3
+CSV = Path(__file__).resolve().parents[1] / "results" / "cpu.csv"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape and dtype."""
+
+    tokens: int
+    heads: int
+    head_dim: int
+    dtype: str
+
+
+@dataclass
+class Result:
+    """One line of the CSV; times in ms."""
+
+    commit: str
+    date: str
+    cpu: str
+    threads: int
+    torch: str
+    shape: str
+    tokens: int
+    heads: int
+    head_dim: int
+    dtype: str
+    density: float
+    impl: str
+    stage: str
+    ms_p20: float
+    ms_p50: float
+    ms_p80: float
+    speedup_vs_dense: float
+    rel_l2: float
+    capability: str = ""
+
+    def key(self) -> tuple[str, ...]:
+        """Same key: the newer measurement replaces the older one."""
+        names = (
+            "cpu",
+            "capability",
+            "threads",
+            "tokens",
+            "heads",
+            "head_dim",
+            "dtype",
+            "density",
+            "impl",
+            "stage",
+        )
+        return tuple(str(getattr(self, name)) for name in names)
+
+
+def method(density: float) -> SparseConfig:
+    """The default method at a constant density, for every size."""
+    schedule = {"name": "constant", "density": density, "min_tokens": 0}
+    return SparseConfig.from_dict({"schedule": schedule, "kernel": {"impl": "cpu", "block_q": 128}})
+
+
+def execution_error(qkv: list[Tensor], out: Tensor, plan: BlockPlan, config: SparseConfig) -> float:
+    """Relative L2 error on sampled query blocks. qkv, out: [1, S, H, D] in raster order."""
+    grid = GRIDS[out.shape[1]]
+    order, _ = token_order(grid, config.layout)
+    q, k, v, o = (x[:, order].transpose(1, 2).double() for x in (*qkv, out))
+    blocks = plan.q_blocks
+    rows = torch.linspace(0, len(blocks) - 1, SAMPLED_BLOCKS).long()
+    tokens = torch.cat(
+        [torch.arange(int(blocks.start[r]), int(blocks.start[r] + blocks.count[r])) for r in rows]
+    )
+    count = blocks.count[rows]
+    sample = Blocks(count.cumsum(0) - count, count, blocks.text[rows], blocks.size)
+    levels = plan.with_rest(SKIP).level_map()[:, :, rows]
+    part = BlockPlan.from_levels(levels, sample, plan.k_blocks)
+    part = part.with_rest(plan.rest, plan.first_order)
+    want, _ = reference.execute(q[:, :, tokens], k, v, part)
+    return float((o[:, :, tokens] - want).norm() / want.norm())
+
+
+def run_case(
+    case: Case, densities: list[float], rounds: int, clock: Callable[[], float]
+) -> Iterator:
+    """Times of one case: yields (density, impl, stage, times, ratios, error)."""
+    grid, dtype = GRIDS[case.tokens], DTYPES[case.dtype]
+    generator = torch.Generator().manual_seed(case.tokens + case.head_dim)
+    shape = (1, case.tokens, case.heads, case.head_dim)
+    qkv = [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
+    inner = [x.transpose(1, 2) for x in qkv]
+
+    def seconds(act: Callable[[], object]) -> float:
+        start = clock()
+        act()
+        return clock() - start
+
+    dense = lambda: F.scaled_dot_product_attention(*inner)  # noqa: E731
+    acts: dict[tuple[float, str], Callable[[], object]] = {}
+    errors = {}
+    for density in densities:
+        config = method(density)
+        out, plan = sparse_attention(*qkv, grid=grid, config=config, return_plan=True)
+        errors[density] = execution_error(qkv, out, plan, config)
+        acts[density, "whole"] = lambda c=config: sparse_attention(*qkv, grid=grid, config=c)
+        acts[density, "kernel"] = lambda p=plan: engine.execute(*inner, p)
+    for act in (dense, *acts.values()):
+        act()
+    times: dict[tuple[float, str], list[float]] = {key: [] for key in acts}
+    ratios: dict[tuple[float, str], list[float]] = {key: [] for key in acts}
+    dense_times = []
+    for _ in range(rounds):
+        before = seconds(dense)
+        for density in densities:
+            keys = [(density, stage) for stage in STAGES]
+            for key in keys:
+                times[key].append(seconds(acts[key]))
+            after = seconds(dense)
+            for key in keys:
+                ratios[key].append((before + after) / 2 / times[key][-1])
+            dense_times.append(after)
+            before = after
+    yield 1.0, "sdpa", "whole", dense_times, [1.0], 0.0
+    for (density, stage), values in times.items():
+        yield density, "cpu", stage, values, ratios[density, stage], errors[density]
+
+
+def machine() -> dict[str, str]:
+    """Facts for every line."""
+    try:
+        git = ["git", "-C", str(CSV.parent.parent), "describe", "--always", "--dirty"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    return {
+        "commit": commit,
+        "date": date,
+        "cpu": cpu_machine.name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+
+
+def save(path: Path, results: list[Result]) -> None:
+    """Add the results to the CSV in place of older ones of the same key, all or nothing."""
+    names = [f.name for f in fields(Result)]
+    lines: dict[tuple[str, ...], dict[str, object]] = {}
+    if path.is_file():
+        with path.open(newline="") as file:
+            for line in csv.DictReader(file):
+                lines[Result(**line).key()] = dict(line)  # type: ignore[arg-type]
+    for result in results:
+        lines[result.key()] = asdict(result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines.values())
+    os.replace(part, path)
+
+
+def show(console: Console, results: list[Result], threads: int) -> bool:
+    """Print the table; True if all errors are small and all targets at hand are met."""
+    kind = "CPU time, 1 thread" if threads == 1 else f"wall time, {threads} threads"
+    table = Table(title=f"sparse attention, {results[0].cpu}, {kind}; x = times dense")
+    for name in ("N", "D", "dtype", "d", "dense ms", "ms", "whole", "kernel", "rel L2"):
+        table.add_column(name, justify="right", no_wrap=True)
+    by_key = {(r.tokens, r.head_dim, r.dtype, r.density, r.stage): r for r in results}
+    good = True
+    notes = []
+    for r in results:
+        if r.impl == "sdpa" or r.stage != "whole":
+            continue
+        case = (r.tokens, r.head_dim, r.dtype)
+        dense, kernel = by_key[(*case, 1.0, "whole")], by_key[(*case, r.density, "kernel")]
+        fine = r.rel_l2 <= MAX_ERROR[r.dtype]
+        speeds = [f"{x.speedup_vs_dense:.2f}x" if fine else "error!" for x in (r, kernel)]
+        table.add_row(
+            str(r.tokens), str(r.head_dim), r.dtype, str(r.density), f"{dense.ms_p50:.1f}",
+            f"{r.ms_p50:.1f}" if fine else "error!", *speeds, f"{r.rel_l2:.1e}",
+        )  # fmt: skip
+        good &= fine
+        if (r.tokens, r.density) == TARGET_AT and fine:
+            met = r.speedup_vs_dense >= TARGET[r.dtype]
+            good &= met
+            notes.append(
+                f"target {'met' if met else 'MISSED'}: {r.dtype} D={r.head_dim} "
+                f"{r.speedup_vs_dense:.2f}x of {TARGET[r.dtype]}x, "
+                f"error {r.rel_l2:.1e} of {MAX_ERROR[r.dtype]:.0e}"
+            )
+    console.print(table)
+    for note in notes:
+        console.print(note)
+    return good
+
+
+def main() -> int:
+    """Run the bench; exit code 1 if an error is too large or a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--quick", action="store_true", help="8,192 tokens, density 0.2 (the default)"
+    )
+    size.add_argument("--full", action="store_true", help="1k .. 16k tokens, density 0.1 .. 0.5")
+    parser.add_argument("--tokens", type=int, nargs="+", choices=list(GRIDS))
+    parser.add_argument("--density", type=float, nargs="+")
+    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--crossover", action="store_true", help="check what auto decides")
+    options = parser.parse_args()
+    tokens = options.tokens or (list(GRIDS) if options.full else [TARGET_AT[0]])
+    densities = options.density or (list(DENSITIES) if options.full else [TARGET_AT[1]])
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    facts, console, results = machine(), Console(), []
+    if options.crossover:
+        shapes = list(product(options.tokens or CROSSOVER_TOKENS, options.head_dim, options.dtype))
+        grids = {n: GRIDS[n] for n, _, _ in shapes}
+        densities = options.density or list(CROSSOVER_DENSITIES)
+        return cpu_decisions.check(
+            shapes, grids, densities, options.heads, options.rounds, clock, facts, console
+        )
+    cases = [
+        Case(n, options.heads, depth, dtype)
+        for n, depth, dtype in product(tokens, options.head_dim, options.dtype)
+    ]
+    console.print(f"engine: {engine.engine_info()}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress, torch.no_grad():
+        task = progress.add_task("", total=len(cases))
+        for case in cases:
+            about = f"{case.tokens} tokens, D {case.head_dim}, {case.dtype}"
+            progress.update(task, description=about)
+            for density, impl, stage, times, ratios, error in run_case(
+                case, densities, options.rounds, clock
+            ):
+                low, mid, high = (round(1e3 * t, 3) for t in spread(times))
+                shape = f"1x{case.tokens}x{case.heads}x{case.head_dim}"
+                speedup = round(statistics.median(ratios), 3)
+                results.append(
+                    Result(
+                        facts["commit"], facts["date"], facts["cpu"], options.threads,
+                        facts["torch"], shape, *astuple(case), density, impl, stage,
+                        low, mid, high, speedup, float(f"{error:.2e}"), facts["capability"],
+                    )
+                )  # fmt: skip
+            save(options.csv, results)
+            progress.advance(task)
+    return 0 if show(console, results, options.threads) else 1
+
+
+def spread(times: list[float]) -> tuple[float, float, float]:
+    """20th, 50th and 80th percentile."""
+    low, mid, high = torch.tensor(times, dtype=torch.float64).quantile(
+        torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    )
+    return float(low), float(mid), float(high)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""End to end: one forward of Wan 2.1 transformers with random weights, dense against vidsparse.
+
+Speed does not depend on the weights, which are drawn on the GPU. Sparse: the `balanced` preset
+without its dense steps, with the permutation hoisted; dense: the fastest backend of diffusers. The
+projected times are of 50 steps with two guidance branches, the transformer alone, with the dense
+steps of the preset; a model with fewer layers than the real one is scaled by the layers.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_cases import SHAPES, TINY, Shape, method, name_of, random_qkv
+from gpu_results import Machine, facts, interleaved, speedup, spread
+from gpu_rows import Result
+from gpu_units import Unit, in_words
+
+from vidsparse.attention import attend
+from vidsparse.config import SparseConfig
+from vidsparse.plan import TokenGrid
+
+STEPS = 50
+DTYPE = torch.bfloat16
+BRANCHES = 2
+PRESET = "balanced"
+BACKENDS = ("_native_cudnn", "_native_flash", "_flash_3")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A transformer. built: layers that are made of it; latents: frames, height, width."""
+
+    name: str
+    heads: int
+    head_dim: int
+    ffn: int
+    layers: int
+    built: int
+    latents: tuple[int, int, int]
+    text: int = 4096
+
+    @property
+    def tokens(self) -> int:
+        frames, height, width = self.latents
+        return frames * (height // 2) * (width // 2)
+
+
+MODELS = (
+    Model("wan2.1-1.3b-480p", 12, 128, 8960, 30, 30, (21, 60, 104)),
+    Model("wan2.1-14b-720p", 40, 128, 13824, 40, 4, (21, 90, 160)),
+)
+DRY = Model("tiny", 2, 64, 64, 3, 1, (2, 16, 24), text=16)
+
+
+def units(machine: Machine) -> list[Unit]:
+    """The models and the first call of a fresh process."""
+    models = (DRY,) if machine.dry else MODELS
+    found = [
+        Unit(f"model: {model.name}", blank(model, 0.25, "vidsparse", "forward"),
+             partial(forwards, machine, model), "gpu_model", "model", 5,
+             0.0 if machine.dry else 45.0, 200.0)
+        for model in models
+    ]  # fmt: skip
+    first = blank(models[0], 0.25, "vidsparse", "first call, empty cache")
+    least = 0.0 if machine.dry else 30.0
+    act = partial(cold_start, machine)
+    return [
+        *found,
+        Unit("model: first call", first, act, "gpu_model", "first call", 5, least, 150.0),
+    ]
+
+
+def forwards(machine: Machine, model: Model) -> Iterator[Result]:
+    """ms per forward, per layer and of a whole generation."""
+    import vidsparse
+
+    transformer = build(model, machine.device)
+    inputs = arguments(model, machine.device)
+    run = partial(transformer, **inputs)
+    dense = fastest_backend(transformer, run, machine)
+    pipe = pipeline(transformer)
+    form = fastest_form(machine, model)
+    config = SparseConfig.load(PRESET, [*overrides(machine), f"kernel.form={form}"])
+    vidsparse.accelerate_pipeline(pipe, config)
+    before, after = (partial(at_step, run, step) for step in (0, STEPS - 1))
+    times = interleaved({"dense": before, "sparse": after}, machine, 3.0, 20)
+    report = vidsparse.run_report(pipe)
+    reasons = {call.step: call.reason for call in report.calls}
+    if reasons[0] != "warmup-step" or reasons[STEPS - 1] is not None:
+        raise RuntimeError(f"steps 0 and {STEPS - 1} should be dense and sparse, were {reasons}")
+    kept = sum(call.mean_density for call in report.calls if call.step) / sum(
+        1 for call in report.calls if call.step
+    )
+    vidsparse.restore_pipeline(pipe)
+    stock = interleaved({"dense": run}, machine, 1.5, 10)["dense"]
+    row = partial(row_of, machine, model, dense)
+    density, ours = round(kept, 4), f"vidsparse-{form}"
+    base = [spread(stock)[1]] * len(times["sparse"])
+    yield row(1.0, dense, "forward", stock, stock)
+    yield row(1.0, ours, "forward, dense step", times["dense"], base)
+    yield row(density, ours, "forward", times["sparse"], base)
+    built, layers = model.built, model.layers
+    yield row(1.0, dense, "layer", [t / built for t in stock])
+    yield row(density, ours, "layer", [t / built for t in times["sparse"]])
+    first = config.schedule.count("dense_steps", STEPS)
+    scale = layers / built * BRANCHES
+    pairs = zip(times["dense"], times["sparse"], strict=True)
+    mixed = [scale * (first * d + (STEPS - first) * s) for d, s in pairs]
+    stage = f"{STEPS} steps, {layers} layers from {built}"
+    yield row(1.0, dense, stage, [t * scale * STEPS for t in stock])
+    yield row(density, ours, stage, mixed, [t * scale * STEPS for t in base])
+
+
+def row_of(
+    machine: Machine,
+    model: Model,
+    dense: str,
+    density: float,
+    impl: str,
+    stage: str,
+    times: list[float],
+    against: list[float] | None = None,
+) -> Result:
+    """One line; against: dense times of the same rounds."""
+    low, middle, high = spread(times)
+    return replace(
+        blank(model, density, impl, stage),
+        ms_p20=low, ms_p50=middle, ms_p80=high,
+        dense_impl=dense if against else None,
+        speedup_vs_dense=speedup(against, times) if against else None,
+    )  # fmt: skip
+
+
+def blank(model: Model, density: float, impl: str, stage: str) -> Result:
+    """A row without times."""
+    return Result(
+        **facts(), shape=model.name, tokens=model.tokens, heads=model.heads,
+        head_dim=model.head_dim, dtype=name_of(DTYPE), density=density, impl=impl, stage=stage,
+    )  # fmt: skip
+
+
+def overrides(machine: Machine) -> list[str]:
+    """Of the preset: the engine; in a dry run also what makes a tiny grid sparse."""
+    if not machine.dry:
+        return ["kernel.impl=triton"]
+    small = ["schedule.min_tokens=0", "layout.tile=[2,4,4]", "kernel.block_q=128"]
+    return ["kernel.impl=triton", *small]
+
+
+def at_step(run: Callable[[], Any], step: int) -> Any:
+    """A forward in this step of a generation."""
+    import vidsparse
+
+    with vidsparse.step(step, STEPS):
+        return run()
+
+
+def build(model: Model, device: torch.device) -> Any:
+    """The transformer with random weights, bfloat16 but for what diffusers keeps in float32."""
+    from diffusers import WanTransformer3DModel
+
+    with torch.device(device):
+        transformer = WanTransformer3DModel(
+            num_attention_heads=model.heads,
+            attention_head_dim=model.head_dim,
+            num_layers=model.built,
+            ffn_dim=model.ffn,
+            text_dim=model.text,
+        )
+    exact = set(transformer._keep_in_fp32_modules)
+    for name, parameter in transformer.named_parameters():
+        if not exact & set(name.split(".")):
+            parameter.data = parameter.data.to(DTYPE)
+    return transformer.eval()
+
+
+def arguments(model: Model, device: torch.device) -> dict[str, Any]:
+    """Of a forward of one guidance branch."""
+    return {
+        "hidden_states": torch.randn(1, 16, *model.latents, device=device, dtype=DTYPE),
+        "timestep": torch.tensor([500], device=device),
+        "encoder_hidden_states": torch.randn(1, 512, model.text, device=device, dtype=DTYPE),
+        "return_dict": False,
+    }
+
+
+def pipeline(transformer: Any) -> Any:
+    """A Wan pipeline of a transformer and a scheduler, without text encoder and VAE."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    return WanPipeline(
+        tokenizer=None, text_encoder=None, vae=None, scheduler=scheduler, transformer=transformer
+    )
+
+
+def fastest_form(machine: Machine, model: Model) -> str:
+    """The form of the sparse forward that is fastest for the attention of a layer."""
+    frames, height, width = model.latents
+    grid = TokenGrid(frames, height // 2, width // 2)
+    shape = Shape(model.name, grid, model.heads, model.head_dim)
+    q, k, v = (x.transpose(1, 2) for x in random_qkv(shape, machine.device))
+    speed = {}
+    for form in machine.forms:
+        if form in machine.broken:
+            continue
+        act = partial(attend, q, k, v, grid=grid, config=method(0.25, kernel__form=form),
+                      hoisted=True)  # fmt: skip
+        try:
+            speed[form] = spread(interleaved({form: act}, machine, 0.4, 10)[form])[1]
+        except Exception as error:
+            if not machine.healthy(error):
+                raise
+            print(f"no {form} for {model.name}: {in_words(error)}")
+    if not speed:
+        raise RuntimeError("no form of the sparse forward runs")
+    return min(speed, key=lambda form: speed[form])
+
+
+def fastest_backend(transformer: Any, run: Callable[[], Any], machine: Machine) -> str:
+    """Set the fastest attention backend of diffusers that works here; its name."""
+    if machine.dry:
+        return "native"
+    speed = {}
+    for name in BACKENDS:
+        try:
+            transformer.set_attention_backend(name)
+            speed[name] = spread(interleaved({name: run}, machine, 0.5, 5)[name])[1]
+        except Exception as error:
+            if not machine.healthy(error):
+                raise
+            print(f"no backend {name}: {in_words(error)}")
+    if not speed:
+        raise RuntimeError(f"none of the backends {', '.join(BACKENDS)} runs")
+    best = min(speed, key=lambda name: speed[name])
+    transformer.set_attention_backend(best)
+    return best
+
+
+def cold_start(machine: Machine) -> Iterator[Result]:
+    """Seconds of the first sparse call in a new process with an empty kernel cache, as ms."""
+    with tempfile.TemporaryDirectory() as cache:
+        script = str(Path(__file__).resolve().parent / "suite.py")
+        command = [sys.executable, script, "--first-call", *["--dry-run"] * machine.dry]
+        command += ["--forms", *(f for f in machine.forms if f not in machine.broken)]
+        environment = {**os.environ, "TRITON_CACHE_DIR": cache}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    if done.returncode:
+        raise RuntimeError(f"the first call failed: {done.stderr.strip()[-300:]}")
+    first, second = (float(x) for x in done.stdout.split()[-2:])
+    model = DRY if machine.dry else MODELS[0]
+    row = partial(row_of, machine, model, "")
+    yield row(0.25, "vidsparse", "first call, empty cache", [1e3 * first])
+    yield row(0.25, "vidsparse", "second call", [1e3 * second])
+
+
+def first_call(machine: Machine) -> tuple[float, float]:
+    """Seconds of the first and of the second sparse call of this process."""
+    shape = TINY if machine.dry else SHAPES["wan2.1-1.3b-480p"]
+    q, k, v = (x.transpose(1, 2) for x in random_qkv(shape, machine.device))
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        attend(q, k, v, grid=shape.grid, config=method(0.25), hoisted=True)
+        if not machine.dry:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1]

@@ -1,0 +1,64 @@
+"""How a GPU process starts: on a GPU, or in a dry run on the CPU in Triton's interpreter.
+
+Imports nothing heavy: the interpreter has to be asked for before triton is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from needs import ROOT
+
+if TYPE_CHECKING:
+    from gpu_results import Machine
+
+FORMS = ("pointer", "tma", "ws")
+HOPPER = (9, 10)
+"""Major compute capabilities on which the other forms than "pointer" run."""
+
+
+def folder_for(dry: bool, out: Path | None) -> Path:
+    """Of the results: `out`, else kernels/results, in a dry run one under /tmp."""
+    return out or (Path("/tmp/vidsparse-dry-run") if dry else ROOT / "kernels" / "results")
+
+
+def machine_for(
+    dry: bool,
+    folder: Path,
+    seconds: float,
+    forms: tuple[str, ...],
+    fail: Callable[[str], Any],
+) -> Machine:
+    """The machine of this process. fail: told in words what is missing, and does not return."""
+    if unknown := set(forms) - set(FORMS):
+        fail(f"no form {', '.join(sorted(unknown))}: there are {', '.join(FORMS)}")
+    deadline = time.monotonic() + seconds
+    if dry:
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif os.environ.get("TRITON_INTERPRET") == "1":
+        fail("unset TRITON_INTERPRET, which is for --dry-run")
+    import torch
+
+    if dry:
+        sys.path.append(str(ROOT / "tests"))
+        import_module("interpreter").install()
+        torch.set_num_threads(1)
+        gpu = import_module("vidsparse.kernels.gpu.support")  # every stage in Triton, as on a GPU
+        gpu.kernels = lambda name, x: (
+            import_module(f"vidsparse.kernels.gpu.{name}") if x.dtype in gpu.DTYPES else None
+        )
+    elif not torch.cuda.is_available():
+        fail("no CUDA GPU here; --dry-run runs everything small in Triton's CPU interpreter")
+    from gpu_results import Machine
+
+    torch.set_grad_enabled(False)
+    device = torch.device("cpu") if dry else torch.device("cuda", 0)
+    if not dry and torch.cuda.get_device_capability(device)[0] not in HOPPER:
+        forms = ("pointer",)
+    return Machine(device, folder, deadline, forms)

@@ -1,0 +1,196 @@
+"""Everything that needs a GPU, the most valuable first: is it correct, how fast, and why.
+
+    python kernels/gpu/suite.py                       all parts
+    python kernels/gpu/suite.py --only check bench    some of them
+    python kernels/gpu/suite.py --budget-s 500        in so many seconds; run it again to go on
+    python kernels/gpu/suite.py --needs               the packages, and how to bring them
+    python kernels/gpu/suite.py --summary             what is known so far, from the CSVs
+    python kernels/gpu/suite.py --plot                the pictures again, from the CSVs
+    python kernels/gpu/suite.py --dry-run             all parts, tiny, on a CPU in the interpreter
+
+    check     sparse forward and stages of the kernels against float64, offsets past 2^31
+    select    draft scores, selection and whole calls
+    bench     Wan 2.1 14B and 1.3B: stages, whole operator, dense and FlexAttention, six densities
+    model     one forward of both transformers with random weights, and the first call
+    forms     pointer, TMA and warp-specialised tilings, random and coherent lists
+    shapes    the bench for HunyuanVideo and CogVideoX-5B
+    sanitize  compute-sanitizer (memcheck) over the first checks
+
+The first check of every form comes first, then dense against sparse for Wan 2.1 14B at densities
+0.1 and 0.2, then the rest. Every comparison and every timing is a unit of its own: what raises,
+crashes, hangs or takes all memory is a line with its reason, and the next unit runs. A row is saved
+the moment it is there (kernels/results/gpu_*.csv); what is done already with the same sources on
+such a machine is not done again. Exit status 1 if a result is wrong or something could not be run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import needs
+from gpu_drive import add_options, serve, watch
+from gpu_report import failed, report
+from gpu_start import folder_for, machine_for
+from gpu_watch import Watched
+
+if TYPE_CHECKING:
+    from gpu_results import Machine
+    from gpu_units import Unit
+
+PARTS = {
+    "check": needs.KERNELS,
+    "select": needs.METHODS,
+    "bench": needs.METHODS,
+    "model": needs.MODELS,
+    "forms": needs.METHODS,
+    "shapes": needs.METHODS,
+    "sanitize": needs.KERNELS,
+}
+"""Part -> the modules that it needs."""
+
+BUDGET = 540.0
+SUMMARY = "gpu_summary.txt"
+NONE = "<none>"
+"""Part of no unit's name."""
+
+Source = tuple[str, "Callable[[], list[Unit]]"]
+
+
+def main() -> int:
+    """Watch over the work; or, in a process of its own, do it."""
+    options, parser = arguments()
+    if options.needs:
+        print(needs.report({part: PARTS[part] for part in options.only}))
+        return 0
+    if options.plot:
+        return draw(options)
+    if options.first_call:
+        return first_call(options, parser)
+    if options.worker:
+        return serve(options, parser, partial(sources, options))
+    unmet = {part: needs.missing(PARTS[part]) for part in options.only}
+    if any(unmet.values()):
+        print(needs.cure(unmet), flush=True)
+    parts = [part for part in options.only if not unmet[part]]
+    if not parts:
+        return 2
+    say_hardware()
+    extra = ["--only", *parts]
+    if options.summary:
+        extra += ["--units", NONE]
+    elif options.units:
+        extra += ["--units", options.units]
+    return conclude(options, watch(Path(__file__), options, *extra), unmet)
+
+
+def arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    add_options(parser, BUDGET)
+    parser.add_argument("--needs", action="store_true", help="packages, and how to bring them")
+    parser.add_argument("--summary", action="store_true", help="only the summary, from the CSVs")
+    parser.add_argument("--plot", action="store_true", help="only the pictures, from the CSVs")
+    parser.add_argument("--units", help="only units whose name holds this")
+    parser.add_argument("--first-call", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(), parser
+
+
+def sources(options: argparse.Namespace, machine: Machine) -> Iterator[Source]:
+    """Each part and what lists its units, those that were asked for."""
+    for part in options.only:
+        yield part, partial(chosen, options, part, machine)
+
+
+def chosen(options: argparse.Namespace, part: str, machine: Machine) -> list[Unit]:
+    wanted = options.units or ""
+    return [unit for unit in units_of(part, machine) if wanted in unit.name]
+
+
+def units_of(part: str, machine: Machine) -> list[Unit]:
+    """The units of a part; imports what the part alone needs."""
+    if part == "check":
+        import gpu_check
+
+        return gpu_check.units(machine)
+    if part == "select":
+        import gpu_check_select
+
+        return gpu_check_select.units(machine)
+    if part in ("bench", "shapes"):
+        import gpu_bench
+
+        return gpu_bench.units(machine, main=part == "bench")
+    if part == "model":
+        import gpu_model
+
+        return gpu_model.units(machine)
+    if part == "forms":
+        import gpu_forms
+
+        return gpu_forms.units(machine)
+    import gpu_sanitize
+
+    return gpu_sanitize.units(machine)
+
+
+def conclude(options: argparse.Namespace, seen: Watched, unmet: dict[str, list[str]]) -> int:
+    """Pictures and summary; the exit status."""
+    folder = folder_for(options.dry_run, options.out)
+    if {"bench", "shapes"} & set(options.only):
+        draw(options)
+    text = "\n".join(report(folder, seen, unmet))
+    (folder / SUMMARY).write_text(text + "\n")
+    print(f"\n{text}")
+    return int(failed(seen, unmet))
+
+
+def say_hardware() -> None:
+    """Name, clocks and limits of the GPU, as they are."""
+    tool = shutil.which("nvidia-smi")
+    if tool is not None:
+        fields = (
+            "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
+        )
+        query = [tool, f"--query-gpu={fields}", "--format=csv,noheader"]
+        try:
+            done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+            print(done.stdout.strip(), flush=True)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            print(f"nvidia-smi does not answer: {error}", flush=True)
+
+
+def first_call(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Seconds of the first and of the second call of this process."""
+    folder = folder_for(options.dry_run, options.out)
+    machine = machine_for(options.dry_run, folder, 1e9, tuple(options.forms), parser.error)
+    import gpu_model
+
+    print(*gpu_model.first_call(machine))
+    return 0
+
+
+def draw(options: argparse.Namespace) -> int:
+    """The pictures."""
+    from gpu_plot import plot
+
+    try:
+        written = plot(folder_for(options.dry_run, options.out))
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        print(f"no pictures: {error}")
+        return 1
+    print("\n".join(map(str, written)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""When sparse attention on this CPU is slower than dense attention, from timing both.
+
+Which of the two is faster, and from which density on, differs between processors by more than a
+factor of three: it depends on the units they have for bf16, on their caches, on how dense attention
+of this torch uses them, on the number of threads. So a call of a new kind times whole calls, sparse
+at two densities and dense, once on a machine (`store` keeps the figures), on the lengths next
+to its own. The time of a sparse call is linear in its density d, through both points:
+
+    sparse(d) = t(d1) + (d - d1) / (d2 - d1) (t(d2) - t(d1))
+
+and the crossover is the density at which sparse takes less time than dense by `MARGIN` and the
+noise of the measurement. The three run in turn, and what counts are medians of their ratios within
+a round: what slows the machine down for longer than a round slows all three.
+
+Both times grow with the number of heads, but not a sparse call's share that no head adds to. That
+share cannot be told from a small call, where it is larger; so short calls are timed with as many
+heads as make it small, and what it would give calls with more of them is left as a reserve.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidsparse.kernels.cpu import routes, store
+from vidsparse.kernels.cpu.threads import fresh
+from vidsparse.plan import TokenGrid
+
+LENGTHS = (1024, 2048, 4096, 8192, 16384)
+"""Tokens that are timed, the longer ones only where they take no longer than `AFFORDABLE`; beyond,
+the crossover hardly falls. Calls shorter than the first are not for a measurement to decide, but
+for `min_tokens`."""
+
+TYPICAL = 2048
+"""The length from whose times those of the longer ones are foretold."""
+
+DENSITIES = (0.2, 0.6)
+MARGIN = 0.05
+"""Gain, as a share of the dense time, for which a call is sparse: noise is no gain."""
+
+HEAD_TOKENS = 4096
+"""Heads x tokens that are timed at least, where a call has so many heads."""
+
+QUIET = 0.02
+"""Noise, as a share of the dense time, with which a measurement is content."""
+
+LOUD = 0.1
+"""Noise with which a measurement is of something else that ran: it holds for this process alone."""
+
+SECONDS, MOST, LEAST, AFFORDABLE = 0.4, 25, 3, 1.1
+"""Of one length: seconds after which no further round starts, most and fewest rounds, and seconds
+that the fewest may take."""
+
+FIGURES = ("dense", "sparse_low", "sparse_high", "noise")
+
+
+class Trial(Protocol):
+    """A whole sparse call: q, k, v [1, S, H, D] of a grid, at a density."""
+
+    def __call__(self, *qkv: Tensor, grid: TokenGrid, density: float) -> object: ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Calls that one measurement speaks for.
+
+    dtype: of q, as torch names it. heads: that are timed at most. threads: of torch. method: all
+    settings that the time of a call depends on.
+    """
+
+    dtype: str
+    head_dim: int
+    heads: int
+    threads: int
+    method: str
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of whole calls of one kind and length: dense; sparse at `DENSITIES`.
+
+    noise: standard error of the sparse times, as a share of the dense one. measured, problem: as of
+    `store.Record`.
+    """
+
+    dense: float
+    sparse: tuple[float, float]
+    noise: float
+    measured: str = ""
+    problem: str | None = None
+
+    def crossover(self) -> float:
+        """Density from which on dense is as fast, or a line's continuation of it within -1 .. 2."""
+        low, high = self.sparse
+        slope = max(high - low, 1e-9) / (DENSITIES[1] - DENSITIES[0])
+        goal = (1 - MARGIN - self.noise) * self.dense
+        return min(max(DENSITIES[0] + (goal - low) / slope, -1.0), 2.0)
+
+
+def kind(dtype: torch.dtype, head_dim: int, heads: int, method: str) -> Kind:
+    """The kind of a call of so many heads (times batch) on the caller's torch threads."""
+    threads = torch.get_num_threads()
+    timed = min(heads, max(threads, HEAD_TOKENS // LENGTHS[0]))
+    return Kind(str(dtype).removeprefix("torch."), head_dim, timed, threads, method)
+
+
+def density(kind: Kind, tokens: int, trial: Trial) -> float:
+    """Density from which on dense attention is as fast for a call, in 0 .. 1; 0: always.
+
+    tokens: at least `LENGTHS[0]`. Between two lengths the density is interpolated over the
+    logarithm of the length. trial: a sparse call, for what is not known yet; it runs in another
+    thread.
+    """
+    tokens = min(tokens, _longest(kind, trial) if tokens > TYPICAL else TYPICAL)
+    below = max(length for length in LENGTHS if length <= tokens)
+    found = times(kind, below, trial).crossover()
+    if tokens > below:
+        above = times(kind, 2 * below, trial).crossover()
+        found += math.log2(tokens / below) * (above - found)
+    return min(max(found, 0.0), 1.0)
+
+
+def _longest(kind: Kind, trial: Trial) -> int:
+    """The longest of the lengths that is timed for a kind."""
+    typical = times(kind, TYPICAL, trial)
+    share = _heads(kind, LENGTHS[-1]) / _heads(kind, TYPICAL)
+    least = LEAST * share * (typical.dense + sum(typical.sparse)) / TYPICAL**2
+    affordable = (length for length in LENGTHS if least * length**2 <= AFFORDABLE)
+    return max((TYPICAL, *affordable))
+
+
+def _heads(kind: Kind, length: int) -> int:
+    """Heads that are timed at a length, one a thread at least."""
+    return min(kind.heads, max(kind.threads, HEAD_TOKENS // length))
+
+
+_known: dict[tuple[Kind, int], Times] = {}
+
+
+def times(kind: Kind, length: int, trial: Trial) -> Times:
+    """The times of a kind and length, the same on every call of a process."""
+    kind = replace(kind, heads=_heads(kind, length))
+    key = (kind, length)
+    if key not in _known:
+        probe = routes.probe(kind.threads)  # before, or its time would be in ours
+        route = {"onednn": probe.onednn, "bf16": probe.bf16}
+        record = store.recall(
+            "crossover",
+            {**asdict(kind), "length": length, "route": route},
+            lambda: fresh(lambda: measure(kind, length, trial)),
+            FIGURES,
+        )
+        dense, low, high, noise = (record.figures[name] for name in FIGURES)
+        _known[key] = Times(dense, (low, high), noise, record.measured, record.problem)
+    return _known[key]
+
+
+def forget() -> None:
+    """Look, or measure, again when next asked."""
+    _known.clear()
+
+
+def measure(kind: Kind, length: int, trial: Trial) -> store.Figures:
+    """Figures of alternating calls: CPU time of one thread, wall time of several.
+
+    Raises `store.Unmeasured`, with these figures, if the machine was too busy for others.
+    """
+    clock = time.thread_time if kind.threads == 1 else time.perf_counter
+    generator = torch.Generator("cpu").manual_seed(0)
+    shape = (1, length, kind.heads, kind.head_dim)
+    made = (torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            for _ in range(3))  # fmt: skip
+    q, k, v = (x.to(getattr(torch, kind.dtype)) for x in made)
+    grid = TokenGrid(length // 256, 16, 16)
+    inner = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    acts: tuple[Callable[[], object], ...] = (
+        lambda: F.scaled_dot_product_attention(*inner),
+        lambda: trial(q, k, v, grid=grid, density=DENSITIES[0]),
+        lambda: trial(q, k, v, grid=grid, density=DENSITIES[1]),
+    )
+    with torch.inference_mode():
+        acts[1]()  # plans of a new grid, memory, new shapes in oneDNN
+        figures = _figures(acts, clock)
+    if figures["noise"] > LOUD:
+        raise store.Unmeasured(figures, f"the machine was busy, noise {figures['noise']:.2f}")
+    return figures
+
+
+def _figures(acts: tuple[Callable[[], object], ...], clock: Callable[[], float]) -> store.Figures:
+    """Time dense, sparse at the low and at the high density in turn until the noise is small."""
+    rounds: list[list[float]] = []
+    end = clock() + SECONDS
+    while True:
+        now = [clock()]
+        for act in acts:
+            act()
+            now.append(clock())
+        rounds.append([after - before for before, after in pairwise(now)])
+        ratios = [[one[n] / max(one[0], 1e-9) for one in rounds] for n in (1, 2)]
+        noise = max(map(standard_error, ratios))
+        enough = noise <= QUIET or now[-1] > end or len(rounds) == MOST
+        if len(rounds) >= LEAST and enough:
+            break
+    dense = statistics.median(one[0] for one in rounds)
+    low, high = (dense * statistics.median(values) for values in ratios)
+    return dict(zip(FIGURES, (dense, low, high, noise), strict=True))
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the median, from the middle half, as if that were of a normal distribution."""
+    if len(values) < 2:
+        return math.inf
+    low, _, high = statistics.quantiles(values)
+    return math.sqrt(math.pi / 2 / len(values)) * (high - low) / 1.349

@@ -1,0 +1,95 @@
+"""What the house asks about the CPU executor."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache, partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vidsparse.config import Kernel, SparseConfig
+from vidsparse.kernels import executor
+from vidsparse.kernels.cpu import crossover, engine, routes, store
+from vidsparse.kernels.executor import Form
+from vidsparse.plan import BlockPlan
+
+CROSSOVER_DENSITY = 0.6
+"""Above this density dense attention may be faster, for calls that `crossover` does not time.
+
+Whole call, one thread, heads of 64, float32, 2,048 tokens, x dense at density 0.5 / 0.6 / 0.7:
+1.9 / 1.6 / 1.5 on an AMD EPYC with AVX-512, 1.1 / 1.0 / 1.0 on one with AVX2.
+"""
+
+
+class Executor(executor.Executor):
+    """In plain torch, on the threads of torch."""
+
+    name = "cpu"
+    about = "gathers what a plan lists, then two matrix products"
+    preferred: ClassVar = {"cpu": 0}
+
+    def available(self, device: torch.device) -> str | None:
+        return None if device.type == "cpu" else "tensors must be on the CPU"
+
+    def crossover(self, form: Form) -> float:
+        """Measured on this machine, once for a kind of calls.
+
+        Calls that are shorter than any that is timed are sparse only where the user has lowered
+        `schedule.min_tokens` for them, and stay so.
+        """
+        tokens = form.grid.tokens
+        if tokens < crossover.LENGTHS[0] or not _known(form):
+            return CROSSOVER_DENSITY
+        assert form.dtype and form.head_dim and form.heads and form.trial, "known"
+        block_q = self.query_block(form.config.kernel, tokens)
+        cost = _cost(form.config, block_q, form.hoisted)
+        kind = crossover.kind(form.dtype, form.head_dim, form.heads, cost)
+        return crossover.density(kind, tokens, partial(form.trial, self.name, block_q))
+
+    def route(self, form: Form) -> str:
+        if not _known(form):
+            return ""
+        return routes.described(form.dtype, form.config.kernel.cpu_matmul)
+
+    def figures(self) -> dict[str, Any]:
+        found = engine.engine_info()
+        return {**found, "kept": found["problem"] or f"kept in {store.folder()}"}
+
+    def forget(self) -> None:
+        store.forget(disk=True)
+        routes.forget()
+        crossover.forget()
+
+    def execute(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: BlockPlan,
+        *,
+        kernel: Kernel,
+        order: Tensor | None = None,
+        return_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        assert order is None, "not among the facts"
+        return engine.execute(q, k, v, plan, return_lse=return_lse, matmul=kernel.cpu_matmul)
+
+
+EXECUTOR = Executor()
+
+
+def _known(form: Form) -> bool:
+    """Whether all that is measured by is known of a call."""
+    return bool(form.dtype and form.head_dim and form.heads and form.trial)
+
+
+@lru_cache(maxsize=64)
+def _cost(config: SparseConfig, block_q: int, hoisted: bool) -> str:
+    """What the time of a call depends on beside its form, as JSON."""
+    method = config.to_dict()
+    kernel = {key: method["kernel"][key] for key in ("block_k", "cpu_matmul")}
+    del method["about"], method["schedule"]
+    method["kernel"] = {**kernel, "block_q": block_q}
+    return json.dumps({**method, "hoisted": hoisted})

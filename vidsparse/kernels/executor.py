@@ -1,0 +1,154 @@
+"""What an executor is: it turns a BlockPlan into (O, LSE), and states what the house asks about it.
+
+An executor is a file `vidsparse/kernels/<name>.py`, or the `executor.py` of a folder there, with
+one `EXECUTOR`; `vidsparse.registry.executors` finds it. What is chosen for a call, by name or by
+`impl: auto`, follows from these facts alone (`vidsparse.decision`), and so does what `vidsparse
+doctor` and the run report say of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from vidsparse import registry
+from vidsparse.plan import BlockPlan, TokenGrid
+
+if TYPE_CHECKING:  # with it OmegaConf, which the kernels do without
+    from vidsparse.config import Kernel, SparseConfig
+
+LONG_SEQUENCE = 16_384
+"""Tokens from which a query block of 128 is no large piece of a sequence."""
+
+
+class Trial(Protocol):
+    """A whole sparse call by the named executor: q, k, v [1, S, H, D] of a grid, at a density."""
+
+    def __call__(
+        self, name: str, block_q: int, /, *qkv: Tensor, grid: TokenGrid, density: float
+    ) -> object: ...
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is known of a call before anything is computed.
+
+    config, grid, device: of the call. dtype, head_dim, heads (times batch): of q; None: not known
+    yet. hoisted: the tokens already stand in layout order. trial: makes calls of this config, for
+    timing them where that has not been done; None: nothing may be timed.
+    """
+
+    config: SparseConfig
+    grid: TokenGrid
+    device: torch.device
+    dtype: torch.dtype | None = None
+    head_dim: int | None = None
+    heads: int | None = None
+    hoisted: bool = False
+    trial: Trial | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an executor does not take a call, in one line with the cure.
+
+    code: of `vidsparse.reasons.REASONS`, if such a call is dense where nobody asked for the
+    executor; None: the settings are at fault, which no other call would mend.
+    """
+
+    why: str
+    code: str | None = None
+
+
+class Executor(ABC):
+    """Facts with defaults; `execute` has none.
+
+    name: what users write in `kernel.impl`. about: one line. preferred: device type -> place in the
+    order in which `impl: auto` asks there, the lowest first; a device that is not named: only when
+    asked for by name. takes_order: whether `execute` reads and writes by a token order. takes: key
+    of the config -> its values that this executor knows; a key that no executor names is none of
+    its business. first_orders: what it executes of `BlockPlan.first_order`.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+    preferred: ClassVar[Mapping[str, int]] = {}
+    takes_order: ClassVar[bool] = False
+    takes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "qk": ("native",),
+        "form": ("auto", "pointer"),
+    }
+    first_orders: ClassVar[tuple[str, ...]] = ("none", "global")
+
+    def available(self, device: torch.device) -> str | None:
+        """Why nothing runs on a device, in one line with the cure; None if it can."""
+        return None
+
+    def refuses(self, form: Form) -> Refusal | None:
+        """Why a call is not taken, None if it is. Asked of available ones, before any call.
+
+        What only a plan shows is refused by `execute`, before any kernel runs.
+        """
+        for key, allowed in self.takes.items():
+            value = getattr(form.config.kernel, key)
+            if value not in allowed:
+                others = [e.name for e in registry.executors().values() if value in e.takes[key]]
+                return Refusal(
+                    f"kernel.{key}={value!r}: impl {self.name!r} takes {' or '.join(allowed)}; "
+                    f"of impl {' and '.join(others)} alone"
+                )
+        order = form.config.compensation.first_order
+        if order not in self.first_orders:
+            able = [e for e in registry.executors().values() if order in e.first_orders]
+            return Refusal(
+                f"compensation.scope={order!r}: impl {self.name!r} executes 'global' only; "
+                f"use impl={able[0].name!r}"
+            )
+        return None
+
+    def query_block(self, kernel: Kernel, tokens: int) -> int:
+        """Tokens per query block in a sequence of so many; `block_q: auto` is this one's choice."""
+        if isinstance(kernel.block_q, int):
+            return kernel.block_q
+        return 64 if tokens < LONG_SEQUENCE else 128
+
+    def crossover(self, form: Form) -> float:
+        """Density above which dense attention is as fast, in 0 .. 1; 0: always.
+
+        Measured where it can be, else a guess.
+        """
+        return 1.0
+
+    def route(self, form: Form) -> str:
+        """How calls of a form are computed here, with the figures behind it; "": one way only."""
+        return ""
+
+    def figures(self) -> dict[str, Any]:
+        """What was measured on this machine, ready for JSON; "kept": where, or why it is not."""
+        return {}
+
+    def forget(self) -> None:  # noqa: B027  (most measure nothing)
+        """Measure again what was measured on this machine."""
+
+    @abstractmethod
+    def execute(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: BlockPlan,
+        *,
+        kernel: Kernel,
+        order: Tensor | None = None,
+        return_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention by a plan; shapes and formulas in `vidsparse.kernels`. No wait for a device.
+
+        order: int64 [S], given to executors with `takes_order` alone: position t of the plan is
+        token order[t] of q, k, v and of the results.
+        """

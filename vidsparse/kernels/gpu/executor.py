@@ -1,0 +1,71 @@
+"""What the house asks about the Triton executor; only `execute` and settings import triton."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vidsparse.config import FORMS, Kernel
+from vidsparse.kernels import executor
+from vidsparse.kernels.executor import Form, Refusal
+from vidsparse.kernels.gpu import support
+from vidsparse.plan import BlockPlan
+
+CROSSOVER_DENSITY = 0.7
+"""Above this density a call with impl "auto" goes dense on a GPU.
+
+A bound by design, not by measurement: a kernel that reaches 85 % of the fastest dense one, with 15
+% of overhead around it, breaks even at about this density.
+"""
+
+
+class Executor(executor.Executor):
+    """Block-sparse attention in Triton."""
+
+    name = "triton"
+    about = "Triton kernels for NVIDIA GPUs of compute capability 8.0 and newer"
+    preferred: ClassVar = {"cuda": 0}
+    takes_order = True
+    takes: ClassVar = {"qk": ("native", "int8"), "form": FORMS}
+
+    def available(self, device: torch.device) -> str | None:
+        return support.refusal(device)
+
+    def refuses(self, form: Form) -> Refusal | None:
+        from vidsparse.kernels.gpu import engine  # needs triton, which a CPU need not have
+
+        if refusal := super().refuses(form):
+            return refusal
+        kernel = form.config.kernel
+        code = support.reason(form.device, form.dtype, form.head_dim)
+        sizes = self.query_block(kernel, form.grid.tokens), kernel.block_k
+        known = form.dtype or torch.bfloat16, form.head_dim or 64
+        try:
+            engine.check_settings(form.device, *known, sizes, kernel.form)
+        except ValueError as error:
+            return Refusal(str(error), code)
+        return None
+
+    def crossover(self, form: Form) -> float:
+        return CROSSOVER_DENSITY
+
+    def execute(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: BlockPlan,
+        *,
+        kernel: Kernel,
+        order: Tensor | None = None,
+        return_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        from vidsparse.kernels.gpu import engine
+
+        how = {"form": kernel.form, "qk": kernel.qk}
+        return engine.execute(q, k, v, plan, order=order, return_lse=return_lse, **how)
+
+
+EXECUTOR = Executor()

@@ -1,0 +1,115 @@
+"""The nouns of the sparse forward in Triton: keys, lists of key tiles, query blocks, tilings.
+
+A list entry is int32, `rest << 30 | shift << 24 | tile`: rows tile * BN .. + BN of the key buffer,
+2^shift rows to a key block; `rest` marks blocks that the plan does not list. A list names tiles
+inside one block first, then those of several blocks, which have an int64 of bits each, bit i set if
+the i-th block is wanted. What belongs to the next tile is loaded one turn ahead, so entries and
+bits of a list end in a spare, the entry a valid tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import triton.language as tl
+from torch import Tensor
+
+from vidsparse.kernels.gpu.support import MAX_HEAD_DIM
+
+HEAD_DIMS = (64, MAX_HEAD_DIM)
+"""Widths of the key buffer; a smaller head dim is padded with zeros."""
+
+
+def padded_width(depth: int) -> int:
+    """The least of `HEAD_DIMS` that holds `depth` elements."""
+    return next(width for width in HEAD_DIMS if width >= depth)
+
+
+TILE_MASK = tl.constexpr(0xFFFFFF)
+SHIFT_AT = tl.constexpr(24)
+REST_AT = tl.constexpr(30)
+LN_2 = tl.constexpr(0.6931471805599453)
+LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """block_m queries x block_n keys per step, warps per program, stages of the K/V pipeline.
+
+    registers: the most that a thread may use, None leaves it to the compiler. split: tiles without
+    bits have a loop of their own, a sixth shorter, at the price of registers.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    registers: int | None = None
+    split: bool = True
+
+    def within(self, block_q: int, block_k: int) -> Tiling:
+        """The same with tiles no larger than the blocks."""
+        sizes = min(self.block_m, block_q), min(self.block_n, block_k)
+        return replace(self, block_m=sizes[0], block_n=sizes[1])
+
+
+@dataclass(frozen=True)
+class Keys:
+    """k, v [B, H, R, DP], finite; bias float32 [R], log2 of the tokens behind a row.
+
+    Equal strides, the rows of a head contiguous; R is a multiple of block_n, DP one of `HEAD_DIMS`;
+    rows without a token have bias -inf.
+    """
+
+    k: Tensor
+    v: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class TileLists:
+    """entry int32 [rows, W]; bits int64 [rows, V], or None if every tile is inside one block.
+
+    count int32 [rows]: entries in use, <= W - 1; whole int32 [rows]: those of them inside one
+    block, so that count - whole of the bits are in use, < V; rows = B * H * nq.
+    """
+
+    entry: Tensor
+    bits: Tensor | None
+    count: Tensor
+    whole: Tensor
+
+
+@dataclass(frozen=True)
+class QueryRows:
+    """start int64 [nq], count int32 [nq]: tokens of each query block; size: its nominal size.
+
+    order: int64 [S]: position t of the blocks is token order[t] of q and of the output; None: t.
+    """
+
+    start: Tensor
+    count: Tensor
+    size: int
+    order: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Of int8 q and k, as `quant` makes them; contiguous float32.
+
+    q [B, H, nq * parts], one per block_m queries of a query block; k [B, H, R / block_n], one per
+    tile; shift [B, H, S], added to the LSE: (q . vector removed from every key) / sqrt(D).
+    """
+
+    q: Tensor
+    k: Tensor
+    shift: Tensor
+
+
+def word(height: int, is_rest: bool) -> int:
+    """List entry of tile 0 of a segment with `height` rows (a power of two) to a key block.
+
+    Or it with a tile number.
+    """
+    entry: int = (height.bit_length() - 1) << SHIFT_AT.value | int(is_rest) << REST_AT.value
+    return entry
