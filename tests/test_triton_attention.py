@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "force": {"first_frame": True},
     },
 }
-STAGES = {"triton_draft", "triton_pool", "triton_select"}
+STAGES = {"draft", "pool", "select"}
 
 
 @pytest.fixture
