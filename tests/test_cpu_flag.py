@@ -251,7 +251,7 @@ def test_native_never_touches_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "_probed", routes.Probe(2.0, 1e-7, 2.0))
     monkeypatch.setattr(engine.Worker, "run", spy)
     before = torch.backends.mkldnn.matmul.fp32_precision
-    engine.execute(q, k, v, plan, matmul="native")
+    engine.execute(q, k, v, plan, route=routes.Route())
     assert set(seen) == {before}
     engine.execute(q, k, v, plan)
     assert set(seen) == {before, "bf16"}

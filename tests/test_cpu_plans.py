@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidsparse.kernels.cpu import call as cpu_call
-from vidsparse.kernels.cpu import engine, step
+from vidsparse.kernels.cpu import engine, routes, step
 from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
 
 
@@ -31,7 +31,7 @@ def test_any_plan(grids: str, blocks: tuple[int, int], kind: str, rest: str) -> 
     plan = BlockPlan.from_levels(level_map(q_blocks, k_blocks, kind), q_blocks, k_blocks)
     if rest != "skip":
         plan = plan.with_rest(k_blocks.levels, "global" if rest == "global" else "none")
-    assert_matches(*tensors(plan, 32), plan, matmul="native", workers=2)
+    assert_matches(*tensors(plan, 32), plan, route=routes.Route(), workers=2)
 
 
 @settings(max_examples=25, deadline=None)
@@ -68,7 +68,7 @@ def test_few_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are too wide for the score buffer run in parts."""
     monkeypatch.setattr(cpu_call, "SCORE_ENTRIES", 40 * 300)
     plan = exact_plan("text-last")
-    assert_matches(*tensors(plan, 64), plan, matmul="native")
+    assert_matches(*tensors(plan, 64), plan, route=routes.Route())
 
 
 @pytest.mark.parametrize("rest", [SKIP, 6])
@@ -80,27 +80,33 @@ def test_rounded_widths(monkeypatch: pytest.MonkeyPatch, rest: int) -> None:
 
 def test_rows_run_without_the_global_lock() -> None:
     """On every torch that is supported today; threads do not scale otherwise."""
-    assert isinstance(step.compiled_rows(), torch.jit.ScriptFunction)
+    assert all(
+        isinstance(step.compiled(rows), torch.jit.ScriptFunction)
+        for rows in (step.run_rows, step.attend_rows)
+    )
 
 
+@pytest.mark.parametrize("route", [routes.Route(), routes.Route(fused=True)], ids=["mm", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_without_torchscript(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_rows_without_torchscript(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, route: routes.Route
+) -> None:
     q_blocks, k_blocks = cuts("text-first", 128, 64)
     plan = BlockPlan.from_levels(level_map(q_blocks, k_blocks, "mixed"), q_blocks, k_blocks)
     plan = plan.with_rest(k_blocks.levels, "global")
     q, k, v = tensors(plan, 64, dtype)
-    compiled = engine.execute(q, k, v, plan, return_lse=True)
+    compiled = engine.execute(q, k, v, plan, return_lse=True, route=route)
 
     def removed(function: object) -> None:
         raise RuntimeError("no TorchScript")
 
     monkeypatch.setattr(torch.jit, "script", removed)
-    step.compiled_rows.cache_clear()
+    step.compiled.cache_clear()
     try:
-        assert step.compiled_rows() is step.run_rows
-        plain = engine.execute(q, k, v, plan, return_lse=True)
+        assert step.compiled(step.run_rows) is step.run_rows
+        plain = engine.execute(q, k, v, plan, return_lse=True, route=route)
     finally:
-        step.compiled_rows.cache_clear()
+        step.compiled.cache_clear()
     assert all(torch.equal(a, b) for a, b in zip(compiled, plain, strict=True))
 
 

@@ -10,6 +10,7 @@ from cpu_calls import (
 )
 
 from vidsparse.kernels.cpu import engine, threads
+from vidsparse.kernels.cpu.routes import Route
 from vidsparse.plan import SKIP, BlockPlan
 
 
@@ -30,8 +31,6 @@ def test_refusals() -> None:
         engine.execute(q, k, v.bfloat16(), plan)
     with pytest.raises(ValueError, match="int64"):
         engine.execute(q.long(), k.long(), v.long(), plan)
-    with pytest.raises(ValueError, match="auto, native"):
-        engine.execute(q, k, v, plan, matmul="fast")
     with pytest.raises(ValueError, match="workers=0"):
         engine.execute(q, k, v, plan, workers=0)
 
@@ -72,13 +71,15 @@ def test_error_in_a_worker_is_raised_once_and_leaves_order() -> None:
     assert_matches(q, k, v, plan, workers=2)
 
 
-def test_workers_do_not_change_the_result() -> None:
+@pytest.mark.parametrize("route", [None, Route(fused=True)], ids=["mm", "sdpa"])
+def test_workers_do_not_change_the_result(route: Route | None) -> None:
     """Six heads on 1 to 4 threads (with 4, two heads are cut into rows): the same bits."""
     plan = exact_plan()
     q, k, v = tensors(plan, 64)
-    want, want_lse = engine.execute(q, k, v, plan, return_lse=True, workers=1)
+    how = {"return_lse": True, "route": route}
+    want, want_lse = engine.execute(q, k, v, plan, workers=1, **how)  # type: ignore[arg-type]
     for workers in (2, 4):
-        out, lse = engine.execute(q, k, v, plan, return_lse=True, workers=workers)
+        out, lse = engine.execute(q, k, v, plan, workers=workers, **how)  # type: ignore[arg-type]
         assert torch.equal(out, want) and torch.equal(lse, want_lse)  # type: ignore[arg-type]
 
 

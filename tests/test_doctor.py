@@ -8,7 +8,8 @@ import torch
 from test_cpu_crossover import PROCESSORS
 
 from vidsparse import doctor
-from vidsparse.kernels.cpu import crossover, routes, store
+from vidsparse.kernels.cpu import contest, crossover, routes, store
+from vidsparse.kernels.cpu.executor import EXECUTOR as executor
 from vidsparse.kernels.cpu.routes import Probe
 
 
@@ -19,7 +20,15 @@ def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(store, "_records", {})
     monkeypatch.setattr(crossover, "_known", {})
     monkeypatch.setattr(routes, "_probed", Probe(0.0, 0.0, 2.0))
+    monkeypatch.setattr(contest, "_known", {})
+    monkeypatch.setattr(contest, "measure", lambda *_: figures(0.9))
     monkeypatch.setattr(crossover, "measure", PROCESSORS["amx-bf16"].measure)
+
+
+def figures(gain: float) -> store.Figures:
+    """Of a contest that torch's attention runs with this gain over products."""
+    values = {"ms": 1.0, "products": gain, "error": 1e-6}
+    return {f"{name}_{block}": x for name, x in values.items() for block in contest.BLOCKS}
 
 
 def line(text: str, name: str) -> str:
@@ -31,7 +40,14 @@ def test_the_chosen_route_has_its_figures(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(routes, "_probed", Probe(1.83, 2.5e-7, 2.1))
     said = line(doctor.report(doctor.examine()), "bfloat16: ")
     assert "through oneDNN, 1.83x" in said and "2.5e-07" in said
-    assert "in bfloat16, 2.10x" in said and "rejected" not in said
+    assert "in bfloat16, 2.10x" in said and "oneDNN rejected" not in said
+    assert "gathered keys rejected: 0.900x as fast, needed 1.1x" in said
+    monkeypatch.setattr(contest, "_known", {})
+    monkeypatch.setattr(contest, "measure", lambda *_: figures(2.5))
+    executor.forget()
+    monkeypatch.setattr(routes, "_probed", Probe(1.83, 2.5e-7, 2.1))
+    said = line(doctor.report(doctor.examine()), "bfloat16: ")
+    assert "gathered keys, 2.50x at blocks of 64 and 2.50x at blocks of 128" in said
 
 
 @pytest.mark.parametrize(
@@ -55,7 +71,7 @@ def test_a_rejected_route_is_named_as_rejected(
     said = line(doctor.report(facts), "bfloat16: ")
     assert f"fp32 by torch's own products (oneDNN rejected: {why})" in said
     assert "in float32 (bfloat16 rejected: 0.50x as fast)" in said
-    assert "1.83" not in said
+    assert "1.83" not in said and "gathered keys rejected: 0.900x" in said
     assert facts["executors"]["cpu"]["figures"]["fp32"] == "native"
 
 

@@ -19,7 +19,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "kernel.impl": ("reference", "cpu", "triton"),
     "kernel.block_q": ("16", "64", "512"),
     "kernel.block_k": ("16", "64", "512"),
-    "kernel.cpu_matmul": ("native",),
+    "kernel.cpu_route": ("native",),
     "compensation.scope": ("global", "block"),
     "selector.levels": ("[0,4]", "[0,9]"),
     "selector.mode": ("mass",),

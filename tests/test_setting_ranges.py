@@ -3,10 +3,13 @@
 import math
 
 import pytest
+import torch
 
-from vidsparse import registry
-from vidsparse.config import Kernel, SparseConfig
+from vidsparse import TokenGrid, registry
+from vidsparse.config import SparseConfig
+from vidsparse.kernels.executor import Form
 
+CPU = torch.device("cpu")
 BLOCKS = [16, 32, 64, 128, 256, 512]
 NO_BLOCKS = [0, 1, 8, 15, 17, 48, 511, 513, 1024, -16]
 POSITIVE = ([1, 2, 10**6], [0, -1])
@@ -43,7 +46,10 @@ RANGES = {
     ("kernel", None, "qk"): (["native", "int8"], ["", "int4"]),
     ("kernel", None, "impl"): (["auto", "reference", "cpu", "triton"], ["", "cuda"]),
     ("kernel", None, "form"): (["auto", "pointer", "tma", "ws"], ["", "wgmma"]),
-    ("kernel", None, "cpu_matmul"): (["auto", "native"], ["", "onednn"]),
+    ("kernel", None, "cpu_route"): (
+        ["auto", "native", "onednn", "mixed", "sdpa"],
+        ["", "bf16"],
+    ),
 }
 
 
@@ -109,10 +115,12 @@ def test_pyramids(case):
 
 @pytest.mark.parametrize("executor", registry.executors().values(), ids=registry.executors())
 def test_the_query_block_follows_the_length_of_the_sequence(executor):
-    fixed = [Kernel(block_q=size) for size in BLOCKS]
+    settings = ({"kernel": {"block_q": size}} for size in ("auto", *BLOCKS))
+    configs = [SparseConfig.from_dict(values) for values in settings]
     for tokens in (1, 1000, 16_383, 16_384, 16_385, 10**6):
-        assert executor.query_block(Kernel(), tokens) == (128 if tokens >= 16_384 else 64)
-        assert [executor.query_block(kernel, tokens) for kernel in fixed] == BLOCKS
+        grid = TokenGrid(1, 1, tokens)
+        sizes = [executor.query_block(Form(config, grid, CPU)) for config in configs]
+        assert sizes == [128 if tokens >= 16_384 else 64, *BLOCKS]
 
 
 DEFAULTS = {
@@ -141,7 +149,7 @@ DEFAULTS = {
         "qk": "native",
         "impl": "auto",
         "form": "auto",
-        "cpu_matmul": "auto",
+        "cpu_route": "auto",
     },
 }
 """A configuration that says nothing; files that users keep mean this by what they leave out."""

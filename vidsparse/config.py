@@ -42,6 +42,7 @@ class Force:
     in_budget: bool = True
 
 
+CPU_ROUTES = ("auto", "native", "onednn", "mixed", "sdpa")
 FORMS = ("auto", "pointer", "tma", "ws")
 
 
@@ -56,8 +57,10 @@ class Kernel:
     impl: auto, or the name of an executor, which is executed or refused, never replaced.
     form: of the Triton forward kernel, auto | pointer | tma | ws; the last two are for GPUs of
         compute capability 9 and 10.
-    cpu_matmul: "auto" lets the CPU engine use the faster fp32 matmul of oneDNN after a precision
-        check, "native" forbids it.
+    cpu_route: how the CPU engine computes, auto | native | onednn | mixed | sdpa: auto takes what
+        was measured to be fastest and exact on this machine (`vidsparse doctor` shows it).
+        native: torch's fp32 products; onednn: fp32 products through oneDNN; mixed: for bf16 input,
+        weights times values in bf16; sdpa: torch's attention on the keys that a row lists.
     crossover: with impl auto, density above which a call goes dense, in (0, 1], where dense is as
         fast; "auto" measures that once on a CPU and keeps it (`vidsparse doctor` shows it). A
         number makes the decision the same on every machine.
@@ -68,7 +71,7 @@ class Kernel:
     qk: str = "native"
     impl: str = "auto"
     form: str = "auto"
-    cpu_matmul: str = "auto"
+    cpu_route: str = "auto"
     crossover: int | float | str = "auto"
 
     def __post_init__(self) -> None:
@@ -81,8 +84,9 @@ class Kernel:
         require(self.form in FORMS, "kernel.form", self.form, ", ".join(FORMS))
         implementations = registry.implementations()
         require(self.impl in implementations, "kernel.impl", self.impl, ", ".join(implementations))
-        ok = self.cpu_matmul in ("auto", "native")
-        require(ok, "kernel.cpu_matmul", self.cpu_matmul, "auto, native")
+        require(
+            self.cpu_route in CPU_ROUTES, "kernel.cpu_route", self.cpu_route, ", ".join(CPU_ROUTES)
+        )
         number = isinstance(self.crossover, float | int) and not isinstance(self.crossover, bool)
         ok = 0 < self.crossover <= 1 if number else self.crossover == "auto"  # type: ignore[operator]
         require(ok, "kernel.crossover", self.crossover, "a number in (0, 1], or auto")

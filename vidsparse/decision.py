@@ -88,7 +88,7 @@ def decide(
         choice = replace(choice, crossover=crossover)
         if crossover <= 0 or (config.selector.spends_budget and density > crossover):
             return Decision(1.0, "not-faster", choice)
-    return Decision(density, None, choice, executor.query_block(config.kernel, grid.tokens))
+    return Decision(density, None, choice, executor.query_block(form))
 
 
 def check_config(

@@ -34,7 +34,6 @@ from gpu_rows import Result
 from gpu_units import Unit, in_words
 from torch import Tensor
 
-from vidsparse.kernels.gpu.executor import EXECUTOR
 from vidsparse.plan import SKIP, BlockPlan
 
 MAIN = ("wan2.1-14b-720p", "wan2.1-1.3b-480p")
@@ -286,7 +285,7 @@ def _plan_at(this: Bench, density: float) -> BlockPlan:
 
     config, grid = method(density), this.shape.grid
     if density == 1:
-        sizes = EXECUTOR.query_block(config.kernel, grid.tokens), config.kernel.block_k
+        sizes = blocks_of(this, config)
         return exact_plan(this.shape, 1.0, sizes, this.machine.device, coherent=True)
     forms = [f for f in this.machine.forms if f not in this.machine.broken]
     config = method(density, kernel__form=forms[0] if forms else "pointer")
@@ -306,8 +305,17 @@ def geometry_of(this: Bench, config: Any) -> Any:
     from vidsparse.geometry import plan_geometry
 
     grid = this.shape.grid
-    sizes = EXECUTOR.query_block(config.kernel, grid.tokens), config.kernel.block_k
+    sizes = blocks_of(this, config)
     return plan_geometry(grid, config.layout, config.force, *sizes, this.machine.device)
+
+
+def blocks_of(this: Bench, config: Any) -> tuple[int, int]:
+    """Tokens per query and per key block of a method for the shape."""
+    from vidsparse.kernels.executor import Form
+    from vidsparse.kernels.gpu.executor import EXECUTOR
+
+    form = Form(config, this.shape.grid, this.machine.device)
+    return EXECUTOR.query_block(form), config.kernel.block_k
 
 
 def order_of(this: Bench, density: float) -> Tensor:

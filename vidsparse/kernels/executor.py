@@ -111,11 +111,12 @@ class Executor(ABC):
             )
         return None
 
-    def query_block(self, kernel: Kernel, tokens: int) -> int:
-        """Tokens per query block in a sequence of so many; `block_q: auto` is this one's choice."""
-        if isinstance(kernel.block_q, int):
-            return kernel.block_q
-        return 64 if tokens < LONG_SEQUENCE else 128
+    def query_block(self, form: Form) -> int:
+        """Tokens per query block of a call; `kernel.block_q: auto` is this one's choice."""
+        given = form.config.kernel.block_q
+        if isinstance(given, int):
+            return given
+        return 64 if form.grid.tokens < LONG_SEQUENCE else 128
 
     def crossover(self, form: Form) -> float:
         """Density above which dense attention is as fast, in 0 .. 1; 0: always.

@@ -49,7 +49,7 @@ class Call:
     levels: those that some row lists. rest: whether centroid columns are needed. front: number of
     moment and centroid columns, of these `reserved` moment columns. widths: columns of every row
     before rounding; width: of the widest row; rows, entries: sizes of a worker's workspace and
-    score buffer. product: FLOP of the average product.
+    score buffer. product: FLOP of the average product. whole: all queries of a block run at once.
     """
 
     def __init__(
@@ -60,9 +60,12 @@ class Call:
         plan: BlockPlan,
         score_dtype: torch.dtype,
         value_dtype: torch.dtype,
+        whole: bool = False,
     ) -> None:
-        self.q, self.out, self.lse, self.plan = q, out, lse, plan
+        self.q, self.out, self.lse, self.plan, self.whole = q, out, lse, plan, whole
         self.score_dtype, self.value_dtype = score_dtype, value_dtype
+        wide = score_dtype == torch.float64
+        self.bias_dtype = torch.float64 if wide else torch.float32
         self.depth, self.scale = q.shape[-1], q.shape[-1] ** -0.5
         self.slots = Slots(plan.k_blocks)
         self.top, self.nk = plan.k_blocks.levels, len(plan.k_blocks)
@@ -70,7 +73,7 @@ class Call:
         self.levels = counts.flatten(0, -2).sum(0).nonzero()[:, 0].tolist()
         self.rest = plan.rest != SKIP and bool((counts.sum(-1) < self.nk).any())
         self.first_order = self.rest and plan.first_order == "global"
-        self.reserved = self.depth if self.first_order else 0
+        self.reserved = self.depth if self.first_order and not whole else 0
         self.front = self.reserved + (self.nk if self.rest else 0)
         self.first_q = plan.q_blocks.start.tolist()
         self.count_q = plan.q_blocks.count.tolist()
@@ -109,7 +112,7 @@ class Call:
     def queries(self, width: int) -> int:
         """How many queries of a block run at once at this width."""
         queries = self.block_q
-        while queries * width > SCORE_ENTRIES and queries >= 2 * MIN_QUERIES:
+        while not self.whole and queries * width > SCORE_ENTRIES and queries >= 2 * MIN_QUERIES:
             queries //= 2
         return queries
 
@@ -159,7 +162,11 @@ class Call:
         values = build_tables(v[batch, head], self.slots, levels, self.value_dtype)
         order = None
         if self.first_order:
-            order = moment(keys[0], values[0], self.slots, keys[self.top]).to(self.value_dtype)
+            means = keys[self.top]
+            if self.whole:
+                means = self.slots.pool(keys[0], self.top, self.depth)
+            order = moment(keys[0], values[0], self.slots, means)
+            order = order if self.whole else order.to(self.value_dtype)
         return Head(keys, values, order, self._bias(batch, head) if self.rest else None)
 
     def _bias(self, batch: int, head: int) -> Tensor:
@@ -168,7 +175,7 @@ class Call:
         listed = self.index[starts[0, 0] : starts[-1, -1]]
         counts = starts[:, -1] - starts[:, 0]
         assert len(listed) == counts.sum(), "the lists of a head stand one behind the other"
-        bias = torch.full((len(starts), self.front), NEG_INF, dtype=self.score_dtype, device="cpu")
+        bias = torch.full((len(starts), self.front), NEG_INF, dtype=self.bias_dtype, device="cpu")
         bias[:, self.reserved :] = self.slots.log_counts
         rows = torch.repeat_interleave(torch.arange(len(starts), device="cpu"), counts)
         bias[rows, self.reserved + listed] = NEG_INF

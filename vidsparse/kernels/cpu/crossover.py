@@ -56,6 +56,9 @@ QUIET = 0.02
 LOUD = 0.1
 """Noise with which a measurement is of something else that ran: it holds for this process alone."""
 
+BUSY = 0.7
+"""Share of the threads, of several, with less of which others were running: the same."""
+
 SECONDS, MOST, LEAST, AFFORDABLE = 0.4, 25, 3, 1.1
 """Of one length: seconds after which no further round starts, most and fewest rounds, and seconds
 that the fewest may take."""
@@ -189,7 +192,14 @@ def measure(kind: Kind, length: int, trial: Trial) -> store.Figures:
     )
     with torch.inference_mode():
         acts[1]()  # plans of a new grid, memory, new shapes in oneDNN
+        start = time.perf_counter(), time.process_time()
         figures = _figures(acts, clock)
+        wall, used = time.perf_counter() - start[0], time.process_time() - start[1]
+    if kind.threads > 1 and used < BUSY * wall * kind.threads:
+        share = used / (wall * kind.threads)
+        raise store.Unmeasured(
+            figures, f"the machine was busy, {share:.0%} of its threads were ours"
+        )
     if figures["noise"] > LOUD:
         raise store.Unmeasured(figures, f"the machine was busy, noise {figures['noise']:.2f}")
     return figures

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.call_check import check_call
-from vidsparse.kernels.cpu import routes
+from vidsparse.kernels.cpu import fused, routes
 from vidsparse.kernels.cpu.call import Call
+from vidsparse.kernels.cpu.routes import Route
 from vidsparse.kernels.cpu.rows import Worker
 from vidsparse.kernels.cpu.threads import for_each
 from vidsparse.plan import BlockPlan
@@ -29,7 +30,7 @@ def execute(
     *,
     return_lse: bool = False,
     workers: int | None = None,
-    matmul: str = "auto",
+    route: Route | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention by a plan; formulas in `vidsparse.kernels`. Inference only.
 
@@ -38,8 +39,8 @@ def execute(
         tensors are the usual case.
     plan: any levels; `rest` SKIP or the centroid; `first_order` "none" or "global".
     workers: threads, >= 1; None: torch.get_num_threads().
-    matmul: "auto" lets fp32 products take oneDNN where a probe found it exact and faster, "native"
-        forbids it.
+    route: how rows are computed, as `routes` says; None: the fastest products of this machine. A
+        plan with a first-order term per row takes products on every route.
 
     Returns out, shape, dtype and memory layout like q, and the LSE float32 [B, H, Sq] (float64 for
     float64, natural log) or None. The result does not depend on the number of workers, and a NaN
@@ -47,7 +48,7 @@ def execute(
 
     Raises ValueError for shapes that do not match, first_order "block", inputs that require grad.
     """
-    _check(q, k, v, plan, workers, matmul)
+    _check(q, k, v, plan, workers)
     batch, heads, tokens, depth = q.shape
     transposed = q.transpose(1, 2).is_contiguous()
     shape = (batch, tokens, heads, depth) if transposed else tuple(q.shape)
@@ -58,11 +59,13 @@ def execute(
     if out.numel() == 0:
         return out, lse
     workers = min(workers or torch.get_num_threads(), batch * heads * len(plan.q_blocks))
-    probe = routes.probe(workers)
-    low = q.dtype == torch.bfloat16 and probe.bf16
-    call = Call(q, out, lse, plan, wide, torch.bfloat16 if low else wide)
-    onednn = probe.onednn and matmul == "auto" and call.product >= routes.MIN_PRODUCT
-    with routes.onednn(onednn and wide == torch.float32):
+    route = route or routes.products(q.dtype, workers)
+    if route.fused and q.dtype in fused.DTYPES and plan.first_order in fused.FIRST_ORDERS:
+        call = Call(q, out, lse, plan, q.dtype, q.dtype, whole=True)
+        for_each(call.jobs(k, v, workers), lambda: fused.FusedWorker(call).run, workers)
+        return out, lse
+    call = Call(q, out, lse, plan, wide, torch.bfloat16 if route.low else wide)
+    with routes.onednn(route.onednn and call.product >= routes.MIN_PRODUCT):
         for_each(call.jobs(k, v, workers), lambda: Worker(call).run, workers)
     return out, lse
 
@@ -89,16 +92,12 @@ def engine_info() -> dict[str, Any]:
     }
 
 
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, workers: int | None, matmul: str
-) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, workers: int | None) -> None:
     if q.device.type != "cpu":
         raise ValueError(f"q is on {q.device}: the CPU engine expects CPU tensors; use impl auto")
     check_call(q, k, v, plan, "CPU", DTYPES)
     size = plan.k_blocks.size
     if size != 2**plan.k_blocks.levels:
         raise ValueError(f"plan.k_blocks.size={size}: the CPU engine needs a power of two")
-    if matmul not in ("auto", "native"):
-        raise ValueError(f"matmul={matmul!r}: allowed is auto, native")
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers!r}: expected an integer >= 1")

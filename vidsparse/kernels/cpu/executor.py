@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vidsparse.config import Kernel, SparseConfig
 from vidsparse.kernels import executor
-from vidsparse.kernels.cpu import crossover, engine, routes, store
-from vidsparse.kernels.executor import Form
+from vidsparse.kernels.cpu import contest, crossover, engine, routes, store
+from vidsparse.kernels.executor import Form, Refusal
 from vidsparse.plan import BlockPlan
 
 CROSSOVER_DENSITY = 0.6
@@ -33,6 +33,13 @@ class Executor(executor.Executor):
     def available(self, device: torch.device) -> str | None:
         return None if device.type == "cpu" else "tensors must be on the CPU"
 
+    def refuses(self, form: Form) -> Refusal | None:
+        if refusal := super().refuses(form):
+            return refusal
+        route = contest.pinned(form.config.kernel.cpu_route)
+        why = contest.refusal(route, form.dtype, form.config.compensation.first_order)
+        return Refusal(why) if why else None
+
     def crossover(self, form: Form) -> float:
         """Measured on this machine, once for a kind of calls.
 
@@ -43,15 +50,27 @@ class Executor(executor.Executor):
         if tokens < crossover.LENGTHS[0] or not _known(form):
             return CROSSOVER_DENSITY
         assert form.dtype and form.head_dim and form.heads and form.trial, "known"
-        block_q = self.query_block(form.config.kernel, tokens)
+        block_q = self.query_block(form)
         cost = _cost(form.config, block_q, form.hoisted)
         kind = crossover.kind(form.dtype, form.head_dim, form.heads, cost)
         return crossover.density(kind, tokens, partial(form.trial, self.name, block_q))
 
+    def query_block(self, form: Form) -> int:
+        """Larger where torch's attention computes the rows, if it gains enough by that."""
+        size, kernel = super().query_block(form), form.config.kernel
+        if kernel.block_q != "auto" or not _known(form):
+            return size
+        assert form.dtype and form.head_dim, "known"
+        order = form.config.compensation.first_order
+        return max(size, contest.block(form.dtype, form.head_dim, order, kernel.cpu_route))
+
     def route(self, form: Form) -> str:
         if not _known(form):
             return ""
-        return routes.described(form.dtype, form.config.kernel.cpu_matmul)
+        assert form.dtype and form.head_dim, "known"
+        first_order = form.config.compensation.first_order
+        given = form.config.kernel.cpu_route
+        return contest.described(form.dtype, form.head_dim, first_order, given)
 
     def figures(self) -> dict[str, Any]:
         found = engine.engine_info()
@@ -60,6 +79,7 @@ class Executor(executor.Executor):
     def forget(self) -> None:
         store.forget(disk=True)
         routes.forget()
+        contest.forget()
         crossover.forget()
 
     def execute(
@@ -74,7 +94,8 @@ class Executor(executor.Executor):
         return_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         assert order is None, "not among the facts"
-        return engine.execute(q, k, v, plan, return_lse=return_lse, matmul=kernel.cpu_matmul)
+        route = contest.choose(q.dtype, q.shape[3], plan.first_order, kernel.cpu_route)
+        return engine.execute(q, k, v, plan, return_lse=return_lse, route=route)
 
 
 EXECUTOR = Executor()
@@ -89,7 +110,7 @@ def _known(form: Form) -> bool:
 def _cost(config: SparseConfig, block_q: int, hoisted: bool) -> str:
     """What the time of a call depends on beside its form, as JSON."""
     method = config.to_dict()
-    kernel = {key: method["kernel"][key] for key in ("block_k", "cpu_matmul")}
+    kernel = {key: method["kernel"][key] for key in ("block_k", "cpu_route")}
     del method["about"], method["schedule"]
     method["kernel"] = {**kernel, "block_q": block_q}
     return json.dumps({**method, "hoisted": hoisted})

@@ -83,6 +83,33 @@ class Probe:
         return self.bf16_gain >= MIN_GAIN
 
 
+@dataclass(frozen=True)
+class Route:
+    """How rows are computed. onednn: fp32 products through oneDNN. low: for bf16 input, weights
+    times values in bf16. fused: torch's attention on what a row gathers, no products of our own.
+    """
+
+    onednn: bool = False
+    low: bool = False
+    fused: bool = False
+
+    @property
+    def name(self) -> str:
+        """native, onednn, mixed, onednn+mixed or sdpa."""
+        if self.fused:
+            return "sdpa"
+        taken = [name for name, on in (("onednn", self.onednn), ("mixed", self.low)) if on]
+        return "+".join(taken) or "native"
+
+
+def products(dtype: torch.dtype, workers: int = 1) -> Route:
+    """The fastest products of this machine for input of a dtype, from the figures of `probe`."""
+    found = probe(workers)
+    return Route(
+        onednn=found.onednn and dtype != torch.float64, low=found.bf16 and dtype == torch.bfloat16
+    )
+
+
 _probe_lock = threading.Lock()
 _probed: Probe | None = None
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vidsparse.kernels.cpu.call import NEG_INF, Call, Job
 from vidsparse.kernels.cpu.keys import Head
-from vidsparse.kernels.cpu.step import compiled_rows
+from vidsparse.kernels.cpu.step import compiled, run_rows
 
 FIRST_ROWS = 16
 """Rows of weights that are rounded through a buffer; see `Worker._rounding`."""
@@ -109,7 +109,7 @@ class Worker:
         if call.rest:
             self.k[call.reserved : call.front].copy_(head.keys[call.top])
             self.v[call.reserved : call.front].copy_(head.values[call.top])
-        if head.moment is not None:
+        if call.reserved and head.moment is not None:
             self.v[: call.reserved].copy_(head.moment)
         bounds = call.plan.starts[place].tolist()
 
@@ -166,7 +166,7 @@ class Worker:
             if queries not in columns.tiles:
                 columns.tiles[queries] = self._tile(columns, queries)
             tile = columns.tiles[queries]
-            compiled_rows()(
+            compiled(run_rows)(
                 call.q[place], call.out[place], lse, starts, queries, parts, call.scale,
                 call.index, spans, tables, targets, stages, spare, columns.keys, columns.values,
                 tile.scaled, tile.score, tile.far, bias, tile.pooled, columns.pooled_bias,
@@ -207,7 +207,7 @@ class Worker:
             gathers.append(
                 Gather(level, self.k[at:end].view(shape), self.v[at:end].view(shape), staged)
             )
-            bias = self.score.new_full((count * size,), level * math.log(2.0))
+            bias = torch.full((count * size,), level * math.log(2.0), dtype=call.bias_dtype)
             for _, position, block in (s for s in shorts if s[0] == level):
                 first, groups = position * size, slots.groups(level, block)
                 bias[first + groups - 1] = math.log(slots.last_group(level, block))

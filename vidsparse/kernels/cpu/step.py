@@ -18,6 +18,30 @@ import torch
 from torch import Tensor
 
 
+def gather(
+    row: int,
+    index: Tensor,
+    spans: list[int],
+    tables: list[Tensor],
+    targets: list[Tensor],
+    stages: list[Tensor],
+    spare: list[Tensor],
+) -> None:
+    """The workspace of one row; arguments as of `run_rows`."""
+    levels = len(targets) // 2
+    for level in range(levels):
+        at = 2 * (row * levels + level)
+        ids = index[spans[at] : spans[at + 1]]
+        for n in range(2 * level, 2 * level + 2):
+            if tables[n].dtype == targets[n].dtype:
+                torch.index_select(tables[n], 0, ids, out=targets[n])
+            else:
+                torch.index_select(tables[n], 0, ids, out=stages[n])
+                targets[n].copy_(stages[n])
+    for rest in spare:
+        rest.zero_()
+
+
 def run_rows(
     q: Tensor,
     out: Tensor,
@@ -62,19 +86,8 @@ def run_rows(
         first columns of score, which take G s q, or none.
     low_out: the result in the dtype of weights, or None if that is the dtype of out.
     """
-    levels = len(targets) // 2
     for row in range(len(starts)):
-        for level in range(levels):
-            at = 2 * (row * levels + level)
-            ids = index[spans[at] : spans[at + 1]]
-            for n in range(2 * level, 2 * level + 2):
-                if tables[n].dtype == targets[n].dtype:
-                    torch.index_select(tables[n], 0, ids, out=targets[n])
-                else:
-                    torch.index_select(tables[n], 0, ids, out=stages[n])
-                    targets[n].copy_(stages[n])
-        for rest in spare:
-            rest.zero_()
+        gather(row, index, spans, tables, targets, stages, spare)
         for part in range(parts):
             first = starts[row] + part * queries
             end = first + queries
@@ -104,12 +117,78 @@ def run_rows(
                 out[first:end].copy_(low_out)
 
 
+def attend_rows(
+    q: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    starts: list[int],
+    queries: int,
+    scale: float,
+    index: Tensor,
+    spans: list[int],
+    tables: list[Tensor],
+    targets: list[Tensor],
+    spare: list[Tensor],
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    far: Tensor,
+    bias: list[Tensor],
+    moment: Tensor | None,
+) -> None:
+    """For every row: gather, then torch's attention of its `queries` over the workspace.
+
+    Arguments as of `run_rows`, of one dtype, but keys [width, D], and mask [width]: what is added
+    to the scores, of which `far` are the columns of the centroids. moment [D, D], float32: of the
+    first-order term, or None; the share of the centroids, which it takes, is exp of their LSE less
+    that of all columns.
+    """
+    for row in range(len(starts)):
+        gather(row, index, spans, tables, targets, [], spare)
+        if len(bias) > 0:
+            far.copy_(bias[row])
+        first = starts[row]
+        end = first + queries
+        asked = q[first:end].unsqueeze(0).unsqueeze(0)
+        all_keys = keys.unsqueeze(0).unsqueeze(0)
+        all_values = values.unsqueeze(0).unsqueeze(0)
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            asked,
+            all_keys,
+            all_values,
+            0.0,
+            False,
+            attn_mask=mask.expand(1, 1, queries, mask.size(0)),
+            scale=scale,
+        )
+        result = found[0].squeeze(0).squeeze(0)
+        total = found[1].flatten()
+        if moment is not None and len(bias) > 0:
+            count = far.size(0)
+            rest = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                asked,
+                all_keys[:, :, :count],
+                all_values[:, :, :count],
+                0.0,
+                False,
+                attn_mask=far.expand(1, 1, queries, count),
+                scale=scale,
+            )
+            share = (rest[1].flatten() - total).exp().mul_(scale)
+            term = torch.mm(q[first:end].to(moment.dtype), moment).mul_(share.unsqueeze(1))
+            result = term.add_(result)
+        out[first:end].copy_(result)
+        if lse is not None:
+            lse[first:end].copy_(total)
+
+
 @cache
-def compiled_rows() -> Callable[..., Any]:
-    """`run_rows` without the global lock, or `run_rows` itself; the same on every call."""
+def compiled(rows: Callable[..., Any]) -> Callable[..., Any]:
+    """`run_rows` or `attend_rows` without the global lock, or as it is; the same on every call."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, without a successor that needs no compiler
         try:
-            return torch.jit.script(run_rows)
+            scripted: Callable[..., Any] = torch.jit.script(rows)
+            return scripted
         except Exception:  # removed or broken: whatever the reason, the plain loop is as right
-            return run_rows
+            return rows

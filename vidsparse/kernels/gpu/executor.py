@@ -40,7 +40,7 @@ class Executor(executor.Executor):
             return refusal
         kernel = form.config.kernel
         code = support.reason(form.device, form.dtype, form.head_dim)
-        sizes = self.query_block(kernel, form.grid.tokens), kernel.block_k
+        sizes = self.query_block(form), kernel.block_k
         known = form.dtype or torch.bfloat16, form.head_dim or 64
         try:
             engine.check_settings(form.device, *known, sizes, kernel.form)
