@@ -3,6 +3,7 @@
     python kernels/bench/cpu.py                  8,192 tokens at density 0.2: about two minutes
     python kernels/bench/cpu.py --full           the whole table
     python kernels/bench/cpu.py --threads 2      wall time on two threads
+    python kernels/bench/cpu.py --route sdpa     another route than the one that auto takes
     python kernels/bench/cpu.py --crossover      does auto go dense where dense is faster?
 
 They run in turn in one process: dense, sparse, dense, ...; a speed-up is the median over rounds of
@@ -10,21 +11,20 @@ They run in turn in one process: dense, sparse, dense, ...; a speed-up is the me
 for more. "whole" is `vidsparse.sparse_attention`: permutation, estimate, selection, gather,
 centroids, attention and the way back; "kernel" is the execution of the finished plan. The error is
 that of the execution, against the reference in float64 on the same plan and inputs, on a sample of
-query blocks. No speed is shown if it is too large.
+query blocks. No speed is shown if it is too large. Beside each size of blocks stands what it costs:
+the error of the method itself on the demo model's q, k and v (`block_quality.py`), times that of
+64/64. ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY and MKL_ENABLE_INSTRUCTIONS imitate lesser
+processors; such rows name them, and have no target.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -36,16 +36,18 @@ needs.demand(needs.BENCH)
 import cpu_decisions
 import torch
 import torch.nn.functional as F
+from cpu_rows import CSV, Result, machine, quality, save, targets
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 
 from vidsparse import SparseConfig, TokenGrid, sparse_attention
+from vidsparse.config import CPU_ROUTES
 from vidsparse.geometry import token_order
 from vidsparse.kernels import reference
-from vidsparse.kernels.cpu import engine
-from vidsparse.kernels.cpu import machine as cpu_machine
+from vidsparse.kernels.cpu import contest
+from vidsparse.kernels.cpu.executor import EXECUTOR
 from vidsparse.plan import SKIP, BlockPlan, Blocks
 
 GRIDS = {
@@ -60,11 +62,10 @@ CROSSOVER_DENSITIES = (0.1, 0.2, 0.3, 0.5, 0.7)
 DENSITIES = (0.1, 0.2, 0.3, 0.5)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_ERROR = {"float32": 1e-5, "bfloat16": 3e-3}
-TARGET = {"float32": 4.0, "bfloat16": 6.5}
+BLOCKS = ("64/64", "128/64", "128/128")
 STAGES = ("whole", "kernel")
-TARGET_AT = (8192, 0.2)
+TARGET_AT = (8192, 0.2, "128/64")
 SAMPLED_BLOCKS = 3
-CSV = Path(__file__).resolve().parents[1] / "results" / "cpu.csv"
 
 
 @dataclass(frozen=True)
@@ -77,51 +78,12 @@ class Case:
     dtype: str
 
 
-@dataclass
-class Result:
-    """One line of the CSV; times in ms."""
-
-    commit: str
-    date: str
-    cpu: str
-    threads: int
-    torch: str
-    shape: str
-    tokens: int
-    heads: int
-    head_dim: int
-    dtype: str
-    density: float
-    impl: str
-    stage: str
-    ms_p20: float
-    ms_p50: float
-    ms_p80: float
-    speedup_vs_dense: float
-    rel_l2: float
-    capability: str = ""
-
-    def key(self) -> tuple[str, ...]:
-        """Same key: the newer measurement replaces the older one."""
-        names = (
-            "cpu",
-            "capability",
-            "threads",
-            "tokens",
-            "heads",
-            "head_dim",
-            "dtype",
-            "density",
-            "impl",
-            "stage",
-        )
-        return tuple(str(getattr(self, name)) for name in names)
-
-
-def method(density: float) -> SparseConfig:
-    """The default method at a constant density, for every size."""
+def method(density: float, blocks: str, route: str) -> SparseConfig:
+    """Top-k and centroids at a constant density, for every size."""
     schedule = {"name": "constant", "density": density, "min_tokens": 0}
-    return SparseConfig.from_dict({"schedule": schedule, "kernel": {"impl": "cpu", "block_q": 128}})
+    block_q, block_k = map(int, blocks.split("/"))
+    kernel = {"impl": "cpu", "block_q": block_q, "block_k": block_k, "cpu_route": route}
+    return SparseConfig.from_dict({"schedule": schedule, "kernel": kernel})
 
 
 def execution_error(qkv: list[Tensor], out: Tensor, plan: BlockPlan, config: SparseConfig) -> float:
@@ -144,9 +106,14 @@ def execution_error(qkv: list[Tensor], out: Tensor, plan: BlockPlan, config: Spa
 
 
 def run_case(
-    case: Case, densities: list[float], rounds: int, clock: Callable[[], float]
+    case: Case,
+    densities: list[float],
+    sizes: list[str],
+    route: str,
+    rounds: int,
+    clock: Callable[[], float],
 ) -> Iterator:
-    """Times of one case: yields (density, impl, stage, times, ratios, error)."""
+    """Times of one case: yields (density, blocks, impl, stage, times, ratios, error)."""
     grid, dtype = GRIDS[case.tokens], DTYPES[case.dtype]
     generator = torch.Generator().manual_seed(case.tokens + case.head_dim)
     shape = (1, case.tokens, case.heads, case.head_dim)
@@ -159,23 +126,26 @@ def run_case(
         return clock() - start
 
     dense = lambda: F.scaled_dot_product_attention(*inner)  # noqa: E731
-    acts: dict[tuple[float, str], Callable[[], object]] = {}
+    points = list(product(densities, sizes))
+    acts: dict[tuple[float, str, str], Callable[[], object]] = {}
     errors = {}
-    for density in densities:
-        config = method(density)
+    for point in points:
+        config = method(*point, route)
         out, plan = sparse_attention(*qkv, grid=grid, config=config, return_plan=True)
-        errors[density] = execution_error(qkv, out, plan, config)
-        acts[density, "whole"] = lambda c=config: sparse_attention(*qkv, grid=grid, config=c)
-        acts[density, "kernel"] = lambda p=plan: engine.execute(*inner, p)
+        errors[point] = execution_error(qkv, out, plan, config)
+        acts[*point, "whole"] = lambda c=config: sparse_attention(*qkv, grid=grid, config=c)
+        acts[*point, "kernel"] = lambda p=plan, c=config: EXECUTOR.execute(
+            *inner, p, kernel=c.kernel
+        )
     for act in (dense, *acts.values()):
         act()
-    times: dict[tuple[float, str], list[float]] = {key: [] for key in acts}
-    ratios: dict[tuple[float, str], list[float]] = {key: [] for key in acts}
+    times: dict[tuple[float, str, str], list[float]] = {key: [] for key in acts}
+    ratios: dict[tuple[float, str, str], list[float]] = {key: [] for key in acts}
     dense_times = []
     for _ in range(rounds):
         before = seconds(dense)
-        for density in densities:
-            keys = [(density, stage) for stage in STAGES]
+        for point in points:
+            keys = [(*point, stage) for stage in STAGES]
             for key in keys:
                 times[key].append(seconds(acts[key]))
             after = seconds(dense)
@@ -183,78 +153,59 @@ def run_case(
                 ratios[key].append((before + after) / 2 / times[key][-1])
             dense_times.append(after)
             before = after
-    yield 1.0, "sdpa", "whole", dense_times, [1.0], 0.0
-    for (density, stage), values in times.items():
-        yield density, "cpu", stage, values, ratios[density, stage], errors[density]
-
-
-def machine() -> dict[str, str]:
-    """Facts for every line."""
-    try:
-        git = ["git", "-C", str(CSV.parent.parent), "describe", "--always", "--dirty"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    return {
-        "commit": commit,
-        "date": date,
-        "cpu": cpu_machine.name(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-    }
-
-
-def save(path: Path, results: list[Result]) -> None:
-    """Add the results to the CSV in place of older ones of the same key, all or nothing."""
-    names = [f.name for f in fields(Result)]
-    lines: dict[tuple[str, ...], dict[str, object]] = {}
-    if path.is_file():
-        with path.open(newline="") as file:
-            for line in csv.DictReader(file):
-                lines[Result(**line).key()] = dict(line)  # type: ignore[arg-type]
-    for result in results:
-        lines[result.key()] = asdict(result)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines.values())
-    os.replace(part, path)
+    yield 1.0, "", "sdpa", "whole", dense_times, [1.0], 0.0
+    for (density, blocks, stage), values in times.items():
+        figures = values, ratios[density, blocks, stage], errors[density, blocks]
+        yield density, blocks, "cpu", stage, *figures
 
 
 def show(console: Console, results: list[Result], threads: int) -> bool:
     """Print the table; True if all errors are small and all targets at hand are met."""
     kind = "CPU time, 1 thread" if threads == 1 else f"wall time, {threads} threads"
     table = Table(title=f"sparse attention, {results[0].cpu}, {kind}; x = times dense")
-    for name in ("N", "D", "dtype", "d", "dense ms", "ms", "whole", "kernel", "rel L2"):
+    names = (
+        "N",
+        "D",
+        "dtype",
+        "d",
+        "blocks",
+        "method",
+        "dense ms",
+        "ms",
+        "whole",
+        "kernel",
+        "rel L2",
+    )
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    by_key = {(r.tokens, r.head_dim, r.dtype, r.density, r.stage): r for r in results}
-    good = True
+    by_key = {(r.tokens, r.head_dim, r.dtype, r.density, r.blocks, r.stage): r for r in results}
+    good, costs, wanted = True, quality(), targets()
     notes = []
     for r in results:
         if r.impl == "sdpa" or r.stage != "whole":
             continue
         case = (r.tokens, r.head_dim, r.dtype)
-        dense, kernel = by_key[(*case, 1.0, "whole")], by_key[(*case, r.density, "kernel")]
+        dense = by_key[(*case, 1.0, "", "whole")]
+        kernel = by_key[(*case, r.density, r.blocks, "kernel")]
         fine = r.rel_l2 <= MAX_ERROR[r.dtype]
         speeds = [f"{x.speedup_vs_dense:.2f}x" if fine else "error!" for x in (r, kernel)]
         table.add_row(
-            str(r.tokens), str(r.head_dim), r.dtype, str(r.density), f"{dense.ms_p50:.1f}",
+            str(r.tokens), str(r.head_dim), r.dtype, str(r.density), r.blocks,
+            costs.get(r.blocks, "?"), f"{dense.ms_p50:.1f}",
             f"{r.ms_p50:.1f}" if fine else "error!", *speeds, f"{r.rel_l2:.1e}",
         )  # fmt: skip
         good &= fine
-        if (r.tokens, r.density) == TARGET_AT and fine:
-            met = r.speedup_vs_dense >= TARGET[r.dtype]
+        target = wanted.get((r.dtype, r.head_dim)) if threads == 1 else None
+        if (r.tokens, r.density, r.blocks) == TARGET_AT and fine and target:
+            met = r.speedup_vs_dense >= target
             good &= met
             notes.append(
                 f"target {'met' if met else 'MISSED'}: {r.dtype} D={r.head_dim} "
-                f"{r.speedup_vs_dense:.2f}x of {TARGET[r.dtype]}x, "
+                f"{r.speedup_vs_dense:.2f}x of {target}x, "
                 f"error {r.rel_l2:.1e} of {MAX_ERROR[r.dtype]:.0e}"
             )
     console.print(table)
-    for note in notes:
+    for note in notes or ["no target for this processor and these settings"]:
         console.print(note)
     return good
 
@@ -271,6 +222,8 @@ def main() -> int:
     parser.add_argument("--density", type=float, nargs="+")
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--blocks", nargs="+", choices=BLOCKS, default=list(BLOCKS))
+    parser.add_argument("--route", choices=CPU_ROUTES, default="auto")
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
@@ -281,7 +234,8 @@ def main() -> int:
     densities = options.density or (list(DENSITIES) if options.full else [TARGET_AT[1]])
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    facts, console, results = machine(), Console(), []
+    width = None if sys.stdout.isatty() else 120
+    facts, console, results = machine(), Console(width=width), []
     if options.crossover:
         shapes = list(product(options.tokens or CROSSOVER_TOKENS, options.head_dim, options.dtype))
         grids = {n: GRIDS[n] for n, _, _ in shapes}
@@ -293,7 +247,9 @@ def main() -> int:
         Case(n, options.heads, depth, dtype)
         for n, depth, dtype in product(tokens, options.head_dim, options.dtype)
     ]
-    console.print(f"engine: {engine.engine_info()}")
+    for dtype, depth in product(options.dtype, options.head_dim):
+        said = contest.described(DTYPES[dtype], depth, given=options.route)
+        console.print(f"{dtype}, D {depth}: {said}", highlight=False)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -305,9 +261,8 @@ def main() -> int:
         for case in cases:
             about = f"{case.tokens} tokens, D {case.head_dim}, {case.dtype}"
             progress.update(task, description=about)
-            for density, impl, stage, times, ratios, error in run_case(
-                case, densities, options.rounds, clock
-            ):
+            found = run_case(case, densities, options.blocks, options.route, options.rounds, clock)
+            for density, blocks, impl, stage, times, ratios, error in found:
                 low, mid, high = (round(1e3 * t, 3) for t in spread(times))
                 shape = f"1x{case.tokens}x{case.heads}x{case.head_dim}"
                 speedup = round(statistics.median(ratios), 3)
@@ -316,11 +271,19 @@ def main() -> int:
                         facts["commit"], facts["date"], facts["cpu"], options.threads,
                         facts["torch"], shape, *astuple(case), density, impl, stage,
                         low, mid, high, speedup, float(f"{error:.2e}"), facts["capability"],
+                        facts["environment"], blocks, route_of(case, options.route, impl),
                     )
                 )  # fmt: skip
             save(options.csv, results)
             progress.advance(task)
     return 0 if show(console, results, options.threads) else 1
+
+
+def route_of(case: Case, given: str, impl: str) -> str:
+    """The name of the route that a row was computed on; "" for a dense one."""
+    if impl == "sdpa":
+        return ""
+    return contest.choose(DTYPES[case.dtype], case.head_dim, given=given).name
 
 
 def spread(times: list[float]) -> tuple[float, float, float]:

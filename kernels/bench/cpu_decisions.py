@@ -23,7 +23,6 @@ from rich.table import Table
 from vidsparse import SparseConfig, TokenGrid, sparse_attention
 from vidsparse.attention import decision_for
 from vidsparse.kernels.cpu import crossover as cpu_crossover
-from vidsparse.kernels.cpu import machine
 
 TOLERANCE, WORTH = 0.05, 1.1
 FULL_ROUNDS = 4096
@@ -86,8 +85,6 @@ def check(
     console: Console,
 ) -> int:
     """Time and judge all cells of (tokens, head dim, dtype); exit code 1 if auto is wrong."""
-    restricted = machine.fingerprint()["environment"]
-    facts = {**facts, "environment": " ".join(f"{k}={v}" for k, v in restricted.items())}
     cells: list[Cell] = []
     with torch.no_grad():
         for tokens, head_dim, dtype in shapes:
