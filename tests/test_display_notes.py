@@ -87,6 +87,7 @@ def test_the_table_has_every_figure_in_its_row_and_column(content):
         made["arms"][name] |= {key: 10 * at + n + 0.126 for n, key in enumerate(figures)}
     gains = ("denoise", "median_step", "cpu", "total")
     made["speedup"] |= {key: 1.5 + n for n, key in enumerate(gains)}
+    made["limit"] = None
     made |= {"density": 0.3712, "attention_density": 0.6289, "device": "cpu"}
     made["quality"] |= {"psnr_pool": 31.4159, "ssim": 0.98765432}
     rows = [line.split() for line in shown(summary(made)).splitlines() if line.strip()]
@@ -98,9 +99,12 @@ def test_the_table_has_every_figure_in_its_row_and_column(content):
     assert rows[5][:4] == ["density", "1.00", "0.37", "0.63"]
     assert rows[6][:3] == ["PSNR", "31.42", "dB"] and rows[7][:2] == ["SSIM", "0.9877"]
 
+    made["limit"] = {"share": 0.678, "speedup": 1.724}
+    row = next(line for line in shown(summary(made)).splitlines() if line.startswith("at most"))
+    assert row.strip().endswith("1.72x: attention of the sparse steps is 68% of the dense loop")
     made["quality"]["psnr_pool"] = None
     assert "PSNR identical" in " ".join(shown(summary(made)).split())
-    made |= {"device": "cuda:0", "quality": None, "speedup": None}
+    made |= {"device": "cuda:0", "quality": None, "speedup": None, "limit": None}
     made["arms"]["dense"] = None
     rows = [line.split() for line in shown(summary(made)).splitlines() if line.strip()]
     assert [row[0] for row in rows[1:]] == ["denoising", "median", "whole", "density"]

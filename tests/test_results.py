@@ -9,8 +9,10 @@ import pytest
 import tiny
 import torch
 
+from vidsparse import SparseConfig
 from vidsparse.generate import results
 from vidsparse.generate.job import prepare
+from vidsparse.generate.limit import limit
 from vidsparse.generate.model_files import InputError
 from vidsparse.generate.request import Request
 from vidsparse.generate.results import (
@@ -77,8 +79,26 @@ def test_gains_are_seconds_of_dense_over_seconds_of_sparse(job):
     }
     assert found["arms"]["sparse"]["median_step_seconds"] == 0.5
     alone = metrics(job, sparse, None)
-    assert alone["speedup"] is alone["arms"]["dense"] is None
+    assert alone["speedup"] is alone["arms"]["dense"] is alone["limit"] is None
+    assert found["limit"] is None, "no report"
     assert alone["arms"]["sparse"] == found["arms"]["sparse"]
+
+
+def test_the_bound_of_a_loop_is_that_of_its_sparse_calls():
+    """10 s, of which 8 calls of 1 s are computed at a quarter: 10 - 8 + 2 = 4 s are left."""
+    made = RunReport("balanced", SparseConfig.load("balanced"))
+    quarter, whole = torch.full((2,), 0.25), torch.ones(2)
+    made.calls = [
+        Call(0, n, "cond", "transformer", whole, "warmup-step", None, {"dense": s})
+        for n, s in enumerate((0.5, 1.5))
+    ] + [Call(1, n, "cond", "transformer", quarter, None, None, {"kernel": 0.1}) for n in range(8)]
+    assert limit(10.0, made, "cpu") == {"share": 0.8, "speedup": 2.5}
+    assert limit(8.0, made, "cpu") == limit(2.0, made, "cpu") == {"share": 1.0, "speedup": 4.0}
+    assert limit(10.0, made, "cuda:0") is None, "the time of a launch is not that of a call"
+    made.calls = made.calls[2:]
+    assert limit(10.0, made, "cpu") is None
+    made.calls = []
+    assert limit(10.0, made, "cpu") is limit(10.0, None, "cpu") is None
 
 
 def test_figures_of_attention_are_those_of_its_report(job):

@@ -103,6 +103,9 @@ def summary(content: dict[str, Any]) -> Table:
         table.add_row(title, *cells, f"{speedup[gain]:.2f}x as fast" if speedup else "")
 
     seconds("denoising", "denoise_seconds", "denoise")
+    if bound := content["limit"]:
+        why = f"attention of the sparse steps is {bound['share']:.0%} of the dense loop"
+        table.add_row("at most", "", "", f"{bound['speedup']:.2f}x: {why}")
     seconds("median step", "median_step_seconds", "median_step")
     if content["device"] == "cpu":
         seconds("CPU time", "cpu_seconds", "cpu")

@@ -23,6 +23,7 @@ from vidsparse.compare.run import REPORT_MB, cores
 from vidsparse.generate.completing import FPS
 from vidsparse.generate.inputs import told
 from vidsparse.generate.job import Job
+from vidsparse.generate.limit import limit
 from vidsparse.generate.model_files import InputError
 from vidsparse.jobs.layout import ABOUT, METRICS, REPORT, SCHEMA
 from vidsparse.pipelines.report import RunReport
@@ -144,7 +145,7 @@ def metrics(job: Job, sparse: Arm, dense: Arm | None) -> dict[str, Any]:
     Seconds, dB, densities in (0, 1]; None: not measured.
 
     speedup: seconds of the dense arm / of the sparse arm, for the denoising loop, for its median
-    step, for its CPU time and for the whole pipeline call.
+    step, for its CPU time and for the whole pipeline call. limit: as `limit.limit`.
     """
     totals = sparse.report.to_dict()["totals"] if sparse.report else {}
     speedup = None
@@ -161,6 +162,7 @@ def metrics(job: Job, sparse: Arm, dense: Arm | None) -> dict[str, Any]:
         **conditions(job, sparse),
         "arms": {"dense": dense.figures() if dense else None, "sparse": sparse.figures()},
         "speedup": speedup,
+        "limit": limit(dense.denoise_seconds, sparse.report, job.device) if dense else None,
         "density": totals.get("density"),
         "attention_density": totals.get("attention_density"),
         "sparse_calls": totals.get("sparse_calls"),
