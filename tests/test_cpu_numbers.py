@@ -104,12 +104,22 @@ def test_bf16_on_cpus_with_and_without(monkeypatch: pytest.MonkeyPatch, bf16_gai
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bf16_gain", "share"),
-    [(torch.float32, 2.0, 1.0), (torch.bfloat16, 2.0, 1.0), (torch.bfloat16, 0.5, 1.01)],
+    ("dtype", "bf16_gain", "share", "route"),
+    [
+        (torch.float32, 2.0, 1.0, None),
+        (torch.bfloat16, 2.0, 1.0, None),
+        (torch.bfloat16, 0.5, 1.01, None),
+        (torch.float32, 2.0, 1.0, routes.Route(fused=True)),
+        (torch.bfloat16, 2.0, 1.0, routes.Route(fused=True)),
+    ],
     ids=str,
 )
 def test_extra_memory(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bf16_gain: float, share: float
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    bf16_gain: float,
+    share: float,
+    route: routes.Route | None,
 ) -> None:
     """With two heads, two threads and 8,192 tokens, at most twice the size of k and v.
 
@@ -123,9 +133,9 @@ def test_extra_memory(
     levels[..., ::5] = 0
     plan = BlockPlan.from_levels(levels, q_blocks, k_blocks).with_rest(6)
     q, k, v = tensors(plan, 64, dtype)
-    engine.execute(q, k, v, plan)
+    engine.execute(q, k, v, plan, route=route)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        out, _ = engine.execute(q, k, v, plan)  # one thread: half the memory of two
+        out, _ = engine.execute(q, k, v, plan, route=route)  # one thread: half the memory of two
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     peak = max(accumulate(size for _, size in changes)) - out.nbytes

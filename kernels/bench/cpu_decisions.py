@@ -24,7 +24,7 @@ from vidsparse import SparseConfig, TokenGrid, sparse_attention
 from vidsparse.attention import decision_for
 from vidsparse.kernels.cpu import crossover as cpu_crossover
 
-TOLERANCE, WORTH = 0.05, 1.1
+TOLERANCE, WORTH = 0.03, 1.1
 FULL_ROUNDS = 4096
 """Tokens from which on the number of rounds is as asked for; in inverse proportion below."""
 
