@@ -249,7 +249,7 @@ def test_doctor():
     facts = json.loads(result.stdout)
     assert facts["packages"]["torch"] == torch.__version__
     assert facts["dense_backends"]["math"] is True and facts["ffmpeg"]
-    assert facts["sparse_engine"]["cpu"]["fp32"] in ("onednn", "native")
+    assert facts["executors"]["cpu"]["figures"]["fp32"] in ("onednn", "native")
     assert all(set(item) == {"what", "costs", "cure"} for item in facts["missing"])
     text = run("doctor").stdout
     assert "dense backends" in text and facts["cpu"]["name"] in text
