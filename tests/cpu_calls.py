@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
 from vidsparse.kernels.cpu import engine
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 GRIDS = {
     "1000": (TokenGrid(5, 10, 20),) * 2,

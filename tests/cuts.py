@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidsparse.plan import Blocks, TokenGrid
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 
 GRIDS = {
     "337": TokenGrid(1, 1, 337),

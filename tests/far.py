@@ -27,7 +27,7 @@ import torch
 interpreter.install()
 from far import close, virtual
 from vidsparse.kernels import reference
-from vidsparse.plan import Blocks
+from vidsparse.blocks import Blocks
 torch.manual_seed(0)
 {body}
 assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20

@@ -40,6 +40,8 @@ ROOMS = [
     "kernels",
     "config",
     "plan",
+    "blocks",
+    "grid",
     "registry",
     "fields",
     "plain_values",

@@ -15,8 +15,10 @@ from cpu_calls import (
 )
 from torch.profiler import ProfilerActivity, profile
 
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.cpu import call, engine, routes
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 
 @pytest.mark.parametrize("first_order", ["none", "global"])

@@ -16,9 +16,11 @@ from cpu_calls import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.cpu import call as cpu_call
 from vidsparse.kernels.cpu import engine, routes, step
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from vidsparse import SparseConfig, StepContext, TokenGrid
 from vidsparse.attention import attend
+from vidsparse.blocks import Blocks
 from vidsparse.decision import choose, decide, requested, too_dense, tried
 from vidsparse.kernels.cpu import executor as cpu
 from vidsparse.kernels.executor import Form
 from vidsparse.kernels.gpu import executor as gpu
 from vidsparse.kernels.gpu import support
-from vidsparse.plan import SKIP, BlockPlan, Blocks
+from vidsparse.plan import SKIP, BlockPlan
 from vidsparse.reasons import REASONS
 from vidsparse.schedule.constant import Params as Constant
 

@@ -10,12 +10,13 @@ import torch
 import vidsparse.kernels
 from vidsparse import SparseConfig, StepContext, TokenGrid, doctor, registry, sparse_attention
 from vidsparse.attention import attend
+from vidsparse.blocks import Blocks
 from vidsparse.config import Kernel
 from vidsparse.decision import Choice, choose, decide
 from vidsparse.kernels import reference
 from vidsparse.kernels.executor import Form, Refusal
 from vidsparse.pipelines.report import RunReport
-from vidsparse.plan import SKIP, BlockPlan, Blocks
+from vidsparse.plan import SKIP, BlockPlan
 
 CPU = torch.device("cpu")
 GRID = TokenGrid(2, 9, 11, text_tokens=13)

@@ -25,10 +25,11 @@ from vidsparse.attention import attend
 from vidsparse.config import SparseConfig, presets
 from vidsparse.decision import check_config
 from vidsparse.estimator import mean
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine, support
 from vidsparse.pipelines import guard
 from vidsparse.pipelines.report import RunReport
-from vidsparse.plan import StepContext, TokenGrid
+from vidsparse.plan import StepContext
 
 DEVICE = torch.device("cuda:0")
 GRID = TokenGrid(5, 16, 22, text_tokens=77, text_first=True)

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 import vidsparse
 from vidsparse import cli, drawing
 from vidsparse.accelerate import observing
+from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig
 from vidsparse.geometry import token_order
+from vidsparse.grid import TokenGrid
 from vidsparse.inspecting import measure
 from vidsparse.inspecting.capture import Recorder
 from vidsparse.inspecting.choice import Choice, choose_parts, choose_query, choose_steps, spans
@@ -26,7 +28,7 @@ from vidsparse.inspecting.places import OMITTED, Places, frame_of
 from vidsparse.inspecting.run import _never_sparse
 from vidsparse.pipelines.installation import installation_of
 from vidsparse.pipelines.report import RunReport
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 CONFIG = SparseConfig.from_dict(tiny.SPARSE)
 CHOICE = Choice(steps=(1, 3), layers=(0, 1), heads=(1,), query=(1, 2, 3))

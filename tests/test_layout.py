@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vidsparse import curves, registry
 from vidsparse.config import SparseConfig
 from vidsparse.geometry import token_order
-from vidsparse.plan import TokenGrid
+from vidsparse.grid import TokenGrid
 
 LAYOUTS = [
     {"name": "raster"},

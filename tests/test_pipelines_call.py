@@ -14,12 +14,13 @@ from diffusers.hooks.layer_skip import AttentionProcessorSkipHook
 from torch import Tensor, nn
 
 from vidsparse.config import SparseConfig
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines import call as module
 from vidsparse.pipelines.call import Call, Link
 from vidsparse.pipelines.families.wan import ADAPTER
 from vidsparse.pipelines.forward import Forward, RealRows
 from vidsparse.pipelines.report import RunReport
-from vidsparse.plan import StepContext, TokenGrid
+from vidsparse.plan import StepContext
 
 HEADS, WORDS = 3, 5
 FIRST = TokenGrid(2, 3, 4, text_tokens=WORDS, before=2, text_first=True)

@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, RealText, Site
 from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.hoist import Hoist
-from vidsparse.plan import StepContext, TokenGrid
+from vidsparse.plan import StepContext
 
 GRID, TOKENS, WIDTH = TokenGrid(1, 2, 3), 6, 4
 ORDER = torch.tensor([3, 5, 0, 4, 1, 2])

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Site
 from vidsparse.pipelines.call import _cut, _uncut
 from vidsparse.pipelines.forward import Forward, RealRows, real_rows
 from vidsparse.pipelines.order import Order
-from vidsparse.plan import TokenGrid
 
 GRID = TokenGrid(1, 2, 3, text_tokens=4, before=1)
 EXIT = Site("input", "proj_out", 1)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Site
 from vidsparse.pipelines.order import Order
-from vidsparse.plan import TokenGrid
 
 GRID = TokenGrid(2, 2, 3, before=2, after=1)
 PLACES = [7, 0, 11, 3, 2, 10, 5, 1, 9, 4, 8, 6]  # of the 12 video tokens

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidsparse.plan import SKIP, BlockPlan, Blocks, Scores, TokenGrid
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
+from vidsparse.plan import SKIP, BlockPlan, Scores
 
 GRIDS = st.builds(
     TokenGrid,

@@ -8,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidsparse.blocks import Blocks
 from vidsparse.config import Force, SparseConfig
 from vidsparse.force import forced_blocks
 from vidsparse.geometry import plan_geometry, token_order
-from vidsparse.plan import SKIP, BlockPlan, Blocks, Scores, TokenGrid
+from vidsparse.grid import TokenGrid
+from vidsparse.plan import SKIP, BlockPlan, Scores
 
 GRIDS = st.builds(
     TokenGrid,

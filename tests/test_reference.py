@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels import dense, reference
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 GRIDS = {
     "divides": TokenGrid(2, 8, 8),

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidsparse import registry
-from vidsparse.plan import SKIP, Blocks, Scores, TokenGrid
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
+from vidsparse.plan import SKIP, Scores
 
 PARTS = 64
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 11))

@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidsparse import registry
+from vidsparse.blocks import Blocks
 from vidsparse.config import Force, SparseConfig, presets
 from vidsparse.estimator import mean
 from vidsparse.force import forced_blocks
 from vidsparse.geometry import plan_geometry, token_order
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
-from vidsparse.plan import SKIP, BlockPlan, Blocks, Scores, StepContext, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan, Scores, StepContext
 
 GRID = TokenGrid(3, 5, 7, text_tokens=21)
 CPU = torch.device("cpu")

@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
@@ -210,7 +212,7 @@ from vidsparse.kernels import reference
 from vidsparse.kernels.gpu.forward import *
 from vidsparse.kernels.gpu.operands import *
 from vidsparse.kernels.gpu.taylor import add_first_order
-from vidsparse.plan import Blocks
+from vidsparse.blocks import Blocks
 HEADS, N, D = 3, 130, 64
 FAR = 2**30 + 1024  # between heads of keys; heads 2 start past 2^31 elements
 def rows_of(stride):

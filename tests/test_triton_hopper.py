@@ -21,12 +21,14 @@ if os.environ.get("TRITON_INTERPRET", "0") != "1":
 import triton
 from tiles import BLOCK_N, Problem, assert_right, problem
 
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
 from vidsparse.kernels.gpu import engine as triton_engine
 from vidsparse.kernels.gpu import forward_hopper
 from vidsparse.kernels.gpu.forward_hopper import FORMS, sparse_forward, tiling
 from vidsparse.kernels.gpu.operands import Tiling
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 pytestmark = pytest.mark.interp
 

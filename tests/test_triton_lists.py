@@ -8,8 +8,9 @@ import os
 import pytest
 import torch
 
+from vidsparse.blocks import Blocks
 from vidsparse.kernels import reference
-from vidsparse.plan import SKIP, BlockPlan, Blocks
+from vidsparse.plan import SKIP, BlockPlan
 
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)

@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.library import CustomOpDef, opcheck
 
 import vidsparse.kernels.gpu
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 pytestmark = pytest.mark.interp
 

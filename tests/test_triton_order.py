@@ -17,12 +17,14 @@ if os.environ.get("TRITON_INTERPRET", "0") != "1":
 from torch import Tensor
 
 from vidsparse.attention import attend
+from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig
 from vidsparse.estimator import mean
 from vidsparse.geometry import token_order
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine as triton_engine
 from vidsparse.kernels.gpu import pool, support, taylor
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 pytestmark = pytest.mark.interp
 

@@ -10,8 +10,9 @@ import os
 import pytest
 import torch
 
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
-from vidsparse.plan import Blocks, TokenGrid
 
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)

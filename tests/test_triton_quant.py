@@ -17,10 +17,12 @@ from functools import partial
 
 from tiles import BLOCK_N, Problem, assert_right, problem
 
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
 from vidsparse.kernels.gpu import engine, forward, forward_hopper
 from vidsparse.kernels.gpu.quant import int8_operands, key_mean, quantise_keys, quantise_queries
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 pytestmark = pytest.mark.interp
 

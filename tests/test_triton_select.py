@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidsparse.plan import SKIP, Blocks, Scores
+from vidsparse.blocks import Blocks
+from vidsparse.plan import SKIP, Scores
 from vidsparse.selector import pyramid, topk, topp
 
 if os.environ.get("TRITON_INTERPRET", "0") != "1":

@@ -8,9 +8,9 @@ from math import nan
 import torch
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
 from vidsparse.kernels import reference
 from vidsparse.kernels.gpu.operands import Keys, QueryRows, TileLists, Tiling
-from vidsparse.plan import Blocks
 
 BLOCK_N = 64
 TILES = 9

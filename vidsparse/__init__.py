@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vidsparse.attention import sparse_attention as sparse_attention
     from vidsparse.config import SparseConfig as SparseConfig
     from vidsparse.config import presets as presets
+    from vidsparse.grid import TokenGrid as TokenGrid
     from vidsparse.pipelines.adapter import Adapter as Adapter
     from vidsparse.pipelines.adapter import RealText as RealText
     from vidsparse.pipelines.adapter import Site as Site
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from vidsparse.pipelines.position import step as step
     from vidsparse.plan import BlockPlan as BlockPlan
     from vidsparse.plan import StepContext as StepContext
-    from vidsparse.plan import TokenGrid as TokenGrid
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ _HOME = {
     "Site": "pipelines.adapter",
     "SparseConfig": "config",
     "StepContext": "plan",
-    "TokenGrid": "plan",
+    "TokenGrid": "grid",
     "accelerate_pipeline": "accelerate",
     "generic_adapter": "pipelines.generic",
     "presets": "config",

@@ -21,9 +21,10 @@ from vidsparse import operands, registry
 from vidsparse.config import SparseConfig, resolve
 from vidsparse.decision import Choice, Decision, decide, requested, too_dense, tried
 from vidsparse.geometry import Geometry, plan_geometry
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels import dense
 from vidsparse.kernels.executor import Executor
-from vidsparse.plan import BlockPlan, StepContext, TokenGrid
+from vidsparse.plan import BlockPlan, StepContext
 
 
 @dataclass

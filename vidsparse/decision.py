@@ -8,8 +8,9 @@ import torch
 
 from vidsparse import registry
 from vidsparse.config import SparseConfig, require
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.executor import Executor, Form, Trial
-from vidsparse.plan import BlockPlan, StepContext, TokenGrid
+from vidsparse.plan import BlockPlan, StepContext
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from vidsparse import registry
 from vidsparse.attention import decision_for
 from vidsparse.config import SparseConfig
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.cpu import machine
 from vidsparse.kernels.executor import Executor
-from vidsparse.plan import TokenGrid
 from vidsparse.shipped import demo_model
 
 PACKAGES = (

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
 from vidsparse.config import Force
-from vidsparse.plan import Blocks, TokenGrid
+from vidsparse.grid import TokenGrid
 
 
 def forced_blocks(

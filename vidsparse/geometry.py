@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from vidsparse import registry
+from vidsparse.blocks import Blocks
 from vidsparse.config import Force
 from vidsparse.force import forced_blocks
-from vidsparse.plan import Blocks, TokenGrid
+from vidsparse.grid import TokenGrid
 
 
 @dataclass(frozen=True)

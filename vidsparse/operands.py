@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.call_check import refuse_gradients
-from vidsparse.plan import TokenGrid
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

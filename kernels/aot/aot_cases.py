@@ -11,11 +11,12 @@ from aot_launches import Launch, recording
 from aot_targets import Architecture
 
 from vidsparse.attention import attend
+from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig, presets
 from vidsparse.estimator import mean
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import select
 from vidsparse.kernels.gpu.forward_hopper import FORMS
-from vidsparse.plan import Blocks, TokenGrid
 
 GRIDS = (
     TokenGrid(3, 9, 11, 21),

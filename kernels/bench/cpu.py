@@ -43,12 +43,13 @@ from rich.table import Table
 from torch import Tensor
 
 from vidsparse import SparseConfig, TokenGrid, sparse_attention
+from vidsparse.blocks import Blocks
 from vidsparse.config import CPU_ROUTES
 from vidsparse.geometry import token_order
 from vidsparse.kernels import reference
 from vidsparse.kernels.cpu import contest
 from vidsparse.kernels.cpu.executor import EXECUTOR
-from vidsparse.plan import SKIP, BlockPlan, Blocks
+from vidsparse.plan import SKIP, BlockPlan
 
 GRIDS = {
     1024: TokenGrid(4, 16, 16),

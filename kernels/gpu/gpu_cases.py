@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
 from vidsparse.kernels.gpu import engine
 from vidsparse.kernels.gpu.operands import Keys, QueryRows, Scales, TileLists, Tiling
 from vidsparse.kernels.gpu.operator import sparse_forward
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 if TYPE_CHECKING:
     from vidsparse.config import SparseConfig

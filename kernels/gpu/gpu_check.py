@@ -19,9 +19,11 @@ from gpu_results import Machine
 from gpu_units import FIRST, Unit
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
 from vidsparse.kernels.gpu import engine as triton_engine
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 Found = tuple[float, float]
 """Error and density."""

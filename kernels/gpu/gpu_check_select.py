@@ -22,9 +22,10 @@ from gpu_results import Machine
 from gpu_units import FIRST, Unit
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
 from vidsparse.kernels import reference
 from vidsparse.kernels.gpu.select import MARGIN
-from vidsparse.plan import SKIP, Blocks, Scores
+from vidsparse.plan import SKIP, Scores
 
 DENSITY = 0.2
 EPSILON = 2.0**-24

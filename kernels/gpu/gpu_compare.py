@@ -15,7 +15,9 @@ from gpu_results import Machine, facts, seed
 from gpu_rows import Check
 from gpu_units import Unit
 
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.blocks import Blocks
+from vidsparse.grid import TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 LIMITS = {getattr(torch, name): limit for name, limit in gpu_rows.LIMITS.items()}
 """Relative L2 of the output."""

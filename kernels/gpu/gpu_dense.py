@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vidsparse.plan import BlockPlan, Blocks
+from vidsparse.blocks import Blocks
+from vidsparse.plan import BlockPlan
 
 Act = Callable[[], Tensor]
 DENSE: dict[str, SDPBackend | None] = {

@@ -27,7 +27,7 @@ from gpu_units import Unit, in_words
 
 from vidsparse.attention import attend
 from vidsparse.config import SparseConfig
-from vidsparse.plan import TokenGrid
+from vidsparse.grid import TokenGrid
 
 STEPS = 50
 DTYPE = torch.bfloat16

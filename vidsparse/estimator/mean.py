@@ -12,9 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
 from vidsparse.config import require
 from vidsparse.kernels.gpu import support
-from vidsparse.plan import Blocks, Scores
+from vidsparse.plan import Scores
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from vidsparse.accelerate import observing
+from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig
+from vidsparse.grid import TokenGrid
 from vidsparse.inspecting.choice import Choice
 from vidsparse.inspecting.measure import HeadFigures, draft, figures, truth
 from vidsparse.pipelines.observation import ObservedCall
-from vidsparse.plan import BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import BlockPlan
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from vidsparse import registry
+from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig
 from vidsparse.pipelines.observation import ObservedCall
-from vidsparse.plan import SKIP, BlockPlan, Blocks
+from vidsparse.plan import SKIP, BlockPlan
 
 STRIP = 2**24
 """Numbers of a strip of the attention matrix that is held at once."""

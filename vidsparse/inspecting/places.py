@@ -9,8 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
 from vidsparse.geometry import token_order
-from vidsparse.plan import SKIP, Blocks, TokenGrid
+from vidsparse.grid import TokenGrid
+from vidsparse.plan import SKIP
 
 Volume = npt.NDArray[np.int64]
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from vidsparse import registry
-from vidsparse.plan import BlockPlan, TokenGrid
+from vidsparse.grid import TokenGrid
+from vidsparse.plan import BlockPlan
 
 if TYPE_CHECKING:  # with it OmegaConf, which the kernels do without
     from vidsparse.config import Kernel, SparseConfig

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
 from vidsparse.kernels import executor
-from vidsparse.plan import SKIP, BlockPlan, Blocks
+from vidsparse.plan import SKIP, BlockPlan
 
 if TYPE_CHECKING:  # with it OmegaConf, which the kernels do without
     from vidsparse.config import Kernel

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vidsparse import curves
-from vidsparse.plan import TokenGrid
+from vidsparse.grid import TokenGrid
 
 
 @dataclass(frozen=True)

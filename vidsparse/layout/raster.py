@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vidsparse.plan import TokenGrid
+from vidsparse.grid import TokenGrid
 
 
 @dataclass(frozen=True)

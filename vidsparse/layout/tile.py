@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vidsparse import curves
 from vidsparse.config import require
-from vidsparse.plan import TokenGrid
+from vidsparse.grid import TokenGrid
 
 INNER = ("raster", "morton", "hilbert")
 MAX_TILE = 1 << 20

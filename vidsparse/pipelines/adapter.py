@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from vidsparse.plan import Branch, TokenGrid
+from vidsparse.grid import TokenGrid
+from vidsparse.plan import Branch
 
 if TYPE_CHECKING:
     from vidsparse.pipelines.processor import SparseProcessor

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from vidsparse.attention import AttentionResult, attend, decision_for, full_density
 from vidsparse.config import SparseConfig
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines import private
 from vidsparse.pipelines.adapter import Adapter
 from vidsparse.pipelines.forward import Forward, RealRows
 from vidsparse.pipelines.observation import ObservedCall, Observer
 from vidsparse.pipelines.report import RunReport
-from vidsparse.plan import StepContext, TokenGrid
+from vidsparse.plan import StepContext
 
 
 @dataclass(frozen=True)

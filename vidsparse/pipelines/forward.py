@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Site
 from vidsparse.pipelines.order import Order
 from vidsparse.pipelines.report import RunReport
-from vidsparse.plan import StepContext, TokenGrid
+from vidsparse.plan import StepContext
 
 
 @dataclass(frozen=True)

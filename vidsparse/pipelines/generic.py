@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, eager
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 COMPONENTS = ("transformer", "transformer_2")
 

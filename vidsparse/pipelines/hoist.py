@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.call_check import refuse_gradients
 from vidsparse.pipelines import private
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
@@ -43,7 +44,7 @@ from vidsparse.pipelines.forward import Forward, RealRows, real_rows
 from vidsparse.pipelines.hooks import PlacedHook
 from vidsparse.pipelines.kept import Kept
 from vidsparse.pipelines.order import Order
-from vidsparse.plan import StepContext, TokenGrid
+from vidsparse.plan import StepContext
 
 KEPT_ORDERS = 8
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vidsparse.attention import AttentionResult
-from vidsparse.plan import StepContext, TokenGrid
+from vidsparse.grid import TokenGrid
+from vidsparse.plan import StepContext
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Site
-from vidsparse.plan import TokenGrid
 
 
 @dataclass(frozen=True)

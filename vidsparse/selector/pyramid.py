@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
 from vidsparse.config import require
 from vidsparse.kernels.gpu import support
-from vidsparse.plan import SKIP, Blocks, Scores
+from vidsparse.plan import SKIP, Scores
 
 MODES = ("quota", "mass")
 

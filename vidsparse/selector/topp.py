@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
 from vidsparse.config import require
 from vidsparse.kernels.gpu import support
-from vidsparse.plan import SKIP, Blocks, Scores
+from vidsparse.plan import SKIP, Scores
 
 
 @dataclass(frozen=True)

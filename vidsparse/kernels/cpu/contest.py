@@ -17,12 +17,14 @@ from functools import partial
 
 import torch
 
+from vidsparse.blocks import Blocks
 from vidsparse.config import CPU_ROUTES
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
 from vidsparse.kernels.cpu import engine, fused, routes, store
 from vidsparse.kernels.cpu.routes import Route
 from vidsparse.kernels.cpu.threads import alone
-from vidsparse.plan import SKIP, BlockPlan, Blocks, TokenGrid
+from vidsparse.plan import SKIP, BlockPlan
 
 VARIABLE = "VIDSPARSE_CPU_ROUTE"
 """Environment variable that pins the route where `kernel.cpu_route` is auto."""

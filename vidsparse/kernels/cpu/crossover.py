@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.kernels.cpu import routes, store
 from vidsparse.kernels.cpu.threads import fresh
-from vidsparse.plan import TokenGrid
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 """Tokens that are timed, the longer ones only where they take no longer than `AFFORDABLE`; beyond,

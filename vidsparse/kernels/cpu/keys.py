@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vidsparse.plan import Blocks
+from vidsparse.blocks import Blocks
 
 PART = 8
 """Blocks that are converted to fp32 at once, for their means and the moment: bounds the scratch."""

@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from vidsparse.blocks import Blocks
 from vidsparse.kernels.call_check import check_call
 from vidsparse.kernels.gpu import forward, forward_hopper, quant, support
 from vidsparse.kernels.gpu.lists import Segment, pack_lists
@@ -29,7 +30,7 @@ from vidsparse.kernels.gpu.operator import sparse_forward
 from vidsparse.kernels.gpu.pool import ABSENT, fill_keys
 from vidsparse.kernels.gpu.support import BLOCK_SIZES, DTYPES, MAX_HEAD_DIM
 from vidsparse.kernels.gpu.taylor import add_first_order, taylor_state
-from vidsparse.plan import SKIP, BlockPlan, Blocks
+from vidsparse.plan import SKIP, BlockPlan
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 from diffusers.models.attention_processor import AllegroAttnProcessor2_0
 from diffusers.models.transformers.transformer_allegro import AllegroTransformer3DModel
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class AllegroSparseProcessor(SparseProcessor, AllegroAttnProcessor2_0):

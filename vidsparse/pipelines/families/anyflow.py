@@ -13,9 +13,9 @@ from diffusers.models.transformers.transformer_anyflow import (
     AnyFlowTransformer3DModel,
 )
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class AnyFlowSparseProcessor(SparseProcessor, AnyFlowAttnProcessor):

@@ -13,9 +13,9 @@ from diffusers.models.attention_processor import (
 )
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class CogVideoXSparseProcessor(SparseProcessor, CogVideoXAttnProcessor2_0):

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from diffusers.models.transformers.consisid_transformer_3d import ConsisIDTransformer3DModel
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Arguments
 from vidsparse.pipelines.families import cogvideox
-from vidsparse.plan import TokenGrid
 
 
 def grid(transformer: ConsisIDTransformer3DModel, arguments: Arguments) -> TokenGrid:

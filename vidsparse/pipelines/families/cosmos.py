@@ -14,11 +14,12 @@ from diffusers.models.transformers.transformer_cosmos import (
     CosmosTransformer3DModel,
 )
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.families.ltx import self_attention
 from vidsparse.pipelines.families.wan import grid
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import Branch, TokenGrid
+from vidsparse.plan import Branch
 
 
 class CosmosSparseProcessor(SparseProcessor, CosmosAttnProcessor2_0):

@@ -12,10 +12,10 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxTransformer2DModel
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.kept import Kept
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class FluxSparseProcessor(SparseProcessor, FluxAttnProcessor):

@@ -13,10 +13,10 @@ from diffusers.models.transformers.transformer_helios import (
     HeliosTransformer3DModel,
 )
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.families import wan
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 HISTORY = {"short": 1, "mid": 2, "long": 4}
 """Part -> how much coarser it is than the piece, along each axis."""

@@ -14,10 +14,10 @@ from diffusers.models.transformers.transformer_hunyuanimage import (
 )
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, RealText, Site
 from vidsparse.pipelines.families.hunyuan_video import self_attention
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class HunyuanImageSparseProcessor(SparseProcessor, HunyuanImageAttnProcessor):

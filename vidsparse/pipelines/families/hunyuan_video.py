@@ -15,9 +15,9 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 )
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, RealText, Site
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class HunyuanVideoSparseProcessor(SparseProcessor, HunyuanVideoAttnProcessor2_0):

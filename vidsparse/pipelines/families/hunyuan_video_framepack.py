@@ -17,9 +17,9 @@ from diffusers.models.transformers.transformer_hunyuan_video_framepack import (
 )
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, RealText, Site
 from vidsparse.pipelines.families import hunyuan_video
-from vidsparse.plan import TokenGrid
 
 HISTORY = {
     "latents_clean": "proj",

@@ -14,9 +14,9 @@ from diffusers.models.transformers.transformer_kandinsky import (
     Kandinsky5Transformer3DModel,
 )
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class Kandinsky5SparseProcessor(SparseProcessor, Kandinsky5AttnProcessor):

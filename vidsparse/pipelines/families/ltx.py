@@ -15,10 +15,10 @@ from diffusers.models.transformers.transformer_ltx import (
 )
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.kept import Kept
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 _by_coordinates: Kept[TokenGrid] = Kept()
 

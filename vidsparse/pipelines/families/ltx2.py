@@ -16,10 +16,10 @@ from diffusers.models.transformers.transformer_ltx2 import (
     LTX2VideoTransformer3DModel,
 )
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.families.ltx import self_attention
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class LTX2SparseProcessor(SparseProcessor, LTX2AudioVideoAttnProcessor):

@@ -16,10 +16,10 @@ from diffusers.models.transformers.transformer_minimax_h3 import (
 )
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.kept import Kept
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 _by_coordinates: Kept[TokenGrid] = Kept()
 

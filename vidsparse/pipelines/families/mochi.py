@@ -11,9 +11,9 @@ from typing import Any
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from diffusers.models.transformers.transformer_mochi import MochiTransformer3DModel
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class MochiSparseProcessor(SparseProcessor, MochiAttnProcessor2_0):

@@ -17,10 +17,10 @@ from diffusers.models.transformers.transformer_motif_video import (
 )
 from torch import Tensor
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, RealText, Site
 from vidsparse.pipelines.families.hunyuan_video import grid, self_attention
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class MotifVideoSparseProcessor(SparseProcessor, MotifVideoAttnProcessor2_0):

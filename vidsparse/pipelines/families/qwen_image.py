@@ -14,10 +14,10 @@ from diffusers.models.transformers.transformer_qwenimage import (
     QwenImageTransformer2DModel,
 )
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, RealText, Site
 from vidsparse.pipelines.families.hunyuan_video15 import self_attention
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class QwenImageSparseProcessor(SparseProcessor, QwenDoubleStreamAttnProcessor2_0):

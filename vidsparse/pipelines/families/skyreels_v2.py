@@ -15,10 +15,10 @@ from diffusers.models.transformers.transformer_skyreels_v2 import (
     SkyReelsV2Transformer3DModel,
 )
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.families.wan import attention_over_video, grid
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class SkyReelsV2SparseProcessor(SparseProcessor, SkyReelsV2AttnProcessor):

@@ -16,9 +16,9 @@ from diffusers.models.transformers.transformer_wan import (
     WanTransformer3DModel,
 )
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class WanSparseProcessor(SparseProcessor, WanAttnProcessor):

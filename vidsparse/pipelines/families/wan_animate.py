@@ -14,10 +14,10 @@ from diffusers.models.transformers.transformer_wan_animate import (
     WanAttnProcessor,
 )
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.families.wan import attention_over_video, grid
 from vidsparse.pipelines.processor import SparseProcessor
-from vidsparse.plan import TokenGrid
 
 
 class WanAnimateSparseProcessor(SparseProcessor, WanAttnProcessor):

@@ -9,9 +9,9 @@ from typing import Any
 
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 
+from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
 from vidsparse.pipelines.families import wan
-from vidsparse.plan import TokenGrid
 
 
 def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
