@@ -26,7 +26,7 @@ import interpreter
 import torch
 interpreter.install()
 from far import close, virtual
-from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import oracles
 from vidsparse.blocks import Blocks
 torch.manual_seed(0)
 {body}

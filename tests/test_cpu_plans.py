@@ -15,6 +15,7 @@ from cpu_calls import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import biased, ordered
 
 from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
@@ -36,10 +37,10 @@ def test_any_plan(grids: str, blocks: tuple[int, int], kind: str, rest: str) -> 
     assert_matches(*tensors(plan, 32), plan, route=routes.Route(), workers=2)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_hypothesis_exact_in_float64(data: st.DataObject) -> None:
-    """Random small grids, text, levels and rests are executed to the last digits."""
+    """Random small grids, text, levels, rests and orders are executed to the last digits."""
     torch.manual_seed(data.draw(st.integers(0, 999)))
     side = st.integers(1, 6)
     grid = TokenGrid(
@@ -51,7 +52,10 @@ def test_hypothesis_exact_in_float64(data: st.DataObject) -> None:
     levels = torch.randint(SKIP, k_blocks.levels + 1, (1, 2, len(q_blocks), len(k_blocks)))
     plan = BlockPlan.from_levels(levels.to(torch.int8), q_blocks, k_blocks)
     if data.draw(st.booleans()):
-        plan = plan.with_rest(k_blocks.levels, data.draw(st.sampled_from(["none", "global"])))
+        orders = st.sampled_from(["none", "global", "row"])
+        plan = plan.with_rest(k_blocks.levels, data.draw(orders))
+        plan = biased(plan) if data.draw(st.booleans()) else plan
+    plan = ordered(plan) if data.draw(st.booleans()) else plan
     assert_matches(*tensors(plan, 8, torch.float64), plan)
 
 

@@ -1,62 +1,24 @@
-"""Every executor, found by its file: one contract, the same plans, one place to name it."""
+"""Every executor, found by its file: one contract, one place to name it."""
 
 import json
+import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from plans import GRID
 
 import vidsparse.kernels
 from vidsparse import SparseConfig, StepContext, TokenGrid, doctor, registry, sparse_attention
 from vidsparse.attention import attend
-from vidsparse.blocks import Blocks
-from vidsparse.config import Kernel
 from vidsparse.decision import Choice, choose, decide
 from vidsparse.kernels import reference
 from vidsparse.kernels.executor import Form, Refusal
 from vidsparse.pipelines.report import RunReport
-from vidsparse.plan import SKIP, BlockPlan
 
 CPU = torch.device("cpu")
-GRID = TokenGrid(2, 9, 11, text_tokens=13)
-KERNEL = Kernel(block_q=32, block_k=16)
-PLANS = {
-    "levels": (GRID, 32, 16, (0, 1, 2, 4), 4, "none"),
-    "exact": (GRID, 32, 16, (0,), SKIP, "none"),
-    "centroid": (GRID, 64, 64, (0,), 6, "none"),
-    "taylor": (GRID, 32, 16, (0,), 4, "global"),
-    "text-first": (replace(GRID, text_first=True), 16, 32, (0, 5), 5, "global"),
-    "ragged": (TokenGrid(1, 7, 19), 64, 32, (0, 3), 5, "none"),
-    "one-block": (TokenGrid(1, 1, 5), 16, 16, (0,), 4, "none"),
-}
-AVAILABLE = {n: e for n, e in registry.executors().items() if e.available(CPU) is None}
-
-
-def plan_of(name: str, batch: int, heads: int) -> BlockPlan:
-    """Random levels; the first row lists nothing, the last one everything."""
-    grid, block_q, block_k, levels, rest, order = PLANS[name]
-    q_blocks, k_blocks = Blocks.cut(grid, block_q), Blocks.cut(grid, block_k)
-    shape = (batch, heads, len(q_blocks), len(k_blocks))
-    drawn = torch.tensor([SKIP, SKIP, *levels])[torch.randint(0, 2 + len(levels), shape)]
-    drawn[:, :, 0], drawn[:, :, -1] = SKIP, 0
-    return BlockPlan.from_levels(drawn.to(torch.int8), q_blocks, k_blocks).with_rest(rest, order)
-
-
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("name", AVAILABLE)
-def test_an_executor_does_what_the_definition_says(name: str, plan: str) -> None:
-    torch.manual_seed(len(plan))
-    made = plan_of(plan, 2, 3)
-    shape = (2, 3, made.q_blocks.tokens, 24)
-    q, k, v = (torch.randn(shape) for _ in range(3))
-    out, lse = AVAILABLE[name].execute(q, k, v, made, kernel=KERNEL, return_lse=True)
-    want, want_lse = reference.execute(q.double(), k.double(), v.double(), made)
-    empty = want_lse.isinf()
-    assert (out.double() - want).norm() <= 5e-6 * want.norm()
-    assert torch.equal(lse.isinf(), empty) and not out[empty].any()
-    assert ((lse.double() - want_lse)[~empty].abs() <= 1e-5).all()
-    assert AVAILABLE[name].execute(q, k, v, made, kernel=KERNEL)[1] is None
 
 
 @pytest.mark.parametrize("name", registry.executors())
@@ -75,6 +37,21 @@ def test_what_the_facts_take_is_run_and_what_they_refuse_names_the_cure(name: st
             assert f"kernel.{key}={value!r}" in refusal.why and refusal.code is None
             (cure,) = [e.name for e in registry.executors().values() if value in e.takes[key]]
             assert cure in refusal.why
+
+
+@pytest.mark.parametrize("name", registry.executors())
+def test_a_first_order_that_a_config_asks_for_is_refused_before_any_plan(name: str) -> None:
+    executor = registry.executor(name)
+    for order in ("none", "block", "global", "row"):
+        config = replace(
+            SparseConfig.load("balanced"), compensation=SimpleNamespace(first_order=order)
+        )
+        refusal = executor.refuses(Form(config, TokenGrid(1, 8, 8), CPU))
+        if order in executor.executes.first_orders:
+            assert refusal is None or "compensation" not in refusal.why
+        else:
+            assert re.fullmatch(rf"compensation.scope='{order}': .*use impl='\w+'.*", refusal.why)
+            assert refusal.code is None
 
 
 # a new one ---------------------------------------------------------------------------------------

@@ -86,6 +86,53 @@ def test_density_counts_pairs_at_their_level_and_the_rest():
     assert plan.with_rest(6).density.item() == pytest.approx((1 + 1 / 8 + 2 / 64) / 4)
 
 
+def test_a_bias_changes_what_is_read_and_no_density():
+    plan, bias = a_plan_without_lists(), torch.zeros(1, 2, 3, 3)
+    bias[0, 0, 1, 2] = float("-inf")
+    biased = plan.with_rest(4, "row", bias)
+    assert (biased.rest, biased.first_order) == (4, "row") and biased.rest_bias is bias
+    read = torch.ones(1, 2, 3, 3, dtype=torch.bool)
+    assert torch.equal(plan.with_rest(4).read_as_rest(), read)
+    read[0, 0, 1, 2] = False
+    assert torch.equal(biased.read_as_rest(), read) and not plan.read_as_rest().any()
+    assert torch.equal(biased.level_map(), torch.where(read, 4, SKIP))
+    assert torch.equal(biased.density, plan.with_rest(4).density)
+    listed = BlockPlan.from_levels(torch.zeros_like(plan.levels), plan.q_blocks, plan.k_blocks)
+    assert not listed.with_rest(4, "none", bias).read_as_rest().any(), "listed blocks are not rest"
+    assert biased.with_rest(4).rest_bias is None
+
+
+def a_plan_without_lists():
+    blocks = Blocks.cut(TokenGrid(1, 1, 40), 16)
+    return BlockPlan.from_levels(torch.full((1, 2, 3, 3), SKIP, dtype=torch.int8), blocks, blocks)
+
+
+def test_biases_and_orders_of_another_form_are_refused():
+    plan, order = a_plan_without_lists(), torch.arange(40).repeat(1, 2, 1)
+    with pytest.raises(ValueError, match=r"rest_bias with rest=-1 \(skip\).*use rest=4"):
+        plan.with_rest(SKIP, "none", torch.zeros(1, 2, 3, 3))
+    for bias in (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 3).double()):
+        with pytest.raises(
+            ValueError, match=r"rest_bias is .*expected torch.float32 \(1, 2, 3, 3\)"
+        ):
+            plan.with_rest(4, "none", bias)
+    for bad in (order[:, :1], order[..., :39], order.int(), order.to("meta")):
+        with pytest.raises(
+            ValueError, match=r"order_q is .*expected torch.int64 \(1, 2, 40\) on cpu"
+        ):
+            plan.with_orders(bad, order)
+    for place, token in ((0, 7), (3, -1), (39, 40)):
+        bad = order.clone()
+        bad[0, 1, place] = token
+        with pytest.raises(ValueError, match=r"order_k is no order: .*0 \.\. 39, once"):
+            plan.with_orders(order, bad)
+    mixed = plan.with_orders(order, order.flip(-1))
+    assert mixed.order_q is order and torch.equal(mixed.order_k[0, 0], torch.arange(40).flip(0))
+    assert plan.with_orders(None, order).order_q is None
+    on_a_gpu = BlockPlan(plan.levels.to("meta"), plan.q_blocks, plan.k_blocks, ())
+    assert on_a_gpu.with_orders(order.to("meta"), None).order_q is not None, "nobody looks there"
+
+
 def test_density_of_ragged_blocks_counts_tokens():
     grid = TokenGrid(1, 1, 70, text_tokens=5)  # key blocks of 64, 6 and 5 tokens
     blocks = Blocks.cut(grid, 64)

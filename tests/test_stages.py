@@ -16,7 +16,7 @@ from vidsparse.estimator import mean
 from vidsparse.force import forced_blocks
 from vidsparse.geometry import plan_geometry, token_order
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import oracles
 from vidsparse.plan import SKIP, BlockPlan, Scores, StepContext
 
 GRID = TokenGrid(3, 5, 7, text_tokens=21)
@@ -58,7 +58,7 @@ def test_mean_estimate_is_the_log_mean_exp_over_sub_block_means(sub, dtype):
     params = mean.Params(sub_blocks=sub)
     scores = mean.estimate(q, k, q_cut, k_cut, params)
     assert scores.kind == "logit" and scores.value.dtype == torch.float32
-    wanted = reference.draft_scores(q, k, q_cut, k_cut, sub)
+    wanted = oracles.draft_scores(q, k, q_cut, k_cut, sub)
     torch.testing.assert_close(scores.value.double(), wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vidsparse.blocks import Blocks
-from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import oracles
 
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
@@ -46,7 +46,7 @@ def draft(q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, sub: int) ->
 def test_draft_scores(grids: tuple[str, str], sizes: tuple[int, int], sub: int) -> None:
     cuts = [Blocks.cut(GRIDS[grid], size) for grid, size in zip(grids, sizes, strict=True)]
     q, k = (3 * tokens(blocks, 64) for blocks in cuts)
-    wanted = reference.draft_scores(q, k, *cuts, sub)
+    wanted = oracles.draft_scores(q, k, *cuts, sub)
     found = draft(q, k, *cuts, sub)
     assert found.dtype == torch.float32 and found.is_contiguous()
     assert_close(found, wanted, 1e-6, 1e-5)
@@ -57,7 +57,7 @@ def test_draft_scores(grids: tuple[str, str], sizes: tuple[int, int], sub: int) 
 def test_draft_head_dims(sub: int, depth: int) -> None:
     cuts = [Blocks.cut(GRIDS["text-last"], size) for size in (16, 32)]
     q, k = (tokens(blocks, depth, torch.bfloat16) for blocks in cuts)
-    wanted = reference.draft_scores(q, k, *cuts, sub)
+    wanted = oracles.draft_scores(q, k, *cuts, sub)
     assert_close(draft(q, k, *cuts, sub), wanted, 1e-6, 1e-5)
 
 
@@ -66,7 +66,7 @@ def test_draft_of_extreme_means(sub: int) -> None:
     """Logits far past the range of exp stay finite; a NaN spoils its own row, visibly."""
     blocks = Blocks.cut(GRIDS["text-first"], 32)
     q, k = (40 * tokens(blocks, 64) for _ in range(2))
-    wanted = reference.draft_scores(q, k, blocks, blocks, sub)
+    wanted = oracles.draft_scores(q, k, blocks, blocks, sub)
     found = draft(q, k, blocks, blocks, sub)
     assert wanted.abs().max() > 1000
     assert_close(found, wanted, 2e-6, 1e-5)

@@ -208,7 +208,7 @@ import resource
 import interpreter
 import torch
 interpreter.install()
-from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import oracles
 from vidsparse.kernels.gpu.forward import *
 from vidsparse.kernels.gpu.operands import *
 from vidsparse.kernels.gpu.taylor import add_first_order
@@ -235,10 +235,10 @@ keys, lists = Keys(k, v, torch.zeros(128)), TileLists(entry, bits, count, whole)
 moment = torch.randn(1, HEADS, D, D).half()
 sparse_forward(q, keys, lists, rows, Tiling(128, 64, 8, 3), out, lse, rest)
 add_first_order(q, moment, rest, out)
-named = reference.named_rows(entry, bits, count, whole, 64, 128)
+named = oracles.named_rows(entry, bits, count, whole, 64, 128)
 blocks = Blocks(rows.start, rows.count.long(), torch.zeros(2, dtype=torch.bool), 128)
-want, _, share = reference.sparse_forward(q, k, v, keys.bias, *named, blocks)
-want = reference.add_first_order(q, moment, share, want)
+want, _, share = oracles.sparse_forward(q, k, v, keys.bias, *named, blocks)
+want = oracles.add_first_order(q, moment, share, want)
 assert (out.double() - want).norm() < 1e-3 * want.norm()
 assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20
 print("right")
@@ -256,8 +256,17 @@ def test_refusals() -> None:
     plan = level_plan("337", 64, 64, "exact")
     q, k, v = tensors(plan, 64)
     run = engine.execute
-    with pytest.raises(ValueError, match=r"'block'.*none or global.*impl='reference'"):
+    with pytest.raises(ValueError, match=r"'block': the Triton engine .*use impl='reference'$"):
         run(q, k, v, plan.with_rest(6, "block"))
+    shape, order = plan.levels.shape, torch.arange(337).repeat(*plan.levels.shape[:2], 1)
+    for richer, field in (
+        (plan.with_rest(6, "row"), "first_order='row'"),
+        (plan.with_rest(6, "none", torch.zeros(shape)), "rest_bias"),
+        (plan.with_orders(order, None), "order_q and order_k"),
+    ):
+        refusal = f"^plan.{field}: the Triton engine does not execute it; use impl='cpu' or impl="
+        with pytest.raises(ValueError, match=refusal):
+            run(q, k, v, richer)
     with pytest.raises(ValueError, match=r"'global'.*rest=-1"):
         run(q, k, v, plan.with_rest(SKIP, "global"))
     with pytest.raises(ValueError, match="rest=3"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vidsparse.blocks import Blocks
-from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import oracles
 from vidsparse.plan import SKIP, BlockPlan
 
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
@@ -40,8 +40,8 @@ def test_lists_name_the_rows_of_a_plan(blocks: tuple[int, int], kind: str, rest:
     layout = engine.layout_for(plan, block_n, torch.device("cpu"))
     lists = engine.lists_for(plan, layout, block_n)
     packed = lists.entry, lists.bits, lists.count, lists.whole
-    found = reference.named_rows(*packed, block_n, layout.rows)
-    wanted = reference.pack_lists(plan, layout.first, layout.rows)
+    found = oracles.named_rows(*packed, block_n, layout.rows)
+    wanted = oracles.pack_lists(plan, layout.first, layout.rows)
     assert (lists.bits is None) == (kind == "exact") and wanted[1].any() == (rest == "centroid")
     for each, rows in zip(found, wanted, strict=True):
         assert torch.equal(each, rows.long())

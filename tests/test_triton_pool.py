@@ -12,7 +12,7 @@ import torch
 
 from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import oracles
 
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
@@ -46,7 +46,7 @@ def firsts(first: dict[int, int]) -> list[int]:
 def assert_means(x: Tensor, blocks: Blocks) -> None:
     found = pool.block_means(x, *table(blocks))
     assert found.dtype == torch.float32 and found.is_contiguous()
-    assert_close(found, reference.block_means(x, blocks.start, blocks.count), 1e-6)
+    assert_close(found, oracles.block_means(x, blocks.start, blocks.count), 1e-6)
 
 
 def assert_keys(x: Tensor, blocks: Blocks, levels: tuple[int, ...], block_n: int) -> None:
@@ -54,7 +54,7 @@ def assert_keys(x: Tensor, blocks: Blocks, levels: tuple[int, ...], block_n: int
     first, rows = segments(blocks, levels, block_n)
     width = 64 if x.shape[3] <= 64 else 128
     found = pool.fill_keys(x, *table(blocks), firsts(first), rows, width)
-    wanted = reference.fill_keys(x, blocks, first, rows, width)
+    wanted = oracles.fill_keys(x, blocks, first, rows, width)
     assert found.dtype == x.dtype and found.is_contiguous()
     assert_close(found, wanted, HALF_ULP[x.dtype])
     exact = wanted == 0
@@ -83,7 +83,7 @@ def test_block_means_of_pieces(sub: int) -> None:
     start, count, size = pieces(blocks, sub)
     count[0] -= 3  # leaves tokens to no block
     x = tokens(blocks, 64)
-    wanted = reference.block_means(x, start, count)
+    wanted = oracles.block_means(x, start, count)
     owned = torch.zeros(blocks.tokens, dtype=torch.bool)
     for first, n in zip(start.tolist(), count.tolist(), strict=True):
         owned[first : first + n] = True
@@ -151,9 +151,9 @@ for head, token in ((D, 2**24), (2**30 + 1024, D)):  # the last tokens, the last
     memory = virtual((HEADS - 1) * head + (N - 1) * token + D, torch.float16)
     k = memory.as_strided((1, HEADS, N, D), (0, head, token, 1))
     k.copy_(torch.randn(k.shape))
-    assert close(block_means(k, start, count, 128), reference.block_means(k, start, count))
+    assert close(block_means(k, start, count, 128), oracles.block_means(k, start, count))
     keys = fill_keys(k, start, count, 128, [0, *[-1] * 6, 256], 272, D)
-    wanted = reference.fill_keys(k, blocks, {0: 0, 7: 256}, 272, D)
+    wanted = oracles.fill_keys(k, blocks, {0: 0, 7: 256}, 272, D)
     assert torch.equal(keys[:, :, :N], k) and close(keys[:, :, 256:258], wanted[:, :, 256:258])
 
 rows = 2**24  # of a head, of which the first few are written

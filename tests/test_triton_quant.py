@@ -20,7 +20,7 @@ from tiles import BLOCK_N, Problem, assert_right, problem
 from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
-from vidsparse.kernels.gpu import engine, forward, forward_hopper
+from vidsparse.kernels.gpu import engine, forward, forward_hopper, oracles
 from vidsparse.kernels.gpu.quant import int8_operands, key_mean, quantise_keys, quantise_queries
 from vidsparse.plan import SKIP, BlockPlan
 
@@ -96,9 +96,9 @@ def test_keys(subtract_mean: bool) -> None:
     removed = key_mean(x, bias) if subtract_mean else None
     if removed is not None:
         assert removed.dtype == torch.float32
-        assert (removed.double() - reference.key_mean(x, bias)).abs().max() < 1e-5
+        assert (removed.double() - oracles.key_mean(x, bias)).abs().max() < 1e-5
     values, scale = quantise_keys(x, BLOCK_N, bias, removed)
-    assert_rounded(values, scale, *reference.quantise_keys(x, BLOCK_N, bias, removed))
+    assert_rounded(values, scale, *oracles.quantise_keys(x, BLOCK_N, bias, removed))
     real = bias > float("-inf")
     assert not values[:, :, ~real].any()
     peaks = values.abs().unflatten(2, (-1, BLOCK_N)).amax((3, 4))
@@ -110,7 +110,7 @@ def test_keys(subtract_mean: bool) -> None:
 def test_mean_of_many_slabs() -> None:
     x = torch.randn(1, 2, 2112, 64).half() + 1
     bias = torch.randint(0, 4, (2112,)).float()
-    assert (key_mean(x, bias).double() - reference.key_mean(x, bias)).abs().max() < 1e-5
+    assert (key_mean(x, bias).double() - oracles.key_mean(x, bias)).abs().max() < 1e-5
 
 
 def test_queries() -> None:
@@ -121,7 +121,7 @@ def test_queries() -> None:
     place = given.rows.start, given.rows.count, 128, 64
     values, scale, shift = quantise_queries(given.q, *place, mean)
     assert values.shape == given.q.shape and scale.shape == (1, 2, 8)
-    *wanted, want = reference.quantise_queries(given.q, given.blocks, 64, mean)
+    *wanted, want = oracles.quantise_queries(given.q, given.blocks, 64, mean)
     assert_rounded(values, scale, *wanted)
     assert (shift.double() - want).abs().max() < 1e-5
     *_, none = quantise_queries(given.q, *place)

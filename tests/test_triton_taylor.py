@@ -12,7 +12,7 @@ import torch
 
 from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import oracles
 
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
@@ -35,7 +35,7 @@ def assert_moment(k: Tensor, v: Tensor, blocks: Blocks, tolerance: float) -> Non
     width = 64 if depth <= 64 else 128
     video = (~blocks.text).nonzero().flatten()
     found = taylor.taylor_state(k, v, *table(blocks), video)
-    wanted = reference.taylor_state(k, v, blocks)
+    wanted = oracles.taylor_state(k, v, blocks)
     assert found.shape == (*k.shape[:2], width, width) and found.dtype == torch.float32
     inside = found[..., :depth, :depth].double()
     assert (inside - wanted).norm() <= tolerance * wanted.norm()
@@ -100,7 +100,7 @@ def test_add_first_order(dtype: torch.dtype, depth: int) -> None:
     q, out = (tokens(blocks, depth, dtype, batch=2) for _ in range(2))
     width = 64 if depth <= 64 else 128
     moment, rest = torch.randn(2, 2, width, width).to(dtype), torch.rand(q.shape[:3])
-    wanted = reference.add_first_order(q, moment, rest, out)
+    wanted = oracles.add_first_order(q, moment, rest, out)
     taylor.add_first_order(q, moment, rest, out)
     assert (out.double() - wanted).norm() <= TOLERANCES[dtype] * wanted.norm()
 
@@ -118,5 +118,5 @@ for head, token in ((D, 2**24), (2**30 + 1024, D)):  # the last tokens, the last
     for x in (k, v):
         x.copy_(torch.randn(x.shape))
     moment = taylor_state(k, v, start, count, 128, torch.arange(2))
-    assert close(moment, reference.taylor_state(k, v, blocks))
+    assert close(moment, oracles.taylor_state(k, v, blocks))
 """)

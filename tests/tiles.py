@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.blocks import Blocks
-from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import oracles
 from vidsparse.kernels.gpu.operands import Keys, QueryRows, TileLists, Tiling
 
 BLOCK_N = 64
@@ -39,8 +39,8 @@ class Problem:
         """out, lse and rest share in float64, straight from the definition."""
         lists, keys = self.lists, self.keys
         packed = lists.entry, lists.bits, lists.count, lists.whole
-        rows = reference.named_rows(*packed, BLOCK_N, TILES * BLOCK_N)
-        return reference.sparse_forward(self.q, keys.k, keys.v, keys.bias, *rows, self.blocks)
+        rows = oracles.named_rows(*packed, BLOCK_N, TILES * BLOCK_N)
+        return oracles.sparse_forward(self.q, keys.k, keys.v, keys.bias, *rows, self.blocks)
 
     @property
     def blocks(self) -> Blocks:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from typing import Literal
 
 import torch
@@ -42,7 +43,7 @@ class Scores:
         return torch.softmax(self.value + count.to(self.value).log(), -1)
 
 
-FirstOrder = Literal["none", "block", "global"]
+FirstOrder = Literal["none", "block", "global", "row"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,14 @@ class BlockPlan:
     listed: the levels that may occur in `levels`, ascending: what an executor prepares for without
         reading the map back from a GPU.
     rest: level of every key block that a row does not list: SKIP, or the centroid level.
-    first_order: Taylor term for the `rest` blocks: "none", per "block", or "global" (one moment per
-        head).
+    first_order: Taylor term for the `rest` blocks: "none", per "block", "global" (one moment per
+        head) or "row" (one per query block); formulas in `vidsparse.kernels`.
+    rest_bias: float32 [B, H, nq, nk] on the device of `levels`, or None: added to the log weight of
+        a `rest` block; finite, or -inf for a block that is not read at all. Listed blocks do not
+        see it.
+    order_q, order_k: int64 [B, H, S] on the device of `levels`, or None: position t of the query
+        blocks is token order_q[b, h, t] of q, out and LSE, position t of the key blocks is token
+        order_k[b, h, t] of k and v; None: token t. Positions of text blocks name text tokens.
     """
 
     levels: Tensor
@@ -65,6 +72,9 @@ class BlockPlan:
     listed: tuple[int, ...]
     rest: int = SKIP
     first_order: FirstOrder = "none"
+    rest_bias: Tensor | None = None
+    order_q: Tensor | None = None
+    order_k: Tensor | None = None
 
     @classmethod
     def from_levels(
@@ -95,9 +105,53 @@ class BlockPlan:
             listed = tuple(level for level in found if level != SKIP)
         return cls(levels, q_blocks, k_blocks, listed)
 
-    def with_rest(self, rest: int, first_order: FirstOrder = "none") -> BlockPlan:
-        """The same map with another treatment of the blocks that it leaves out."""
-        return replace(self, rest=rest, first_order=first_order)
+    def with_rest(
+        self, rest: int, first_order: FirstOrder = "none", rest_bias: Tensor | None = None
+    ) -> BlockPlan:
+        """The same map with another treatment of the blocks that it leaves out.
+
+        Raises ValueError for a bias of another form, or of nothing.
+        """
+        if rest_bias is not None:
+            self._check_form("rest_bias", rest_bias, torch.float32, *self.levels.shape[2:])
+            if rest == SKIP:
+                raise ValueError(
+                    f"rest_bias with rest={SKIP} (skip): there is nothing that it could weigh; use "
+                    f"rest={self.k_blocks.levels} (centroid) or no bias"
+                )
+        return replace(self, rest=rest, first_order=first_order, rest_bias=rest_bias)
+
+    def with_orders(self, order_q: Tensor | None, order_k: Tensor | None) -> BlockPlan:
+        """The same plan on tokens that stand in an order of each head.
+
+        Raises ValueError for orders of another form and, on a CPU, for what names a token twice.
+        """
+        for name, order, blocks in (
+            ("order_q", order_q, self.q_blocks),
+            ("order_k", order_k, self.k_blocks),
+        ):
+            if order is None:
+                continue
+            self._check_form(name, order, torch.int64, blocks.tokens)
+            if order.device.type != "cpu":  # to look would be to wait
+                continue
+            named = torch.zeros(order.shape, dtype=torch.bool, device="cpu")
+            inside = bool(((order >= 0) & (order < blocks.tokens)).all())
+            if not inside or not bool(named.scatter_(-1, order, True).all()):
+                raise ValueError(
+                    f"{name} is no order: expected every token, 0 .. {blocks.tokens - 1}, once in "
+                    "every head"
+                )
+        return replace(self, order_q=order_q, order_k=order_k)
+
+    def _check_form(self, name: str, x: Tensor, dtype: torch.dtype, *sizes: int) -> None:
+        expected = dtype, (*self.levels.shape[:2], *sizes), self.levels.device
+        given = x.dtype, tuple(x.shape), x.device
+        if given != expected:
+            raise ValueError(
+                f"{name} is {given[0]} {given[1]} on {given[2]}: expected {expected[0]} "
+                f"{expected[1]} on {expected[2]}"
+            )
 
     @cached_property
     def counts(self) -> Tensor:
@@ -129,16 +183,24 @@ class BlockPlan:
         return ranked[places < self.counts.sum(-1).flatten()[:, None]]
 
     def level_map(self) -> Tensor:
-        """int8 [B, H, nq, nk]: the level of every block, `rest` where a row does not list it."""
+        """int8 [B, H, nq, nk]: the level at which every block is read, listed or as `rest`."""
         if self.rest == SKIP:
             return self.levels
-        return torch.where(self.levels == SKIP, self.rest, self.levels)
+        return torch.where(self.read_as_rest(), self.rest, self.levels)
+
+    def read_as_rest(self) -> Tensor:
+        """bool [B, H, nq, nk]: the blocks that are read without being listed."""
+        unlisted = self.levels == SKIP
+        if self.rest == SKIP:
+            return torch.zeros_like(unlisted)
+        return unlisted if self.rest_bias is None else unlisted & (self.rest_bias != -inf)
 
     @cached_property
     def density(self) -> Tensor:
         """float64 [B, H]: (query, key group) pairs that are computed / all (query, key) pairs.
 
-        For full blocks this is sum_j 2^-level(i, j) / nk averaged over the rows; `rest` counts too.
+        For full blocks this is sum_j 2^-level(i, j) / nk averaged over the rows; `rest` counts too,
+        whatever its bias.
         """
         q_count = self.q_blocks.on(self.levels.device).count.double()
         k_count, size = self.k_blocks.count, self.k_blocks.size

@@ -23,6 +23,7 @@ from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
 from vidsparse.kernels.gpu import engine as triton_engine
+from vidsparse.kernels.gpu import oracles
 from vidsparse.plan import SKIP, BlockPlan
 
 Found = tuple[float, float]
@@ -102,8 +103,8 @@ def kernel_error(case: Case, form: str) -> Found:
     keys, lists = given.keys, given.lists
     out, lse, rest = given.forward(), given.lse, given.rest
     packed = lists.entry, lists.bits, lists.count, lists.whole
-    rows = reference.named_rows(*packed, given.shape.block_n, keys.k.shape[2])
-    want, want_lse, want_rest = reference.sparse_forward(
+    rows = oracles.named_rows(*packed, given.shape.block_n, keys.k.shape[2])
+    want, want_lse, want_rest = oracles.sparse_forward(
         given.q, keys.k, keys.v, keys.bias, *rows, plan.q_blocks
     )
     empty = want_lse == -inf

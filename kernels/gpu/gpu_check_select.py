@@ -23,7 +23,7 @@ from gpu_units import FIRST, Unit
 from torch import Tensor
 
 from vidsparse.blocks import Blocks
-from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import oracles
 from vidsparse.kernels.gpu.select import MARGIN
 from vidsparse.plan import SKIP, Scores
 
@@ -88,7 +88,7 @@ def draft_error(
     found = mean.estimate(q, k, *cuts, mean.Params(sub_blocks=pieces), order).value
     if order is not None:
         q, k = q[:, :, order], k[:, :, order]
-    return relative(found, reference.draft_scores(q, k, *cuts, pieces))
+    return relative(found, oracles.draft_scores(q, k, *cuts, pieces))
 
 
 @dataclass(frozen=True)

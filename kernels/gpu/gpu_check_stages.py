@@ -13,8 +13,7 @@ from gpu_results import Machine
 from gpu_units import Unit
 from torch import Tensor
 
-from vidsparse.kernels import reference
-from vidsparse.kernels.gpu import engine
+from vidsparse.kernels.gpu import engine, oracles
 from vidsparse.kernels.gpu.operands import Keys
 from vidsparse.plan import BlockPlan
 
@@ -103,7 +102,7 @@ def means_error(given: Inputs, ordered: bool = False) -> float:
     rows = engine.query_rows(blocks, x.device)
     order, moved = order_of(x, ordered)
     found, x = block_means(x, rows.start, rows.count, rows.size, order), moved
-    return relative(found, reference.block_means(x, blocks.start, blocks.count))
+    return relative(found, oracles.block_means(x, blocks.start, blocks.count))
 
 
 def key_buffer(x: Tensor, plan: BlockPlan) -> tuple[engine.KeyLayout, Keys]:
@@ -117,7 +116,7 @@ def buffer_error(given: Inputs) -> float:
     x, plan = given.k, given.plan
     layout, keys = key_buffer(x, plan)
     found, blocks = keys.k, plan.k_blocks
-    want = reference.fill_keys(x, blocks, layout.first, layout.rows, found.shape[3])
+    want = oracles.fill_keys(x, blocks, layout.first, layout.rows, found.shape[3])
     tokens = len(blocks) * blocks.size
     if not torch.equal(found[:, :, :tokens].double(), want[:, :, :tokens]):
         raise Wrong("rows of tokens differ")
@@ -134,7 +133,7 @@ def moment_error(given: Inputs) -> float:
     rows = engine.query_rows(blocks, k.device)
     video = (~blocks.text).nonzero().flatten().to(k.device)
     found = taylor_state(k, v, rows.start, rows.count, rows.size, video)
-    return relative(found, reference.taylor_state(k, v, blocks))
+    return relative(found, oracles.taylor_state(k, v, blocks))
 
 
 def first_order_error(given: Inputs) -> float:
@@ -144,7 +143,7 @@ def first_order_error(given: Inputs) -> float:
     depth = q.shape[3]
     moment = q.new_empty(*q.shape[:2], depth, depth).normal_()
     rest, out = torch.rand(q.shape[:3], device=q.device), torch.randn_like(q)
-    want = reference.add_first_order(q, moment, rest, out)
+    want = oracles.add_first_order(q, moment, rest, out)
     add_first_order(q, moment, rest, out)
     return relative(out, want)
 
@@ -153,7 +152,7 @@ def key_mean_error(given: Inputs) -> float:
     from vidsparse.kernels.gpu.quant import key_mean
 
     _, keys = key_buffer(given.k, given.plan)
-    return relative(key_mean(keys.k, keys.bias), reference.key_mean(keys.k, keys.bias))
+    return relative(key_mean(keys.k, keys.bias), oracles.key_mean(keys.k, keys.bias))
 
 
 def int8_keys_error(given: Inputs) -> float:
@@ -161,7 +160,7 @@ def int8_keys_error(given: Inputs) -> float:
 
     _, keys = key_buffer(given.k, given.plan)
     how = BLOCK_N, keys.bias, key_mean(keys.k, keys.bias)
-    want = reference.quantise_keys(keys.k, *how)
+    want = oracles.quantise_keys(keys.k, *how)
     return rounding_error(*quantise_keys(keys.k, *how), *want)
 
 
@@ -171,10 +170,10 @@ def int8_queries_error(given: Inputs) -> float:
 
     q, plan = given.q, given.plan
     _, keys = key_buffer(given.k, plan)
-    blocks, mean = plan.q_blocks, reference.key_mean(keys.k, keys.bias).float()
+    blocks, mean = plan.q_blocks, oracles.key_mean(keys.k, keys.bias).float()
     rows, half = engine.query_rows(blocks, q.device), blocks.size // 2
     values, scale, shift = quantise_queries(q, rows.start, rows.count, rows.size, half, mean)
-    *want, want_shift = reference.quantise_queries(q, blocks, half, mean)
+    *want, want_shift = oracles.quantise_queries(q, blocks, half, mean)
     if not (off := relative(shift, want_shift)) <= SHIFT_LIMIT:
         raise Wrong(f"the shift of the LSE is off by {off:.1e}, allowed is {SHIFT_LIMIT:g}")
     return rounding_error(values, scale, *want)
@@ -201,7 +200,7 @@ def lists_error(
     if (int(spare.max()) + 1) * BLOCK_N > layout.rows:
         raise Wrong("the spare entry of a list is no tile")
     packed = lists.entry, lists.bits, lists.count, lists.whole
-    found = reference.named_rows(*packed, BLOCK_N, layout.rows)
-    want = reference.pack_lists(plan, layout.first, layout.rows)
+    found = oracles.named_rows(*packed, BLOCK_N, layout.rows)
+    want = oracles.pack_lists(plan, layout.first, layout.rows)
     off = sum(float((each != rows).sum()) for each, rows in zip(found, want, strict=True))
     return off, density_of(plan)

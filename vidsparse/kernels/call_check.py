@@ -8,16 +8,24 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from vidsparse.kernels.executor import Executes, cure
 from vidsparse.plan import SKIP, BlockPlan
 
 
 def check_call(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, engine: str, dtypes: tuple[torch.dtype, ...]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    engine: str,
+    dtypes: tuple[torch.dtype, ...],
+    executes: Executes,
 ) -> None:
-    """Raise ValueError unless q, k, v and the plan's map belong together and can be executed.
+    """Raise ValueError unless q, k, v and the plan belong together and can be executed.
 
     q [B, H, Sq, D], k, v [B, H, Sk, D], one device, one of `dtypes`; rest SKIP or the centroid;
-    first order "none" or, with centroids, "global"; no gradient wanted. engine: name in messages.
+    first order only with centroids; no gradient wanted. engine: name in messages. executes: its
+    facts.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4 or x.device != q.device or x.dtype != q.dtype or x.dtype not in dtypes:
@@ -42,11 +50,13 @@ def check_call(
     top = plan.k_blocks.levels
     if plan.rest not in (SKIP, top):
         raise ValueError(f"plan.rest={plan.rest}: expected {SKIP} (skip) or {top} (centroid)")
-    order, able = plan.first_order, ("none",) if plan.rest == SKIP else ("none", "global")
-    if order not in able:
+    if lacking := executes.lacks(plan):
+        able = cure(q.device, lambda executes: not executes.lacks(plan))
+        raise ValueError(f"{lacking}: the {engine} engine does not execute it; {able}")
+    if plan.first_order != "none" and plan.rest == SKIP:
         raise ValueError(
-            f"plan.first_order={order!r} with plan.rest={plan.rest}: the {engine} engine executes "
-            f"{' or '.join(able)} here; use impl='reference'"
+            f"plan.first_order={plan.first_order!r} with plan.rest={SKIP} (skip): expected 'none', "
+            f"or plan.rest={top} (centroid)"
         )
     refuse_gradients("q, k or v", (q, k, v))
 

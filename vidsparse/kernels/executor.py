@@ -9,7 +9,7 @@ doctor` and the run report say of it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vidsparse import registry
 from vidsparse.grid import TokenGrid
-from vidsparse.plan import BlockPlan
+from vidsparse.plan import BlockPlan, FirstOrder
 
 if TYPE_CHECKING:  # with it OmegaConf, which the kernels do without
     from vidsparse.config import Kernel, SparseConfig
@@ -66,14 +66,36 @@ class Refusal:
     code: str | None = None
 
 
+@dataclass(frozen=True)
+class Executes:
+    """What an executor executes of a plan, beside levels, the centroid of the rest, and its cuts.
+
+    first_orders: of `BlockPlan.first_order`. rest_bias: whether it takes one. head_orders: whether
+    it takes `order_q` and `order_k`.
+    """
+
+    first_orders: tuple[FirstOrder, ...] = ("none", "global")
+    rest_bias: bool = False
+    head_orders: bool = False
+
+    def lacks(self, plan: BlockPlan) -> str | None:
+        """The first of a plan's fields that is not among these, None if all are."""
+        ordered = plan.order_q is not None or plan.order_k is not None
+        if plan.first_order not in self.first_orders:
+            return f"plan.first_order={plan.first_order!r}"
+        if plan.rest_bias is not None and not self.rest_bias:
+            return "plan.rest_bias"
+        return "plan.order_q and order_k" if ordered and not self.head_orders else None
+
+
 class Executor(ABC):
     """Facts with defaults; `execute` has none.
 
     name: what users write in `kernel.impl`. about: one line. preferred: device type -> place in the
     order in which `impl: auto` asks there, the lowest first; a device that is not named: only when
-    asked for by name. takes_order: whether `execute` reads and writes by a token order. takes: key
-    of the config -> its values that this executor knows; a key that no executor names is none of
-    its business. first_orders: what it executes of `BlockPlan.first_order`.
+    asked for by name. takes_order: whether `execute` reads and writes by a token order of all
+    heads. takes: key of the config -> its values that this executor knows; a key that no executor
+    names is none of its business. executes: which plans.
     """
 
     name: ClassVar[str]
@@ -84,7 +106,7 @@ class Executor(ABC):
         "qk": ("native",),
         "form": ("auto", "pointer"),
     }
-    first_orders: ClassVar[tuple[str, ...]] = ("none", "global")
+    executes: ClassVar[Executes] = Executes()
 
     def available(self, device: torch.device) -> str | None:
         """Why nothing runs on a device, in one line with the cure; None if it can."""
@@ -104,11 +126,11 @@ class Executor(ABC):
                     f"of impl {' and '.join(others)} alone"
                 )
         order = form.config.compensation.first_order
-        if order not in self.first_orders:
-            able = [e for e in registry.executors().values() if order in e.first_orders]
+        if order not in self.executes.first_orders:
+            known = " or ".join(self.executes.first_orders)
+            able = cure(form.device, lambda executes: order in executes.first_orders)
             return Refusal(
-                f"compensation.scope={order!r}: impl {self.name!r} executes 'global' only; "
-                f"use impl={able[0].name!r}"
+                f"compensation.scope={order!r}: impl {self.name!r} executes {known}; {able}"
             )
         return None
 
@@ -151,6 +173,16 @@ class Executor(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Attention by a plan; shapes and formulas in `vidsparse.kernels`. No wait for a device.
 
-        order: int64 [S], given to executors with `takes_order` alone: position t of the plan is
-        token order[t] of q, k, v and of the results.
+        order: int64 [S], given to executors with `takes_order` alone, for plans without orders of
+        their own: position t of the plan is token order[t] of q, k, v and of the results.
+
+        Raises ValueError for plans that are not among those it `executes`, before any kernel runs.
         """
+
+
+def cure(device: torch.device, able: Callable[[Executes], bool]) -> str:
+    """The cure: which executors of a device execute what another one refuses."""
+    every = registry.executors().values()
+    return "use " + " or ".join(
+        f"impl={e.name!r}" for e in every if e.available(device) is None and able(e.executes)
+    )

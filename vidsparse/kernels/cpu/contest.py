@@ -103,11 +103,9 @@ def pinned(given: str = "auto") -> str:
     return found
 
 
-def refusal(route: str, dtype: torch.dtype | None, first_order: str) -> str | None:
+def refusal(route: str, dtype: torch.dtype | None) -> str | None:
     """Why a pinned route does not compute calls, in one line with the cure; None if it does."""
     name = f"kernel.cpu_route={route!r}"
-    if route == "sdpa" and first_order not in fused.FIRST_ORDERS:
-        return f"{name}: not with a first-order term per {first_order}; use cpu_route=native"
     if route == "sdpa" and dtype is not None and dtype not in fused.DTYPES:
         return f"{name}: not for {dtype}; use cpu_route=native"
     if route == "mixed" and dtype not in (None, torch.bfloat16):
@@ -118,22 +116,20 @@ def refusal(route: str, dtype: torch.dtype | None, first_order: str) -> str | No
     return None
 
 
-def choose(
-    dtype: torch.dtype, head_dim: int, first_order: str = "none", given: str = "auto"
-) -> Route:
+def choose(dtype: torch.dtype, head_dim: int, given: str = "auto") -> Route:
     """The route of a call; the same for a pinned one everywhere, for auto on this machine."""
     route = pinned(given)
     if route != "auto":
         return Route(route == "onednn", route == "mixed", route == "sdpa")
     found = routes.products(dtype, torch.get_num_threads())
-    if first_order not in fused.FIRST_ORDERS or contest(dtype, head_dim).refusal is not None:
+    if contest(dtype, head_dim).refusal is not None:
         return found
     return replace(found, fused=True)
 
 
-def block(dtype: torch.dtype, head_dim: int, first_order: str = "none", given: str = "auto") -> int:
+def block(dtype: torch.dtype, head_dim: int, given: str = "auto") -> int:
     """Tokens of a query block that the route of a call needs to be fast; of a pinned one fixed."""
-    if not choose(dtype, head_dim, first_order, given).fused:
+    if not choose(dtype, head_dim, given).fused:
         return BLOCKS[0]
     return BLOCKS[1] if pinned(given) != "auto" else contest(dtype, head_dim).block
 
@@ -214,15 +210,11 @@ def _milliseconds(acts: Sequence[Callable[[], object]]) -> list[float]:
     return best
 
 
-def described(
-    dtype: torch.dtype, head_dim: int, first_order: str = "none", given: str = "auto"
-) -> str:
+def described(dtype: torch.dtype, head_dim: int, given: str = "auto") -> str:
     """The route of a call and why, with the figures of the rejected ones."""
-    route, asked = choose(dtype, head_dim, first_order, given), pinned(given)
+    route, asked = choose(dtype, head_dim, given), pinned(given)
     if asked != "auto":
         return f"route {route.name}, asked for"
-    if first_order not in fused.FIRST_ORDERS:
-        return f"{routes.described(dtype)}; nothing else has a first-order term per {first_order}"
     found = contest(dtype, head_dim)
     if route.fused:
         gains = " and ".join(f"{found.gain(b):.2f}x at blocks of {b}" for b in BLOCKS)

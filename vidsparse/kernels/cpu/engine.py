@@ -17,9 +17,11 @@ from vidsparse.kernels.cpu.call import Call
 from vidsparse.kernels.cpu.routes import Route
 from vidsparse.kernels.cpu.rows import Worker
 from vidsparse.kernels.cpu.threads import for_each
+from vidsparse.kernels.executor import Executes
 from vidsparse.plan import BlockPlan
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+EXECUTES = Executes(("none", "global", "row"), rest_bias=True, head_orders=True)
 
 
 def execute(
@@ -37,10 +39,10 @@ def execute(
     q [B, H, Sq, D], k, v [B, H, Sk, D]: CPU tensors of one dtype (float32, bfloat16, float16,
         float64), in the order that the plan's blocks refer to; transposed views of [B, S, H, D]
         tensors are the usual case.
-    plan: any levels; `rest` SKIP or the centroid; `first_order` "none" or "global".
+    plan: any levels; `rest` SKIP or the centroid, with any bias; `first_order` "none", "global" or
+        "row"; any orders.
     workers: threads, >= 1; None: torch.get_num_threads().
-    route: how rows are computed, as `routes` says; None: the fastest products of this machine. A
-        plan with a first-order term per row takes products on every route.
+    route: how rows are computed, as `routes` says; None: the fastest products of this machine.
 
     Returns out, shape, dtype and memory layout like q, and the LSE float32 [B, H, Sq] (float64 for
     float64, natural log) or None. The result does not depend on the number of workers, and a NaN
@@ -60,7 +62,8 @@ def execute(
         return out, lse
     workers = min(workers or torch.get_num_threads(), batch * heads * len(plan.q_blocks))
     route = route or routes.products(q.dtype, workers)
-    if route.fused and q.dtype in fused.DTYPES and plan.first_order in fused.FIRST_ORDERS:
+    if route.fused and q.dtype in fused.DTYPES:
+        q = q if q.stride(3) == 1 else q.contiguous()  # else the kernel reads other numbers
         call = Call(q, out, lse, plan, q.dtype, q.dtype, whole=True)
         for_each(call.jobs(k, v, workers), lambda: fused.FusedWorker(call).run, workers)
         return out, lse
@@ -95,7 +98,7 @@ def engine_info() -> dict[str, Any]:
 def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, workers: int | None) -> None:
     if q.device.type != "cpu":
         raise ValueError(f"q is on {q.device}: the CPU engine expects CPU tensors; use impl auto")
-    check_call(q, k, v, plan, "CPU", DTYPES)
+    check_call(q, k, v, plan, "CPU", DTYPES, EXECUTES)
     size = plan.k_blocks.size
     if size != 2**plan.k_blocks.levels:
         raise ValueError(f"plan.k_blocks.size={size}: the CPU engine needs a power of two")

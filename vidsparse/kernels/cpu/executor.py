@@ -29,6 +29,7 @@ class Executor(executor.Executor):
     name = "cpu"
     about = "gathers what a plan lists, then two matrix products"
     preferred: ClassVar = {"cpu": 0}
+    executes = engine.EXECUTES
 
     def available(self, device: torch.device) -> str | None:
         return None if device.type == "cpu" else "tensors must be on the CPU"
@@ -37,7 +38,7 @@ class Executor(executor.Executor):
         if refusal := super().refuses(form):
             return refusal
         route = contest.pinned(form.config.kernel.cpu_route)
-        why = contest.refusal(route, form.dtype, form.config.compensation.first_order)
+        why = contest.refusal(route, form.dtype)
         return Refusal(why) if why else None
 
     def crossover(self, form: Form) -> float:
@@ -61,16 +62,13 @@ class Executor(executor.Executor):
         if kernel.block_q != "auto" or not _known(form):
             return size
         assert form.dtype and form.head_dim, "known"
-        order = form.config.compensation.first_order
-        return max(size, contest.block(form.dtype, form.head_dim, order, kernel.cpu_route))
+        return max(size, contest.block(form.dtype, form.head_dim, kernel.cpu_route))
 
     def route(self, form: Form) -> str:
         if not _known(form):
             return ""
         assert form.dtype and form.head_dim, "known"
-        first_order = form.config.compensation.first_order
-        given = form.config.kernel.cpu_route
-        return contest.described(form.dtype, form.head_dim, first_order, given)
+        return contest.described(form.dtype, form.head_dim, form.config.kernel.cpu_route)
 
     def figures(self) -> dict[str, Any]:
         found = engine.engine_info()
@@ -94,7 +92,7 @@ class Executor(executor.Executor):
         return_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         assert order is None, "not among the facts"
-        route = contest.choose(q.dtype, q.shape[3], plan.first_order, kernel.cpu_route)
+        route = contest.choose(q.dtype, q.shape[3], kernel.cpu_route)
         return engine.execute(q, k, v, plan, return_lse=return_lse, route=route)
 
 

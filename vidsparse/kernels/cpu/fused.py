@@ -1,9 +1,10 @@
 """Rows of the CPU engine by torch's own attention: what a row lists, gathered, with a mask.
 
 Scores, softmax and sums stay in the caches of one kernel of torch, in the units that it uses for
-the dtype of the input. A centroid column has the mask ln n_j, or -inf where the row lists the
-block; a pooled group that of its number of tokens. The weights are not seen from outside: what the
-first-order term takes of them comes from a second, small attention over the centroids.
+the dtype of the input. A centroid column has the mask ln n_j with the bias of the plan, or -inf
+where the row lists the block; a pooled group that of its number of tokens. The weights are not seen
+from outside: what the first-order term takes of them comes from a second, small attention over the
+centroids.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from vidsparse.kernels.cpu.call import NEG_INF, Call
 from vidsparse.kernels.cpu.keys import Head
 from vidsparse.kernels.cpu.rows import Columns, Worker
 from vidsparse.kernels.cpu.step import attend_rows, compiled
+from vidsparse.kernels.cpu.stretch import Stretch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FIRST_ORDERS = ("none", "global")
 OPERATOR = "_scaled_dot_product_flash_attention_for_cpu"
 """Of torch; not one that it promises to keep."""
 
@@ -40,7 +41,7 @@ class FusedWorker(Worker):
         self,
         columns: Columns,
         head: Head,
-        place: tuple[int, int],
+        stretch: Stretch,
         rows: list[int],
         bounds: list[list[int]],
         whole: int,
@@ -52,15 +53,14 @@ class FusedWorker(Worker):
         tables = [t for g in gathers for t in (head.keys[g.level], head.values[g.level])]
         targets = [t for g in gathers for t in (g.keys, g.values)]
         mask = self._mask(columns)
-        bias = []
-        if columns.far and head.bias is not None:
-            bias = list(head.bias[rows[0] : rows[-1] + 1].unbind())
-        lse = None if call.lse is None else call.lse[place]
+        bias, moments = self._of_rows(columns, head, stretch, rows)
+        if bias and head.moment is not None:
+            moments = [head.moment] * len(rows)
+        starts = [call.first_q[row] - stretch.origin for row in rows]
         compiled(attend_rows)(
-            call.q[place], call.out[place], lse, [call.first_q[row] for row in rows],
-            whole * columns.queries + rest, call.scale, call.index, spans, tables, targets,
-            columns.spare, columns.keys.T, columns.values, mask, mask[: columns.far], bias,
-            head.moment,
+            stretch.q, stretch.out, stretch.lse, starts, whole * columns.queries + rest,
+            call.scale, call.index, spans, tables, targets, columns.spare, columns.keys.T,
+            columns.values, mask, mask[: columns.far], bias, moments,
         )  # fmt: skip
 
     def _mask(self, columns: Columns) -> Tensor:

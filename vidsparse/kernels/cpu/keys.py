@@ -75,14 +75,21 @@ class Slots:
         """float64 [nk]: ln of the number of tokens of each block, the bias of its centroid."""
         return self.blocks.count.double().log()
 
-    def fill(self, x: Tensor) -> Tensor:
-        """x [tokens, D] -> [nk, size * D], padded with zeros. A view of x if it has this form."""
+    def fill(self, x: Tensor, order: Tensor | None = None) -> Tensor:
+        """x [tokens, D] -> [nk, size * D], padded with zeros. A view of x if it has this form.
+
+        order: int64 [tokens], row t of the blocks is row order[t] of x; None: row t.
+        """
         shape = (len(self), self.size * x.shape[1])
-        if not self.short and x.is_contiguous():
+        if order is None and not self.short and x.is_contiguous():
             return x.view(shape)
         table = torch.empty(len(self) * self.size, x.shape[1], dtype=x.dtype, device="cpu")
         for token, length, row in self.runs:
-            table[row : row + length].copy_(x[token : token + length])
+            part, at = table[row : row + length], slice(token, token + length)
+            if order is None:
+                part.copy_(x[at])
+            else:
+                torch.index_select(x, 0, order[at], out=part)
         for j in self.short:
             table[j * self.size + self.counts[j] : (j + 1) * self.size].zero_()
         return table.view(shape)
@@ -103,20 +110,29 @@ class Head:
 
     Level 0 has the dtype of the input, pooled keys that of the scores, pooled values that of the
     second product. moment [D, D]: H / N_v of the global first-order term, or None. bias: for every
-    row the bias of its moment and centroid columns, or None if there are none.
+    row the bias of its moment and centroid columns, rest [nk, D]: keys and values of the centroid
+    columns; None if there are none. means [nk, D]: centroids of keys in fp32 or fp64, if there is a
+    first-order term. broken: bool [nk], blocks that are not finite where a row may leave a block
+    unread, or None: their centroids are zero, their bias NaN in rows that read them.
     """
 
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
-    moment: Tensor | None
-    bias: Tensor | None
+    moment: Tensor | None = None
+    bias: Tensor | None = None
+    rest: tuple[Tensor, Tensor] | None = None
+    means: Tensor | None = None
+    broken: Tensor | None = None
 
 
 def build_tables(
-    x: Tensor, slots: Slots, levels: list[int], dtype: torch.dtype
+    x: Tensor, slots: Slots, levels: list[int], dtype: torch.dtype, order: Tensor | None = None
 ) -> dict[int, Tensor]:
-    """x [tokens, D] of one head, strided views too -> its tables, the pooled ones in dtype."""
-    exact = slots.fill(x)
+    """x [tokens, D] of one head, strided views too -> its tables, the pooled ones in dtype.
+
+    order: as for `Slots.fill`.
+    """
+    exact = slots.fill(x, order)
     pooled = {n: slots.pool(exact, n, x.shape[1]).to(dtype) for n in levels if n > 0}
     return {0: exact, **pooled}
 

@@ -5,11 +5,11 @@ For every query block the groups that its plan lists are gathered into one works
     [ moment | centroids of the rest | pooled levels, coarse to fine | exact tokens ]
 
 so that all levels share one softmax. Centroids are written once per head; the bias of a centroid
-column is ln n_j, or -inf where the row lists the block. A pooled group has the bias of its number
-of tokens. The moment columns have no score (-inf); after the softmax they hold G_t s q_t, and
-their values H / N_v add the first-order term inside the second GEMM. Short blocks are padded with
-zeros; where their padding is not overwritten or cut off, its columns have the bias -inf.
-Neighbouring rows of one form run in one call of `step`.
+column is ln n_j and that of the plan, or -inf where the row lists the block. A pooled group has the
+bias of its number of tokens. The moment columns have no score (-inf); after the softmax they hold
+G_t s q_t, and their values, H / N_v or the H_i of the row, add the first-order term inside the
+second GEMM. Short blocks are padded with zeros; where their padding is not overwritten or cut off,
+its columns have the bias -inf. Neighbouring rows of one form run in one call of `step`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from vidsparse.kernels.cpu.call import NEG_INF, Call, Job
 from vidsparse.kernels.cpu.keys import Head
 from vidsparse.kernels.cpu.step import compiled, run_rows
+from vidsparse.kernels.cpu.stretch import Stretch, stretches
 
 FIRST_ROWS = 16
 """Rows of weights that are rounded through a buffer; see `Worker._rounding`."""
@@ -106,43 +107,44 @@ class Worker:
         """All rows of a job, neighbours of one form together."""
         call, place = self.call, (job.batch, job.head)
         head = job.shared.get()
-        if call.rest:
-            self.k[call.reserved : call.front].copy_(head.keys[call.top])
-            self.v[call.reserved : call.front].copy_(head.values[call.top])
+        if head.rest is not None:
+            self.k[call.reserved : call.front].copy_(head.rest[0])
+            self.v[call.reserved : call.front].copy_(head.rest[1])
         if call.reserved and head.moment is not None:
             self.v[: call.reserved].copy_(head.moment)
-        bounds = call.plan.starts[place].tolist()
+        bounds, far = call.plan.starts[place].tolist(), call.far[place].tolist()
 
         def form(row: int) -> tuple[int, int]:
-            columns = self._columns(bounds[row])
+            columns = self._columns(bounds[row], far[row])
             return (id(columns) if columns else 0), call.count_q[row]
 
-        for _, group in groupby(range(job.first, job.end), key=form):
-            rows = list(group)
-            columns = self._columns(bounds[rows[0]])
-            if columns is None:
-                self._clear(place, rows)
-                continue
-            whole, rest = divmod(call.count_q[rows[0]], columns.queries)
-            if not rest:
-                self._run(columns, head, place, rows, bounds, whole)
-                continue
-            for row in rows:  # the last queries of a block are fewer and use the same workspace
-                self._run(columns, head, place, [row], bounds, whole, rest)
+        for stretch in stretches(call, job, head):
+            for _, group in groupby(stretch.rows, key=form):
+                rows = list(group)
+                columns = self._columns(bounds[rows[0]], far[rows[0]])
+                if columns is None:
+                    self._clear(stretch, rows)
+                    continue
+                whole, rest = divmod(call.count_q[rows[0]], columns.queries)
+                if not rest:
+                    self._run(columns, head, stretch, rows, bounds, whole)
+                    continue
+                for row in rows:  # the last queries of a block are fewer, in the same workspace
+                    self._run(columns, head, stretch, [row], bounds, whole, rest)
 
-    def _clear(self, place: tuple[int, int], rows: list[int]) -> None:
+    def _clear(self, stretch: Stretch, rows: list[int]) -> None:
         """Rows that read nothing."""
-        call = self.call
-        end = call.first_q[rows[-1]] + call.count_q[rows[-1]]
-        call.out[place][call.first_q[rows[0]] : end].zero_()
-        if call.lse is not None:
-            call.lse[place][call.first_q[rows[0]] : end].fill_(NEG_INF)
+        span = self.call.span(rows)
+        first, end = span.start - stretch.origin, span.stop - stretch.origin
+        stretch.out[first:end].zero_()
+        if stretch.lse is not None:
+            stretch.lse[first:end].fill_(NEG_INF)
 
     def _run(
         self,
         columns: Columns,
         head: Head,
-        place: tuple[int, int],
+        stretch: Stretch,
         rows: list[int],
         bounds: list[list[int]],
         whole: int,
@@ -155,11 +157,8 @@ class Worker:
         targets = [t for g in gathers for t in (g.keys, g.values)]
         stages = [g.staged for g in gathers for _ in range(2)]
         spare = columns.spare
-        starts = [call.first_q[row] for row in rows]
-        bias = []
-        if columns.far and head.bias is not None:
-            bias = list(head.bias[rows[0] : rows[-1] + 1].unbind())
-        lse = None if call.lse is None else call.lse[place]
+        starts = [call.first_q[row] - stretch.origin for row in rows]
+        bias, moments = self._of_rows(columns, head, stretch, rows)
         for queries, parts in ((columns.queries, whole), (rest, 1)):
             if queries * parts == 0:
                 continue
@@ -167,20 +166,32 @@ class Worker:
                 columns.tiles[queries] = self._tile(columns, queries)
             tile = columns.tiles[queries]
             compiled(run_rows)(
-                call.q[place], call.out[place], lse, starts, queries, parts, call.scale,
+                stretch.q, stretch.out, stretch.lse, starts, queries, parts, call.scale,
                 call.index, spans, tables, targets, stages, spare, columns.keys, columns.values,
                 tile.scaled, tile.score, tile.far, bias, tile.pooled, columns.pooled_bias,
-                tile.dead, tile.moment, tile.peak, tile.rounded, tile.exact, tile.weights,
-                tile.low_out,
+                tile.dead, tile.moment, moments, self.v[: call.reserved], tile.peak, tile.rounded,
+                tile.exact, tile.weights, tile.low_out,
             )  # fmt: skip
             starts = [start + queries * parts for start in starts]
             spans, tables, targets, stages, spare = [], [], [], [], []  # gathered
 
-    def _columns(self, bounds: list[int]) -> Columns | None:
+    def _of_rows(
+        self, columns: Columns, head: Head, stretch: Stretch, rows: list[int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The bias and the moments of every row; none where there are no centroids."""
+        if not columns.far or head.bias is None:
+            return [], []
+        bias = list(head.bias[rows[0] : rows[-1] + 1].unbind())
+        if stretch.moments is None:
+            return bias, []
+        first = rows[0] - stretch.rows.start
+        return bias, list(stretch.moments[first : first + len(rows)].unbind())
+
+    def _columns(self, bounds: list[int], far: bool) -> Columns | None:
         """The workspace's arrangement for a row. None: the row reads nothing."""
         call = self.call
         signature = (
-            call.rest and bounds[-1] - bounds[0] < call.nk,
+            far,
             tuple([bounds[level + 1] - bounds[level] for level in call.levels]),
             call.short_entries(bounds),
         )
@@ -251,7 +262,7 @@ class Worker:
             score[:, : columns.far],
             score[:, slice(*columns.pooled)],
             [score[:, a:b] for a, b in columns.dead],
-            score[:, : call.reserved] if columns.far and call.first_order else self.none,
+            score[:, : call.reserved] if columns.far and call.reserved else self.none,
             self.peak[:queries],
             rounded,
             exact,

@@ -66,6 +66,8 @@ def run_rows(
     pooled_bias: Tensor,
     dead: list[Tensor],
     moment: Tensor,
+    moments: list[Tensor],
+    moment_values: Tensor,
     peak: Tensor,
     rounded: list[Tensor],
     exact: list[Tensor],
@@ -83,11 +85,14 @@ def run_rows(
         `rounded` pair by pair.
     far: score columns of the moment and the centroids, with a bias [columns] per row in `bias`;
         pooled, pooled_bias: those of pooled levels; dead: columns without meaning. moment: the
-        first columns of score, which take G s q, or none.
+        first columns of score, which take G s q, or none; moment_values: their rows of values, into
+        which every row of a list `moments` that is not empty writes its own [D, D].
     low_out: the result in the dtype of weights, or None if that is the dtype of out.
     """
     for row in range(len(starts)):
         gather(row, index, spans, tables, targets, stages, spare)
+        if len(moments) > 0:
+            moment_values.copy_(moments[row])
         for part in range(parts):
             first = starts[row] + part * queries
             end = first + queries
@@ -134,14 +139,14 @@ def attend_rows(
     mask: Tensor,
     far: Tensor,
     bias: list[Tensor],
-    moment: Tensor | None,
+    moments: list[Tensor],
 ) -> None:
     """For every row: gather, then torch's attention of its `queries` over the workspace.
 
     Arguments as of `run_rows`, of one dtype, but keys [width, D], and mask [width]: what is added
-    to the scores, of which `far` are the columns of the centroids. moment [D, D], float32: of the
-    first-order term, or None; the share of the centroids, which it takes, is exp of their LSE less
-    that of all columns.
+    to the scores, of which `far` are the columns of the centroids. moments: for every row that of
+    its first-order term, [D, D] in float32, or none; the share of the centroids, which it takes, is
+    exp of their LSE less that of all columns.
     """
     for row in range(len(starts)):
         gather(row, index, spans, tables, targets, [], spare)
@@ -163,7 +168,7 @@ def attend_rows(
         )
         result = found[0].squeeze(0).squeeze(0)
         total = found[1].flatten()
-        if moment is not None and len(bias) > 0:
+        if len(moments) > 0:
             count = far.size(0)
             rest = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 asked,
@@ -175,7 +180,8 @@ def attend_rows(
                 scale=scale,
             )
             share = (rest[1].flatten() - total).exp().mul_(scale)
-            term = torch.mm(q[first:end].to(moment.dtype), moment).mul_(share.unsqueeze(1))
+            asked_wide = q[first:end].to(moments[row].dtype)
+            term = torch.mm(asked_wide, moments[row]).mul_(share.unsqueeze(1))
             result = term.add_(result)
         out[first:end].copy_(result)
         if lse is not None:

@@ -224,7 +224,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, order: Tensor | Non
             f"tensors on {q.device}: the Triton engine does not run there: {refusal}; "
             "on a CPU use impl='cpu', else dense attention"
         )
-    check_call(q, k, v, plan, "Triton", DTYPES)
+    check_call(q, k, v, plan, "Triton", DTYPES, support.EXECUTES)
     _check_sizes(plan.q_blocks.size, plan.k_blocks.size, q.shape[3])
     if order is not None:
         _check_order(q, k, order)

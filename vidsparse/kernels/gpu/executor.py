@@ -28,6 +28,7 @@ class Executor(executor.Executor):
     about = "Triton kernels for NVIDIA GPUs of compute capability 8.0 and newer"
     preferred: ClassVar = {"cuda": 0}
     takes_order = True
+    executes = support.EXECUTES
     takes: ClassVar = {"qk": ("native", "int8"), "form": FORMS}
 
     def available(self, device: torch.device) -> str | None:

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
+from vidsparse.kernels.executor import Executes
+
 CAPABILITY = (8, 0)
 """Oldest compute capability with the tensor cores that the kernels use."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK_SIZES = (16, 32, 64, 128)
 MAX_HEAD_DIM = 128
+EXECUTES = Executes()
 
 
 @lru_cache(maxsize=16)
