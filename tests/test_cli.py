@@ -201,7 +201,8 @@ def assert_refused(result, said, folder):
 
 
 @pytest.mark.parametrize("case", USAGE)
-def test_mistake_is_one_line_and_code_2(model, tmp_path, case):
+def test_mistake_is_one_line_and_code_2(model, tmp_path, case, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the hub's client, between tries
     args, said = USAGE[case]
     result = generate(model, tmp_path / "out", "--json", *args)
     assert_refused(result, said, tmp_path)

@@ -42,7 +42,16 @@ class Stop(Exception):
     """Ends a run in its middle."""
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+SLOW = (
+    *("ltx2 in context", "ltx2 conditions", "ltx2 hdr", "flux2 klein"),
+    *("qwen_image edit plus", "qwen_image edit inpaint", "qwen_image layered"),
+)
+"""Take long; another one of the family is quick."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PIPELINES]
+)
 def test_a_pipeline(name: str) -> None:
     pipe, call = PIPELINES[name]()
     plain = run(pipe, call)

@@ -217,7 +217,16 @@ def by_hand(folder: Path, made: Made, steps: int, files: dict[str, Path]) -> np.
     return np.rint(out.reshape(-1, height, width, 3).clip(0, 1) * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", MADE)
+SLOW = (
+    *("cogvideox v2v", "cogvideox i2v", "cogvideox 1.5"),
+    *("flux kontext", "helios", "mochi", "wan_v2v"),
+)
+"""Take long; another one of the kind is quick."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in MADE]
+)
 def test_it_is_the_pipeline_with_the_same_inputs(name, tmp_path, files):
     made = MADE[name]
     model, out = tmp_path / "model", tmp_path / "out"

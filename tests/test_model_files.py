@@ -425,7 +425,8 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_no_model(name):
+def test_names_of_no_model(name, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the hub's client, between tries
     with pytest.raises(InputError) as caught:
         find_model(name)
     assert NAMES[name] in str(caught.value) and "\n" not in str(caught.value)

@@ -256,6 +256,7 @@ def test_saved_and_loaded(family: str, tmp_path: Path) -> None:
     assert distance(right, run(loaded, call)) < ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EACH)
 def test_compiled_blocks_are_as_many_graphs_as_stock(family: str) -> None:
     """One for each kind of block, for all layers, steps and branches; sparse as without."""
