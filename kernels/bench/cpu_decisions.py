@@ -158,7 +158,7 @@ def _cells(
             "sparse_ms": round(1e3 * statistics.median(times[d]), 3),
             "ratio": round(statistics.median(ratios[d]), 3),
             "noise": round(cpu_crossover.standard_error(ratios[d]), 3),
-            "crossover": round(decision.crossover, 3),
+            "crossover": round(decision.choice.crossover, 3),
             "auto": decision.reason or "sparse",
         })  # fmt: skip
     return found
