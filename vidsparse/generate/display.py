@@ -104,7 +104,7 @@ def summary(content: dict[str, Any]) -> Table:
 
     seconds("denoising", "denoise_seconds", "denoise")
     if bound := content["limit"]:
-        why = f"attention of the sparse steps is {bound['share']:.0%} of the dense loop"
+        why = f"{bound['share']:.0%} of it is sparse attention"
         table.add_row("at most", "", "", f"{bound['speedup']:.2f}x: {why}")
     seconds("median step", "median_step_seconds", "median_step")
     if content["device"] == "cpu":
