@@ -28,7 +28,7 @@ def test_what_is_kept_is_read_whatever_its_age(name: str, tmp_path: Path) -> Non
     copy = tmp_path / "cpu.csv"
     copy.write_bytes((KERNELS / "results" / name).read_bytes())
     newer = Result(**{**vars(kept[-1]), "ms_p50": 1.25})
-    other = Result(**{**vars(kept[-1]), "blocks": "64/64", "route": "sdpa"})
+    other = Result(**{**vars(kept[-1]), "blocks": "16/16", "route": "none"})
     save(copy, [newer, other])
     found = lines(copy)
     assert len(found) == len(kept) + 1 and found[-2].ms_p50 == "1.25"

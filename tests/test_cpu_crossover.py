@@ -13,8 +13,8 @@ import torch
 
 from vidsparse import SparseConfig, TokenGrid, sparse_attention
 from vidsparse.attention import attend, decision_for
+from vidsparse.kernels.cpu import contest, engine, executor, store
 from vidsparse.kernels.cpu import crossover as cpu_crossover
-from vidsparse.kernels.cpu import engine, executor, store
 from vidsparse.kernels.cpu.crossover import DENSITIES, LENGTHS, MARGIN, Times
 
 GRIDS = {n: TokenGrid(n // 256, 16, 16) for n in (1024, 1536, 2048, 3072, 4096, 8192, 16384)}
@@ -55,6 +55,10 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(store, "_records", {})
     monkeypatch.setattr(cpu_crossover, "_known", {})
+    slower = {"ms": 2.0, "products": 1.0, "error": 1e-6}
+    held = {f"{name}_{block}": x for name, x in slower.items() for block in contest.BLOCKS}
+    monkeypatch.setattr(contest, "_known", {})
+    monkeypatch.setattr(contest, "measure", lambda *_: held)
 
 
 @cache
@@ -253,6 +257,29 @@ def test_one_measurement_decides_for_a_machine(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cpu_crossover, "_known", {})
     monkeypatch.setattr(cpu_crossover, "measure", PROCESSORS["sparse-never"].measure)
     assert decide(8192, 12, 0.3).reason is None
+
+
+def test_threads_that_others_had_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two threads this process got half: quiet figures, but not of this machine."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ours, ticks = [0.5], [0.0]
+
+    def figures(*_: object) -> dict[str, float]:
+        ticks[0] += 1.0
+        return dict(zip(cpu_crossover.FIGURES, (1.0, 0.3, 0.6, 0.001), strict=True))
+
+    monkeypatch.setattr(cpu_crossover, "_figures", figures)
+    monkeypatch.setattr(cpu_crossover.time, "perf_counter", lambda: ticks[0])
+    monkeypatch.setattr(cpu_crossover.time, "process_time", lambda: 2 * ours[0] * ticks[0])
+    kind = cpu_crossover.Kind("float32", 16, 2, 2, "")
+    with pytest.raises(store.Unmeasured, match="50% of its threads were ours"):
+        cpu_crossover.measure(kind, 1024, lambda *_, **how: None)
+    alone = cpu_crossover.Kind("float32", 16, 2, 1, "")
+    assert cpu_crossover.measure(alone, 1024, lambda *_, **how: None)["dense"] == 1.0
+    ours[0] = 0.9
+    assert cpu_crossover.measure(kind, 1024, lambda *_, **how: None)["noise"] == 0.001
 
 
 def test_what_a_busy_machine_gave_is_measured_again(

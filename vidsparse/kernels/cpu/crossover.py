@@ -59,6 +59,9 @@ LOUD = 0.1
 BUSY = 0.7
 """Share of the threads, of several, with less of which others were running: the same."""
 
+SAYS = 0.02
+"""Seconds that a measurement must have lasted to say whose the threads were."""
+
 SECONDS, MOST, LEAST, AFFORDABLE = 0.4, 25, 3, 1.1
 """Of one length: seconds after which no further round starts, most and fewest rounds, and seconds
 that the fewest may take."""
@@ -195,7 +198,7 @@ def measure(kind: Kind, length: int, trial: Trial) -> store.Figures:
         start = time.perf_counter(), time.process_time()
         figures = _figures(acts, clock)
         wall, used = time.perf_counter() - start[0], time.process_time() - start[1]
-    if kind.threads > 1 and used < BUSY * wall * kind.threads:
+    if kind.threads > 1 and wall > SAYS and used < BUSY * wall * kind.threads:
         share = used / (wall * kind.threads)
         raise store.Unmeasured(
             figures, f"the machine was busy, {share:.0%} of its threads were ours"
