@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vidsparse import SparseConfig, TokenGrid, registry, sparse_attention
 from vidsparse.attention import attend, decision_for
 from vidsparse.kernels import reference
-from vidsparse.kernels.cpu import contest, engine, fused, routes, store
+from vidsparse.kernels.cpu import contest, crossover, engine, fused, routes, store
 from vidsparse.kernels.cpu.contest import BLOCKS, Contest
 from vidsparse.kernels.cpu.routes import Probe, Route
 from vidsparse.kernels.executor import Form
@@ -199,7 +199,33 @@ def test_a_route_that_is_asked_for_is_run_or_refused(
     monkeypatch.setenv(contest.VARIABLE, "mkl")
     with pytest.raises(ValueError, match=r"VIDSPARSE_CPU_ROUTE='mkl': allowed is auto, native"):
         run("auto")
+    monkeypatch.setenv(contest.VARIABLE, "sdpa")
+    with pytest.raises(ValueError, match=r"^VIDSPARSE_CPU_ROUTE='sdpa': not for torch.float64"):
+        run("auto", torch.float64)
     assert run("native").isfinite().all(), "the config's word goes first"
+
+
+def test_no_flag_is_set_for_products_that_take_none() -> None:
+    """What nobody has found exact here, as in float64, is never switched on."""
+    assert contest.choose(torch.float64, 64, "onednn") == Route()
+    assert contest.choose(torch.float32, 64, "onednn") == Route(onednn=True)
+
+
+@pytest.mark.parametrize("route", ["native", "sdpa"])
+def test_the_crossover_is_that_of_the_route_that_runs(
+    unmeasured: None, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    """A route that the environment pins has figures of its own."""
+    monkeypatch.setenv(contest.VARIABLE, route)
+    asked: list[str] = []
+
+    def density(kind: crossover.Kind, tokens: int, trial: object) -> float:
+        asked.append(kind.method)
+        return 0.5
+
+    monkeypatch.setattr(crossover, "density", density)
+    assert registry.executor("cpu").crossover(form(block_q=64)) == 0.5
+    assert [f'"route": "{route}"' in method for method in asked] == [True]
 
 
 def test_a_torch_without_the_operator(unmeasured: None, monkeypatch: pytest.MonkeyPatch) -> None:

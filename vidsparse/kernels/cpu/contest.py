@@ -103,9 +103,10 @@ def pinned(given: str = "auto") -> str:
     return found
 
 
-def refusal(route: str, dtype: torch.dtype | None) -> str | None:
+def refusal(given: str, dtype: torch.dtype | None) -> str | None:
     """Why a pinned route does not compute calls, in one line with the cure; None if it does."""
-    name = f"kernel.cpu_route={route!r}"
+    route = pinned(given)
+    name = f"{'kernel.cpu_route' if given != 'auto' else VARIABLE}={route!r}"
     if route == "sdpa" and dtype is not None and dtype not in fused.DTYPES:
         return f"{name}: not for {dtype}; use cpu_route=native"
     if route == "mixed" and dtype not in (None, torch.bfloat16):
@@ -120,7 +121,8 @@ def choose(dtype: torch.dtype, head_dim: int, given: str = "auto") -> Route:
     """The route of a call; the same for a pinned one everywhere, for auto on this machine."""
     route = pinned(given)
     if route != "auto":
-        return Route(route == "onednn", route == "mixed", route == "sdpa")
+        onednn = route == "onednn" and dtype != torch.float64  # a flag for nothing, never probed
+        return Route(onednn, route == "mixed", route == "sdpa")
     found = routes.products(dtype, torch.get_num_threads())
     if contest(dtype, head_dim).refusal is not None:
         return found

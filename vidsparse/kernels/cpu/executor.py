@@ -37,8 +37,7 @@ class Executor(executor.Executor):
     def refuses(self, form: Form) -> Refusal | None:
         if refusal := super().refuses(form):
             return refusal
-        route = contest.pinned(form.config.kernel.cpu_route)
-        why = contest.refusal(route, form.dtype)
+        why = contest.refusal(form.config.kernel.cpu_route, form.dtype)
         return Refusal(why) if why else None
 
     def crossover(self, form: Form) -> float:
@@ -52,7 +51,8 @@ class Executor(executor.Executor):
             return CROSSOVER_DENSITY
         assert form.dtype and form.head_dim and form.heads and form.trial, "known"
         block_q = self.query_block(form)
-        cost = _cost(form.config, block_q, form.hoisted)
+        route = contest.choose(form.dtype, form.head_dim, form.config.kernel.cpu_route)
+        cost = _cost(form.config, block_q, form.hoisted, route.name)
         kind = crossover.kind(form.dtype, form.head_dim, form.heads, cost)
         return crossover.density(kind, tokens, partial(form.trial, self.name, block_q))
 
@@ -105,10 +105,10 @@ def _known(form: Form) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _cost(config: SparseConfig, block_q: int, hoisted: bool) -> str:
+def _cost(config: SparseConfig, block_q: int, hoisted: bool, route: str) -> str:
     """What the time of a call depends on beside its form, as JSON."""
     method = config.to_dict()
-    kernel = {key: method["kernel"][key] for key in ("block_k", "cpu_route")}
+    block_k = method["kernel"]["block_k"]
     del method["about"], method["schedule"]
-    method["kernel"] = {**kernel, "block_q": block_q}
+    method["kernel"] = {"block_q": block_q, "block_k": block_k, "route": route}
     return json.dumps({**method, "hoisted": hoisted})

@@ -48,10 +48,8 @@ class FusedWorker(Worker):
         rest: int = 0,
     ) -> None:
         """All queries of every row at once."""
-        call, gathers = self.call, columns.gathers
-        spans = [at for row in rows for g in gathers for at in bounds[row][g.level : g.level + 2]]
-        tables = [t for g in gathers for t in (head.keys[g.level], head.values[g.level])]
-        targets = [t for g in gathers for t in (g.keys, g.values)]
+        call = self.call
+        spans, tables, targets = columns.gathered(head, rows, bounds)
         mask = self._mask(columns)
         bias, moments = self._of_rows(columns, head, stretch, rows)
         if bias and head.moment is not None:

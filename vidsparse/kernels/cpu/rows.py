@@ -79,6 +79,15 @@ class Columns:
     queries: int
     tiles: dict[int, Tile] = field(default_factory=dict)
 
+    def gathered(
+        self, head: Head, rows: list[int], bounds: list[list[int]]
+    ) -> tuple[list[int], list[Tensor], list[Tensor]]:
+        """spans, tables and targets of rows, as `step.run_rows` takes them."""
+        levels = [gather.level for gather in self.gathers]
+        spans = [at for row in rows for n in levels for at in bounds[row][n : n + 2]]
+        tables = [table for n in levels for table in (head.keys[n], head.values[n])]
+        return spans, tables, [x for gather in self.gathers for x in (gather.keys, gather.values)]
+
 
 Signature = tuple[bool, tuple[int, ...], tuple[tuple[int, int, int], ...]]
 
@@ -151,11 +160,9 @@ class Worker:
         rest: int = 0,
     ) -> None:
         """`whole` times the usual number of queries of every row, then `rest` queries."""
-        call, gathers = self.call, columns.gathers
-        spans = [at for row in rows for g in gathers for at in bounds[row][g.level : g.level + 2]]
-        tables = [t for g in gathers for t in (head.keys[g.level], head.values[g.level])]
-        targets = [t for g in gathers for t in (g.keys, g.values)]
-        stages = [g.staged for g in gathers for _ in range(2)]
+        call = self.call
+        spans, tables, targets = columns.gathered(head, rows, bounds)
+        stages = [g.staged for g in columns.gathers for _ in range(2)]
         spare = columns.spare
         starts = [call.first_q[row] - stretch.origin for row in rows]
         bias, moments = self._of_rows(columns, head, stretch, rows)
