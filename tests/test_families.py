@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -90,6 +91,44 @@ def test_each_entry_matters(case: Case) -> None:
         hoist.attach()
         assert distance(plain, subject.forward()) > 1e-3, f"without {site}"
         hoist.detach()
+
+
+SIZES = {"num_frames", "height", "width"}
+NEEDED = {
+    "hunyuan_image": {"encoder_hidden_states_2"},
+    "ltx long video": {"video_coords"},
+    "ltx2": SIZES,
+    "ltx2 keyframes": SIZES,
+    "ltx2 masked": SIZES,
+    "ltx2 token times": SIZES,
+}
+"""Case -> arguments that stock may do without, and we do not: a mask or the grid is unclear."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_arguments_that_stock_does_without(case: Case) -> None:
+    """Any that the forward has a default for: the others still give what stock gives."""
+    first = case.build(batch=1)
+    parameters = inspect.signature(type(first.model).forward).parameters
+    left_out = 0
+    for name in first.arguments:
+        if parameters[name].default is inspect.Parameter.empty:
+            continue
+        subject = case.build(case.grids[-1], batch=1)
+        del subject.arguments[name]
+        try:
+            plain = subject.forward()
+        except (AttributeError, NameError, RuntimeError, TypeError, ValueError):
+            continue
+        Hoist(subject.model, subject.adapter, shuffled, Forward()).attach()
+        left_out += 1
+        if name in NEEDED.get(str(case), ()):
+            with pytest.raises(ValueError):
+                subject.forward()
+        else:
+            assert distance(plain, subject.forward()) < case.rounding, f"without {name}"
+    if not left_out:
+        pytest.skip("stock needs all of them")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -54,7 +54,8 @@ class RealText:
 
     arguments: of the transformer's forward that tell it. rows: their values -> bool [B, rows] for
     the text in the order of the sequence; or int64 [B], how many, where they are its first ones. It
-    may wait for the device, as it is called once per prompt. All of them None: nothing is padding.
+    may wait for the device, as it is called once per prompt. The first of them is the mask: where
+    it is None, nobody says.
     """
 
     arguments: tuple[str, ...]

@@ -155,7 +155,7 @@ class Hoist:
         if real is None or torch.compiler.is_exporting():
             return None
         values = tuple(arguments.get(name) for name in real.arguments)
-        if all(value is None for value in values):
+        if values[0] is None:
             return None
         return self.real_text.get(values, lambda: real_rows(real.rows(*values)))
 

@@ -50,7 +50,7 @@ ADAPTER = Adapter(
     grid=grid,
     entries=(
         Site("input", "transformer_blocks.0", 1),
-        Site("argument", "image_rotary_emb", -1, items=(1,)),
+        Site("argument", "image_rotary_emb", -1, items=(1,), optional=True),
     ),
     exit=Site("input", "proj_out", 1),
 )
