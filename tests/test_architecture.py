@@ -15,6 +15,7 @@ ROOMS = [
     "__main__",
     "cli",
     "inspecting",
+    "predict",
     "models",
     "generate",
     "vbench",
@@ -25,6 +26,7 @@ ROOMS = [
     "drawing",
     "quality",
     "jobs",
+    "costs",
     "attention",
     "decision",
     "geometry",
@@ -108,7 +110,13 @@ def test_only_kernels_import_triton_and_only_pipelines_import_diffusers():
         tops = {m.split(".")[0] for m in imports(path)}
         assert "triton" not in tops or room(name_of(path)) == "kernels", path
         if "diffusers" in tops:
-            assert room(name_of(path)) in ("pipelines", "accelerate", "generate", "doctor"), path
+            assert room(name_of(path)) in (
+                "pipelines",
+                "accelerate",
+                "generate",
+                "doctor",
+                "predict",
+            ), path
 
 
 def test_only_attention_names_the_stages():

@@ -23,7 +23,7 @@ from vidsparse.decision import Choice, Decision, decide, requested, too_dense, t
 from vidsparse.geometry import Geometry, plan_geometry
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import dense
-from vidsparse.kernels.executor import Executor
+from vidsparse.kernels.executor import Executor, Trial
 from vidsparse.plan import BlockPlan, StepContext
 
 
@@ -210,10 +210,6 @@ def decision_for(
     hoisted: bool = False,
 ) -> Decision:
     """What `attend` decides about a call with this q [B, S, H, D]; only its form matters."""
-
-    def trial(name: str, block_q: int, *qkv: Tensor, grid: TokenGrid, density: float) -> None:
-        attend(*qkv, grid=grid, config=tried(config, name, block_q, density), hoisted=hoisted)
-
     return decide(
         config,
         grid,
@@ -223,9 +219,18 @@ def decision_for(
         dtype=q.dtype,
         head_dim=q.shape[3],
         heads=q.shape[0] * q.shape[2],
-        trial=trial,
+        trial=trial_of(config, hoisted),
         hoisted=hoisted,
     )
+
+
+def trial_of(config: SparseConfig, hoisted: bool) -> Trial:
+    """Makes whole sparse calls of a config, hoisted or not, for timing them."""
+
+    def trial(name: str, block_q: int, *qkv: Tensor, grid: TokenGrid, density: float) -> None:
+        attend(*qkv, grid=grid, config=tried(config, name, block_q, density), hoisted=hoisted)
+
+    return trial
 
 
 def _plan(

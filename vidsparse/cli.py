@@ -1,4 +1,4 @@
-"""The command `vidsparse`: generate | compare | inspect | vbench | presets | models | doctor.
+"""The command `vidsparse`, and those of its commands that are short.
 
 Results go to stdout, everything else to stderr. A user's mistake is one line and exit code 2, an
 interrupt exit code 130; a traceback is a defect of ours. torch and diffusers are imported inside
@@ -39,6 +39,7 @@ from vidsparse.options import (
     Steps,
     Video,
 )
+from vidsparse.predict.command import predict
 from vidsparse.terminal import printable, quiet_libraries
 from vidsparse.vbench.commands import app as vbench
 
@@ -175,6 +176,7 @@ def _generate(asked: dict[str, Any]) -> dict[str, Any]:
         leave(f"; {printable('; '.join(said))}")
 
 
+app.command()(predict)
 app.command()(compare)
 app.command()(inspect)
 

@@ -73,10 +73,7 @@ def decide(
     """
     form = Form(config, grid, device, dtype, head_dim, heads, hoisted, trial)
     choice = choose(form, impl)
-    schedule = registry.method("schedule", config.schedule.name)
-    density, reason = schedule.density_at(context, config.schedule)
-    if not reason and grid.tokens < config.schedule.min_tokens:
-        reason = "too-short"
+    density, reason = scheduled(config, grid, context)
     if reason:
         return Decision(1.0, reason)
     if not choice.executor:
@@ -87,9 +84,25 @@ def decide(
         given = config.kernel.crossover
         crossover = given if isinstance(given, float) else executor.crossover(form)
         choice = replace(choice, crossover=crossover)
-        if crossover <= 0 or (config.selector.spends_budget and density > crossover):
+        if not_faster(config, density, crossover):
             return Decision(1.0, "not-faster", choice)
     return Decision(density, None, choice, executor.query_block(form))
+
+
+def scheduled(
+    config: SparseConfig, grid: TokenGrid, context: StepContext | None = None
+) -> tuple[float, str | None]:
+    """What the schedule and the length say of a call: its density, and why it is dense or None."""
+    schedule = registry.method("schedule", config.schedule.name)
+    density, reason = schedule.density_at(context, config.schedule)
+    if not reason and grid.tokens < config.schedule.min_tokens:
+        reason = "too-short"
+    return (1.0, reason) if reason else (density, None)
+
+
+def not_faster(config: SparseConfig, density: float, crossover: float) -> bool:
+    """Whether a call of which nobody has named the executor is dense because that is as fast."""
+    return crossover <= 0 or (config.selector.spends_budget and density > crossover)
 
 
 def check_config(

@@ -9,7 +9,7 @@ they name as their own family. Two cards never fit one config: a test compares t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ class Card:
     """A checkpoint, or several that their configs do not tell apart.
 
     name: of the file. checkpoints: ids on the hub for which the defaults are right. facts: file of
-    a model -> key -> value; null is a key that the file lacks, or that is off. defaults: settings
-    of a generation. prompts: examples. preset: None if the card names none.
+    a model -> key -> value; null is a key that the file lacks, or that is off. config: what else
+    its files say that its cost depends on, and that is not the default of its classes. defaults:
+    settings of a generation. prompts: examples. preset: None if the card names none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Card:
     defaults: Mapping[str, Any]
     prompts: tuple[str, ...]
     preset: Preset | None = None
+    config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def fits(self, files: Mapping[str, Mapping[str, Any]]) -> bool:
         """Whether all facts hold in the files of a model, by name; an absent file is empty."""
@@ -86,6 +88,7 @@ def read_card(file: Path, families: Path) -> Card:
         defaults={**family.get("generate", {}), **content["generate"]},
         prompts=tuple(content.get("prompts") or family.get("prompts", ())),
         preset=_preset(preset) if preset else None,
+        config=content.get("config", {}),
     )
 
 

@@ -112,7 +112,7 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
     if request.pipeline is not None:
         model = with_pipeline(model, request.pipeline)
     takes = what_it_takes(request, model, pipeline_class(model))
-    preset, config, overrides = _chosen_method(request, model)
+    preset, config, overrides = chosen_method(request, model)
     dtype = request.dtype or _dtype(device, model)
     for name in model.transformers:
         _check_method(config, device, dtype, model.head_dim(name))
@@ -159,7 +159,7 @@ def _method(
         raise InputError(str(error)) from error
 
 
-def _chosen_method(request: Request, model: Model) -> tuple[str, SparseConfig, tuple[str, ...]]:
+def chosen_method(request: Request, model: Model) -> tuple[str, SparseConfig, tuple[str, ...]]:
     """Name, settings and overrides; what the user did not choose is the card's. Raises
     InputError."""
     if request.preset is not None:

@@ -133,14 +133,7 @@ def pipeline_class(model: Model) -> Any:
 
     Raises InputError for what is not supported, or does not go together.
     """
-    import diffusers
-
-    name = str(model.index["_class_name"])
-    found: Any = getattr(diffusers, name, None)
-    if not isinstance(found, type) or _family(model) is None:
-        raise model.refuse(
-            f"{name} is not supported; `vidsparse models` lists the pipelines that are"
-        )
+    found, name = supported_class(model), str(model.index["_class_name"])
     for component in model.components:
         component_class(model, component)
     for file, content in model.files.items():
@@ -152,6 +145,20 @@ def pipeline_class(model: Model) -> Any:
         lacks = listed(sorted(missing or {"transformer"}))
         raise model.refuse(f"{INDEX} lacks {lacks}, which a {name} needs; download it again")
     _check_turns(model)
+    return found
+
+
+def supported_class(model: Model) -> Any:
+    """The diffusers class of a model, whatever lacks beside it. Raises InputError if it is none of
+    ours."""
+    import diffusers
+
+    name = str(model.index["_class_name"])
+    found: Any = getattr(diffusers, name, None)
+    if not isinstance(found, type) or _family(model) is None:
+        raise model.refuse(
+            f"{name} is not supported; `vidsparse models` lists the pipelines that are"
+        )
     return found
 
 

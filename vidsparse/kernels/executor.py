@@ -88,6 +88,18 @@ class Executes:
         return "plan.order_q and order_k" if ordered and not self.head_orders else None
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Whole calls of one length, timed. heads: of the calls. dense: seconds. sparse: density ->
+    seconds. noise: standard error, as a share of the dense seconds."""
+
+    tokens: int
+    heads: int
+    dense: float
+    sparse: Mapping[float, float]
+    noise: float
+
+
 class Executor(ABC):
     """Facts with defaults; `execute` has none.
 
@@ -147,6 +159,11 @@ class Executor(ABC):
         Measured where it can be, else a guess.
         """
         return 1.0
+
+    def timings(self, form: Form) -> tuple[Timing, ...]:
+        """What calls like a form were measured to take, at the lengths next to its own; () where
+        nothing is measured. The crossover follows from the same figures."""
+        return ()
 
     def route(self, form: Form) -> str:
         """How calls of a form are computed here, with the figures behind it; "": one way only."""

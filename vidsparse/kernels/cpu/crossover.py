@@ -22,10 +22,10 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,8 @@ from torch import Tensor
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.cpu import routes, store
 from vidsparse.kernels.cpu.threads import fresh
+
+Measured = TypeVar("Measured")
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 """Tokens that are timed, the longer ones only where they take no longer than `AFFORDABLE`; beyond,
@@ -126,25 +128,39 @@ def density(kind: Kind, tokens: int, trial: Trial) -> float:
     logarithm of the length. trial: a sparse call, for what is not known yet; it runs in another
     thread.
     """
+    found = between(near(kind, tokens, trial), tokens, Times.crossover)
+    return min(max(found, 0.0), 1.0)
+
+
+def near(kind: Kind, tokens: int, trial: Trial) -> dict[int, Times]:
+    """Length -> times: of the two lengths around a call's, or of the one that is nearest to it."""
     tokens = min(tokens, _longest(kind, trial) if tokens > TYPICAL else TYPICAL)
     below = max(length for length in LENGTHS if length <= tokens)
-    found = times(kind, below, trial).crossover()
-    if tokens > below:
-        above = times(kind, 2 * below, trial).crossover()
-        found += math.log2(tokens / below) * (above - found)
-    return min(max(found, 0.0), 1.0)
+    lengths = (below, 2 * below) if tokens > below else (below,)
+    return {length: times(kind, length, trial) for length in lengths}
+
+
+def between(
+    found: Mapping[int, Measured], tokens: int, figure: Callable[[Measured], float]
+) -> float:
+    """A figure of the times at one or two lengths, over the logarithm of the length."""
+    below, *above = sorted(found)
+    first = figure(found[below])
+    if not above:
+        return first
+    return first + math.log2(tokens / below) * (figure(found[above[0]]) - first)
 
 
 def _longest(kind: Kind, trial: Trial) -> int:
     """The longest of the lengths that is timed for a kind."""
     typical = times(kind, TYPICAL, trial)
-    share = _heads(kind, LENGTHS[-1]) / _heads(kind, TYPICAL)
+    share = heads(kind, LENGTHS[-1]) / heads(kind, TYPICAL)
     least = LEAST * share * (typical.dense + sum(typical.sparse)) / TYPICAL**2
     affordable = (length for length in LENGTHS if least * length**2 <= AFFORDABLE)
     return max((TYPICAL, *affordable))
 
 
-def _heads(kind: Kind, length: int) -> int:
+def heads(kind: Kind, length: int) -> int:
     """Heads that are timed at a length, one a thread at least."""
     return min(kind.heads, max(kind.threads, HEAD_TOKENS // length))
 
@@ -154,7 +170,7 @@ _known: dict[tuple[Kind, int], Times] = {}
 
 def times(kind: Kind, length: int, trial: Trial) -> Times:
     """The times of a kind and length, the same on every call of a process."""
-    kind = replace(kind, heads=_heads(kind, length))
+    kind = replace(kind, heads=heads(kind, length))
     key = (kind, length)
     if key not in _known:
         probe = routes.probe(kind.threads)  # before, or its time would be in ours

@@ -12,7 +12,8 @@ from torch import Tensor
 from vidsparse.config import Kernel, SparseConfig
 from vidsparse.kernels import executor
 from vidsparse.kernels.cpu import contest, crossover, engine, routes, store
-from vidsparse.kernels.executor import Form, Refusal
+from vidsparse.kernels.cpu.crossover import Kind, Trial
+from vidsparse.kernels.executor import Form, Refusal, Timing
 from vidsparse.plan import BlockPlan
 
 CROSSOVER_DENSITY = 0.6
@@ -46,15 +47,36 @@ class Executor(executor.Executor):
         Calls that are shorter than any that is timed are sparse only where the user has lowered
         `schedule.min_tokens` for them, and stay so.
         """
-        tokens = form.grid.tokens
-        if tokens < crossover.LENGTHS[0] or not _known(form):
+        if not _timed(form):
             return CROSSOVER_DENSITY
+        kind, trial = self._kind(form)
+        return crossover.density(kind, form.grid.tokens, trial)
+
+    def timings(self, form: Form) -> tuple[Timing, ...]:
+        """Of the lengths that the crossover is interpolated between."""
+        if not _timed(form):
+            return ()
+        kind, trial = self._kind(form)
+        near = crossover.near(kind, form.grid.tokens, trial)
+        return tuple(
+            Timing(
+                length,
+                crossover.heads(kind, length),
+                found.dense,
+                dict(zip(crossover.DENSITIES, found.sparse, strict=True)),
+                found.noise,
+            )
+            for length, found in near.items()
+        )
+
+    def _kind(self, form: Form) -> tuple[Kind, Trial]:
+        """What a call is timed as, and a sparse call of that kind."""
         assert form.dtype and form.head_dim and form.heads and form.trial, "known"
         block_q = self.query_block(form)
         route = contest.choose(form.dtype, form.head_dim, form.config.kernel.cpu_route)
         cost = _cost(form.config, block_q, form.hoisted, route.name)
         kind = crossover.kind(form.dtype, form.head_dim, form.heads, cost)
-        return crossover.density(kind, tokens, partial(form.trial, self.name, block_q))
+        return kind, partial(form.trial, self.name, block_q)
 
     def query_block(self, form: Form) -> int:
         """Larger where torch's attention computes the rows, if it gains enough by that."""
@@ -102,6 +124,11 @@ EXECUTOR = Executor()
 def _known(form: Form) -> bool:
     """Whether all that is measured by is known of a call."""
     return bool(form.dtype and form.head_dim and form.heads and form.trial)
+
+
+def _timed(form: Form) -> bool:
+    """Whether a call is one of those that are timed."""
+    return form.grid.tokens >= crossover.LENGTHS[0] and _known(form)
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,158 @@
+"""The cost model: units, and what must be true of it whatever the constants are."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidsparse import SparseConfig, TokenGrid
+from vidsparse.costs import clock, machine, stages
+from vidsparse.costs.forward import Forward, Linear
+from vidsparse.costs.machine import Constant, Machine
+from vidsparse.costs.memory import memory
+from vidsparse.costs.run import Plan, predict
+from vidsparse.costs.stages import Method, Stage
+
+FORWARD = Forward(
+    grid=TokenGrid(21, 45, 80),
+    layers=40,
+    heads=40,
+    head_dim=128,
+    linears=(Linear(75_600, 5120, 5120, 160), Linear(75_600, 5120, 13_824, 80)),
+    cross=75_600 * 512 * 40.0,
+    weights=14_000_000_000,
+    dtype="bfloat16",
+)
+METHOD = Method(128, 64, first_order=True)
+H100 = machine.named("H100")
+MACHINES = list(machine.table().values())
+
+
+def plain(**changes):
+    """A machine of which everything is one a second, but for what is given."""
+    values = {name: Constant(1.0, 0.1, "assumed") for name in machine.UNITS}
+    values |= {name: replace(values[name], value=value) for name, value in changes.items()}
+    return Machine("plain", "", values)
+
+
+def seconds(density, forward=FORWARD, where=H100):
+    return clock.timed(stages.sparse_layer(forward, METHOD, density), where).seconds
+
+
+def run(where=H100, forward=FORWARD, overrides=(), steps=10):
+    config = SparseConfig.load("balanced", overrides)
+    return predict(Plan(forward, config, steps, 2), where)
+
+
+def test_units():
+    """FLOPs and exponentials of dense attention are those of its definition."""
+    (dense,) = stages.dense_layer(FORWARD)
+    assert dense.flops == pytest.approx(117.05e12, rel=1e-3)
+    assert dense.exps == 75_600**2 * 40
+    assert dense.bytes == 4 * 75_600 * 5120 * 2
+    exact = {s.name: s for s in stages.sparse_layer(FORWARD, METHOD, 0.1)}[stages.EXACT]
+    assert exact.flops == pytest.approx(dense.flops / 10)
+    rest = {s.name: s for s in stages.sparse_layer(FORWARD, METHOD, 0.1)}[stages.REST]
+    centroids = 1.83e12  # of all blocks of 64, and the first-order state, twice 99e9
+    assert rest.flops == pytest.approx(centroids + 198e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "stage, constants, expected",
+    [
+        (Stage("a", flops=6), {"matmul": 2.0}, 3.0),
+        (Stage("a", flops=6, unit="dense"), {"dense": 3.0}, 2.0),
+        (Stage("a", flops=6, bytes=8), {"matmul": 2.0, "bandwidth": 2.0}, 4.0),
+        (Stage("a", flops=6, exps=10), {"matmul": 2.0, "exp": 2.0}, 5.0),
+        (Stage("a", flops=6, launches=2), {"matmul": 2.0, "launch": 0.5}, 4.0),
+    ],
+    ids=["flops", "unit", "bytes", "exps", "launches"],
+)
+def test_a_stage_takes_its_slowest_resource_and_its_launches(stage, constants, expected):
+    assert clock.timed([stage], plain(**constants)).seconds == pytest.approx(expected)
+
+
+def test_what_was_measured_of_a_stage_counts_whatever_limits_it():
+    slower = replace(plain(matmul=2.0), slower={"a": Constant(3.0, 0.1, "measured")})
+    assert clock.timed([Stage("a", flops=6, launches=1)], slower).seconds == pytest.approx(12.0)
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 0.99), st.floats(0.0, 0.01), st.sampled_from(MACHINES))
+def test_more_density_is_never_faster(density, more, where):
+    assert seconds(density, where=where) <= seconds(density + more, where=where)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.sampled_from(MACHINES))
+def test_more_frames_are_slower(frames, where):
+    short, long = (replace(FORWARD, grid=TokenGrid(n, 45, 80)) for n in (frames, frames + 1))
+    for density in (0.1, 0.5):
+        assert seconds(density, short, where) < seconds(density, long, where)
+    assert run(where, short).dense_run.seconds < run(where, long).dense_run.seconds
+
+
+@pytest.mark.parametrize("where", MACHINES, ids=lambda m: m.name)
+def test_density_one_costs_at_least_dense(where):
+    dense = clock.timed(stages.dense_layer(FORWARD), where).seconds
+    assert seconds(1.0, where=where) >= dense
+
+
+@pytest.mark.parametrize("where", MACHINES, ids=lambda m: m.name)
+def test_the_crossover_is_where_both_take_as_long(where):
+    found = run(where).balance
+    dense = clock.timed(stages.dense_layer(FORWARD), where).seconds
+    method = run(where).method
+    sparse = clock.timed(stages.sparse_layer(FORWARD, method, found), where).seconds
+    assert 0 < found < 1 and sparse == pytest.approx(dense, rel=0.01)
+
+
+def test_a_run_is_the_sum_of_its_steps():
+    found = run(overrides=["schedule.dense_layers=[0,1]"], steps=12)
+    assert found.sparse_run.seconds == pytest.approx(sum(found.step(n).seconds for n in range(12)))
+    assert found.dense_steps == 3 and found.density == 0.25
+    assert (
+        found.step(0).stages.keys() >= {stages.DENSE} and stages.EXACT not in found.step(0).stages
+    )
+    last = found.step(11).stages
+    assert last[stages.DENSE] == pytest.approx(found.dense_step.stages[stages.DENSE] * 2 / 40)
+
+
+def test_calls_above_the_crossover_are_dense():
+    config = SparseConfig.load("balanced")
+    plan = Plan(FORWARD, config, 10)
+    below, above = (predict(plan, H100, crossover=c) for c in (0.26, 0.24))
+    assert below.dense_steps == 3 and above.dense_steps == 10
+    pinned = Plan(FORWARD, config.override("kernel.impl=triton"), 10)
+    assert predict(pinned, H100, crossover=0.24).dense_steps == 3
+
+
+def test_short_sequences_are_dense():
+    found = run(forward=replace(FORWARD, grid=TokenGrid(1, 31, 33)))
+    assert found.dense_steps == 10 and found.speedup == pytest.approx(1, abs=0.01)
+
+
+def test_errors_are_carried_along():
+    """An uncertain rate counts by its share; what dense and sparse share, hardly in their ratio."""
+    found = run()
+    sure = {n: replace(c, error=0.0) for n, c in H100.constants.items()}
+    none = run(replace(H100, constants=sure)).errors
+    assert none["dense"] == clock.MODEL_ERROR and none["speedup"] == 0.0
+    assert found.errors["dense"] > none["dense"]
+    wide = {**sure, "dense": replace(H100.constants["dense"], error=0.5)}
+    errors = run(replace(H100, constants=wide)).errors
+    share = found.dense_step.stages[stages.DENSE] + found.dense_step.stages[stages.CROSS]
+    share /= found.dense_step.seconds
+    expected = (clock.MODEL_ERROR**2 + (0.5 * share) ** 2) ** 0.5
+    assert errors["dense"] == pytest.approx(expected, rel=1e-3)
+    assert 0 < errors["speedup"] < 0.5 * share
+
+
+def test_memory_counts_weights_and_buffers():
+    dense, sparse = memory(FORWARD, None, FORWARD.weights), memory(FORWARD, METHOD, FORWARD.weights)
+    assert dense["weights"] == 28e9 and dense["sparse buffers"] == 0
+    passed = 75_600 * 5120 * 2
+    cells = 40 * 591 * 1182
+    assert sparse["sparse buffers"] == 2 * passed + 9 * cells
+    assert dense["activations"] == sparse["activations"] >= 6 * passed

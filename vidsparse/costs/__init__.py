@@ -1,0 +1,13 @@
+"""What a run costs, before it runs: work by stage, constants of a machine, seconds and an error.
+
+`forward.py` states the facts of one forward of a transformer, `stages.py` what it computes with
+dense and with sparse attention: FLOPs, bytes, exponentials and launches by stage. `machine.py`
+holds what a machine does in a second, each constant with its source (`configs/machines.yaml`; of
+the CPU at hand `calibrate.py` measures it, of a GPU `results.py` reads what the GPU suite has
+measured). `clock.py` turns work into seconds, `run.py` a schedule into a prediction:
+
+    seconds of a stage = max(FLOPs / rate, bytes / bandwidth, exponentials / rate) + launches x host
+
+All in FLOPs, bytes and seconds. A multiplication and an addition are two FLOPs. Densities are kept
+work, in (0, 1].
+"""

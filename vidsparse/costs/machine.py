@@ -1,0 +1,97 @@
+"""What a machine does in a second, and where each figure is from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vidsparse.plain_values import read_file
+from vidsparse.shipped import folder
+
+SOURCES = ("measured", "published", "assumed")
+
+UNITS = {
+    "matmul": 1e12,
+    "dense": 1e12,
+    "sparse": 1e12,
+    "bandwidth": 1e12,
+    "exp": 1e12,
+    "launch": 1e-6,
+    "memory": 1e9,
+}
+"""Constant -> what a unit of it in `configs/machines.yaml` is in FLOP/s, bytes/s, 1/s, s, bytes."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """value: see `UNITS`. error: its standard error, relative. source: one of `SOURCES`; origin:
+    where exactly from."""
+
+    value: float
+    error: float
+    source: str
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """constants: name -> value, the names of `UNITS`; exp is missing where rates contain it.
+
+    slower: stage -> time that it was measured to take / time by the constants. crossover: density
+    above which calls are dense, where that has been measured. threads: of a CPU.
+    """
+
+    name: str
+    about: str
+    constants: Mapping[str, Constant]
+    slower: Mapping[str, Constant] = field(default_factory=dict)
+    threads: int = 0
+
+    @property
+    def is_gpu(self) -> bool:
+        return not self.threads
+
+    def sources(self) -> list[str]:
+        """The kinds of sources of what its times follow from, the surest first."""
+        used = [c for name, c in self.constants.items() if name != "memory"]
+        return [s for s in SOURCES if any(c.source == s for c in (*used, *self.slower.values()))]
+
+
+def table() -> dict[str, Machine]:
+    """The machines of `configs/machines.yaml`, by name, with what the GPU suite has measured."""
+    found = {}
+    for name, content in _content().items():
+        constants = {key: _constant(key, content[key]) for key in UNITS}
+        found[name] = Machine(name, content["about"], constants)
+    return found
+
+
+def named(name: str) -> Machine:
+    """A machine of the table. Raises ValueError for another name."""
+    machines = table()
+    if name not in machines:
+        raise ValueError(f"--gpu {name}: expected {names()} or this")
+    return machines[name]
+
+
+def names() -> str:
+    """Of the machines of the table."""
+    return ", ".join(_content())
+
+
+def recognised(device_name: str) -> Machine | None:
+    """The machine that torch calls so; None if it is not in the table."""
+    for name, content in _content().items():
+        if any(part in device_name for part in content["names"]):
+            return named(name)
+    return None
+
+
+def _content() -> dict[str, Any]:
+    return read_file(folder("configs") / "machines.yaml")
+
+
+def _constant(key: str, given: list[Any]) -> Constant:
+    value, error, source, origin = given
+    return Constant(float(value) * UNITS[key], float(error), str(source), str(origin))

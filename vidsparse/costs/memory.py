@@ -1,0 +1,35 @@
+"""Memory of a forward: what is counted, and no more."""
+
+from __future__ import annotations
+
+from vidsparse.costs.forward import Forward
+from vidsparse.costs.stages import Method
+
+COUNTED = (
+    "weights of the transformers, activations of one forward, buffers of sparse attention; "
+    "not the text encoder, the VAE, or what its decoding needs"
+)
+
+
+def memory(forward: Forward, method: Method | None, weights: int) -> dict[str, float]:
+    """Bytes by kind. method: None for a dense run. weights: numbers in all transformers.
+
+    Activations: the residual twice, as an operation makes a new one, and the largest of: queries,
+    keys, values, output and what the rotary embedding makes of two of them; twice the widest result
+    of a linear layer, before and after its activation; a norm in float32.
+    """
+    passed = float(forward.tokens) * forward.width * forward.bytes
+    inside = max(
+        6 * passed, 2.0 * forward.widest * forward.bytes, 8.0 * forward.tokens * forward.width
+    )
+    found = {
+        "weights": float(weights) * forward.bytes,
+        "activations": 2 * passed + inside,
+        "sparse buffers": 0.0,
+    }
+    if method is not None:
+        rows, columns = (-(-forward.tokens // n) for n in (method.block_q, method.block_k))
+        cells = float(forward.heads) * rows * columns
+        # copies of keys and values; scores float32, levels int8, lists int32
+        found["sparse buffers"] = 2 * passed + (4 + 1 + 4) * cells
+    return found

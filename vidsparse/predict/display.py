@@ -1,0 +1,147 @@
+"""A prediction as figures ready for JSON, and as a table that fits 80 columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vidsparse.costs.clock import constant
+from vidsparse.costs.memory import COUNTED, memory
+from vidsparse.costs.run import Prediction
+from vidsparse.costs.stages import AROUND, CROSS, DENSE, ELEMENTWISE, EXACT, LINEAR
+from vidsparse.predict.subject import Subject
+
+WIDTH = 80
+ERRORS = 2
+"""Standard errors that are shown as the error bar: of 95 %."""
+
+ORDER = (LINEAR, CROSS, ELEMENTWISE, DENSE, EXACT, *AROUND)
+
+LOOP = "denoising loop; without text encoder and VAE"
+
+
+def figures(subject: Subject, found: Prediction) -> dict[str, Any]:
+    """Seconds, bytes, densities in (0, 1]; errors are standard errors, relative."""
+    plan, machine = found.plan, found.machine
+    height, width, frames = subject.size
+    dense, sparse = found.dense_step, found.sparse_step
+    stages = {}
+    for name in ORDER:
+        taken = [step.stages.get(name, 0.0) for step in (dense, sparse)]
+        step = sparse if taken[1] else dense
+        if any(taken):
+            limit = step.limit(name)
+            source = constant(name, limit, machine).source
+            stages[name] = {"dense": taken[0], "sparse": taken[1], "limit": limit, "source": source}
+    constants = {**machine.constants, **{f"{n}, whole": c for n, c in machine.slower.items()}}
+    return {
+        "model": subject.model.name,
+        "height": height,
+        "width": width,
+        "frames": frames,
+        "steps": plan.steps,
+        "tokens": plan.forward.tokens,
+        "forwards_per_step": plan.branches,
+        "dtype": plan.forward.dtype,
+        "preset": subject.preset,
+        "dense_steps": found.dense_steps,
+        "density": found.density,
+        "machine": {"name": machine.name, "about": machine.about, "sources": machine.sources()},
+        "constants": {
+            name: {"value": c.value, "error": c.error, "source": c.source, "from": c.origin}
+            for name, c in constants.items()
+        },
+        "stages": stages,
+        "step_seconds": {"dense": dense.seconds, "sparse": sparse.seconds},
+        "run_seconds": {"dense": found.dense_run.seconds, "sparse": found.sparse_run.seconds},
+        "covers": LOOP,
+        "speedup": found.speedup,
+        "errors": found.errors,
+        "crossover_density": found.balance,
+        "dense_above": found.crossover,
+        "memory": {
+            "dense": memory(plan.forward, None, subject.weights),
+            "sparse": memory(plan.forward, found.method, subject.weights),
+            "available": machine.constants["memory"].value,
+            "counted": COUNTED,
+        },
+    }
+
+
+def shown(content: dict[str, Any]) -> str:
+    """The figures as text."""
+    console = Console(width=WIDTH, no_color=True, highlight=False)
+    with console.capture() as capture:
+        for line in _head(content):
+            console.print(line, markup=False)
+        console.print(_table(content))
+        for line in _foot(content):
+            console.print(line, markup=False)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def duration(seconds: float) -> str:
+    """As a person says it."""
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    return f"{seconds:,.0f} s" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _head(content: dict[str, Any]) -> list[str]:
+    still = content["frames"] == 1
+    length = "" if still else f"{content['frames']} frames, "
+    forwards = content["forwards_per_step"]
+    machine = content["machine"]
+    return [
+        f"{content['model']}: {content['width']}x{content['height']}, {length}"
+        f"{content['steps']} steps, {content['tokens']:,} tokens, {content['dtype']}, "
+        f"{forwards} forward{'s' * (forwards > 1)} a step",
+        f"preset {content['preset']}: {content['dense_steps']} of {content['steps']} steps dense, "
+        f"density {content['density']:.2f} in the others",
+        f"{machine['about']}: {' and '.join(machine['sources'])} figures",
+        "",
+    ]
+
+
+def _table(content: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("one step")
+    for name in ("dense", "sparse"):
+        table.add_column(name, justify="right")
+    table.add_column("limited by")
+    for name, one in content["stages"].items():
+        cells = [duration(one[arm]) if one[arm] else "-" for arm in ("dense", "sparse")]
+        table.add_row(name, *cells, f"{one['limit']}, {one['source']}")
+    for title, key in (("step", "step_seconds"), ("run", "run_seconds")):
+        arms = content[key]
+        gain = f"{arms['dense'] / arms['sparse']:.2f}x as fast"
+        if key == "run_seconds":
+            low, high = (
+                content["speedup"] * (1 + sign * ERRORS * content["errors"]["speedup"])
+                for sign in (-1, 1)
+            )
+            gain += f" ({max(low, 0):.2f} .. {high:.2f})"
+        table.add_row(title, *(duration(arms[arm]) for arm in ("dense", "sparse")), gain)
+    errors = [f"+- {ERRORS * content['errors'][arm]:.0%}" for arm in ("dense", "sparse")]
+    table.add_row("error bar, 95 %", *errors, "")
+    memory = content["memory"]
+    totals = [sum(memory[arm].values()) / 1e9 for arm in ("dense", "sparse")]
+    table.add_row(
+        "memory", *(f"{gb:.1f} GB" for gb in totals), f"of {memory['available'] / 1e9:.0f} GB"
+    )
+    return table
+
+
+def _foot(content: dict[str, Any]) -> list[str]:
+    lines = [
+        "",
+        f"Sparse attention is as fast as dense at density {content['crossover_density']:.2f}.",
+        f"Seconds are of the {content['covers']}. Memory: {content['memory']['counted']}.",
+    ]
+    if content["dense_above"] < 1:
+        lines.insert(2, f"Calls above density {content['dense_above']:.2f} run dense here.")
+    if "measured" not in content["machine"]["sources"]:
+        lines.append("No kernel of vidsparse has run on a GPU yet: its rate is assumed.")
+    return lines
