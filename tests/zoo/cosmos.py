@@ -58,10 +58,11 @@ def controlled(model: Any, grid: zoo.Grid, batch: int) -> dict[str, Any]:
     }
 
 
-def with_image(heads: int, head_dim: int) -> Any:
+def with_image(heads: int, head_dim: int, **options: Any) -> Any:
     return model(
         heads,
         head_dim,
+        **options,
         img_context_dim_in=8,
         img_context_num_tokens=4,
         img_context_dim_out=heads * head_dim,
@@ -141,16 +142,29 @@ def image() -> tuple[Any, dict[str, Any]]:
     return pipe, call
 
 
-def latest(**more: Any) -> tuple[Any, dict[str, Any]]:
+class Controls(torch.nn.Module):
+    """In place of the control network, which resizes by torchvision."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def forward(self, latents: torch.Tensor, **rest: Any) -> tuple[list[torch.Tensor]]:
+        batch, _, frames, height, width = latents.shape
+        return ([zoo.noise(batch, frames * height * width // 4, 2 * 32)],)
+
+
+def latest(name: str = "PredictBase", **more: Any) -> tuple[Any, dict[str, Any]]:
     """Cosmos 2.5: with a timestep for each frame. Prompts are given as embeddings."""
-    transformer = tiny.seeded(lambda: model(2, 32, in_channels=17, out_channels=16))
-    pipe = diffusers.Cosmos2_5_PredictBasePipeline(
-        transformer=transformer,
+    transfer = name == "Transfer"
+    make = with_image if transfer else model
+    channels = {"in_channels": 17, "out_channels": 16}
+    pipe = getattr(diffusers, f"Cosmos2_5_{name}Pipeline")(
+        transformer=tiny.seeded(lambda: make(2, 32, **channels)),
         vae=tiny.vae(),
         text_encoder=None,
         tokenizer=None,
         scheduler=diffusers.UniPCMultistepScheduler(),
         safety_checker=Unwatched(),
+        **({"controlnet": Controls()} if transfer else {}),
     )
     call = tiny.arguments(**more)
     del call["prompt"], call["negative_prompt"]
@@ -185,4 +199,7 @@ PIPELINES: zoo.Pipelines = {
     "cosmos 2 image": partial(second, "VideoToWorld", image=tiny.still(64, 96)),
     "cosmos 2.5": latest,
     "cosmos 2.5 video": partial(latest, video=[tiny.still(64, 96)] * 9),
+    "cosmos 2.5 transfer": partial(
+        latest, "Transfer", controls=[tiny.still(64, 96)] * 9, num_frames_per_chunk=9
+    ),
 }

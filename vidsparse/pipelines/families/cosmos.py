@@ -40,6 +40,7 @@ ADAPTER = Adapter(
         "Cosmos2TextToImagePipeline",
         "Cosmos2VideoToWorldPipeline",
         "Cosmos2_5_PredictBasePipeline",
+        "Cosmos2_5_TransferPipeline",
     ),
     components=("transformer",),
     transformer=CosmosTransformer3DModel,
@@ -59,5 +60,6 @@ ADAPTER = Adapter(
         "CosmosVideoToWorldPipeline": GUIDED,
         "Cosmos2VideoToWorldPipeline": GUIDED,
         "Cosmos2_5_PredictBasePipeline": GUIDED,
+        "Cosmos2_5_TransferPipeline": GUIDED,
     },
 )
