@@ -68,7 +68,7 @@ def check(rounds: int) -> list[dict[str, object]]:
 
     from vidsparse.accelerate import accelerate_pipeline, restore_pipeline
     from vidsparse.generate.clock import Listener
-    from vidsparse.generate.forecast import forecast
+    from vidsparse.generate.forecast import forecast, plan_of
     from vidsparse.generate.job import prepare
     from vidsparse.generate.request import Request
     from vidsparse.generate.run import load, run_arm
@@ -82,7 +82,7 @@ def check(rounds: int) -> list[dict[str, object]]:
         if setting.dtype not in pipes:
             pipes[setting.dtype] = load(job, Listener())
         start = time.perf_counter()
-        found.append(forecast(pipes[setting.dtype], job))
+        found.append(forecast(plan_of(pipes[setting.dtype], job), "cpu"))
         waited.append(time.perf_counter() - start)
     times: list[list[float]] = [[] for _ in SETTINGS]
     for _ in range(rounds):

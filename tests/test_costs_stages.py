@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidsparse import SparseConfig, TokenGrid
-from vidsparse.costs import clock, machine, stages
+from vidsparse.costs import clock, gpus, machine, stages
 from vidsparse.costs.forward import Forward, Linear
 from vidsparse.costs.machine import Constant, Machine
 from vidsparse.costs.memory import memory
@@ -25,7 +25,7 @@ FORWARD = Forward(
     dtype="bfloat16",
 )
 METHOD = Method(128, 64, first_order=True)
-H100 = machine.named("H100")
+H100 = gpus.named("H100")
 MACHINES = list(machine.table().values())
 
 

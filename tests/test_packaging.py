@@ -55,7 +55,7 @@ def test_wheel_holds_the_package_its_presets_and_the_demo_model(wheel):
     for name in tracked():
         if name.startswith("vidsparse/"):
             expected.add(name)
-        elif name.startswith(("configs/", "assets/demo-wan/")):
+        elif name.startswith(("configs/", "assets/demo-wan/", "kernels/results/")):
             expected.add(f"vidsparse/{name}")
     assert held == expected
     assert "vidsparse/py.typed" in held

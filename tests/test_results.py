@@ -11,6 +11,7 @@ import torch
 
 from vidsparse import SparseConfig
 from vidsparse.generate import results
+from vidsparse.generate.forecast import Foretold
 from vidsparse.generate.job import prepare
 from vidsparse.generate.limit import limit
 from vidsparse.generate.model_files import InputError
@@ -76,7 +77,11 @@ def test_gains_are_seconds_of_dense_over_seconds_of_sparse(job):
         "median_step_seconds": 5.0,
         "step_seconds": [5.0, 1.0, 6.0],
         "step_density": [1.0, 0.3, 0.2],
+        "predicted": None,
     }
+    told = replace(sparse, foretold=Foretold(4.0, 0.1, ("measured",)))
+    beside = {"seconds": 4.0, "error": 0.1, "sources": ("measured",)}
+    assert metrics(job, told, None)["arms"]["sparse"]["predicted"] == beside
     assert found["arms"]["sparse"]["median_step_seconds"] == 0.5
     alone = metrics(job, sparse, None)
     assert alone["speedup"] is alone["arms"]["dense"] is alone["limit"] is None

@@ -2,9 +2,10 @@
 
 `forward.py` states the facts of one forward of a transformer, `stages.py` what it computes with
 dense and with sparse attention: FLOPs, bytes, exponentials and launches by stage. `machine.py`
-holds what a machine does in a second, each constant with its source (`configs/machines.yaml`; of
-the CPU at hand `calibrate.py` measures it, of a GPU `results.py` reads what the GPU suite has
-measured). `clock.py` turns work into seconds, `run.py` a schedule into a prediction:
+holds what a machine does in a second, each constant with its source: of a GPU from the table
+`configs/machines.yaml` (`gpus.py`) or, where there are rows of it, from what the GPU suite has
+measured (`results.py`); of the CPU at hand `calibrate.py` measures it. `clock.py` turns work into
+seconds, `run.py` a schedule into a prediction:
 
     seconds of a stage = max(FLOPs / rate, bytes / bandwidth, exponentials / rate) + launches x host
 

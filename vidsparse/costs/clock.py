@@ -13,6 +13,9 @@ from vidsparse.costs.stages import Stage
 MODEL_ERROR = 0.08
 """Standard error of the model itself, relative: on top of that of its constants."""
 
+ERRORS = 2
+"""Standard errors that are shown as an error bar: that of 95 %."""
+
 WHOLE = "whole"
 """What a stage follows from that was measured as a whole."""
 

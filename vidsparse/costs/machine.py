@@ -37,9 +37,8 @@ class Constant:
 @dataclass(frozen=True)
 class Machine:
     """constants: name -> value, the names of `UNITS`; exp is missing where rates contain it.
-
-    slower: stage -> time that it was measured to take / time by the constants. crossover: density
-    above which calls are dense, where that has been measured. threads: of a CPU.
+    slower: stage -> time that it was measured to take / time by the constants. threads: of a CPU.
+    names: parts of what torch calls a GPU.
     """
 
     name: str
@@ -47,6 +46,7 @@ class Machine:
     constants: Mapping[str, Constant]
     slower: Mapping[str, Constant] = field(default_factory=dict)
     threads: int = 0
+    names: tuple[str, ...] = ()
 
     @property
     def is_gpu(self) -> bool:
@@ -59,33 +59,12 @@ class Machine:
 
 
 def table() -> dict[str, Machine]:
-    """The machines of `configs/machines.yaml`, by name, with what the GPU suite has measured."""
+    """The machines of `configs/machines.yaml`, by name."""
     found = {}
     for name, content in _content().items():
         constants = {key: _constant(key, content[key]) for key in UNITS}
-        found[name] = Machine(name, content["about"], constants)
+        found[name] = Machine(name, content["about"], constants, names=tuple(content["names"]))
     return found
-
-
-def named(name: str) -> Machine:
-    """A machine of the table. Raises ValueError for another name."""
-    machines = table()
-    if name not in machines:
-        raise ValueError(f"--gpu {name}: expected {names()} or this")
-    return machines[name]
-
-
-def names() -> str:
-    """Of the machines of the table."""
-    return ", ".join(_content())
-
-
-def recognised(device_name: str) -> Machine | None:
-    """The machine that torch calls so; None if it is not in the table."""
-    for name, content in _content().items():
-        if any(part in device_name for part in content["names"]):
-            return named(name)
-    return None
 
 
 def _content() -> dict[str, Any]:

@@ -103,6 +103,9 @@ def summary(content: dict[str, Any]) -> Table:
         table.add_row(title, *cells, f"{speedup[gain]:.2f}x as fast" if speedup else "")
 
     seconds("denoising", "denoise_seconds", "denoise")
+    cells = [_predicted(arm) for arm in (dense, sparse)]
+    if any(cells):
+        table.add_row("predicted", *(cell or "-" for cell in cells), _off(dense, sparse))
     if bound := content["limit"]:
         why = f"{bound['share']:.0%} of it is sparse attention"
         table.add_row("at most", "", "", f"{bound['speedup']:.2f}x: {why}")
@@ -118,6 +121,19 @@ def summary(content: dict[str, Any]) -> Table:
         table.add_row("PSNR", "", shown, "sparse against dense, all frames pooled")
         table.add_row("SSIM", "", f"{quality['ssim']:.4f}", "mean over frames")
     return table
+
+
+def _predicted(arm: dict[str, Any] | None) -> str:
+    found = arm and arm.get("predicted")
+    return f"{found['seconds']:.2f} s" if found else ""
+
+
+def _off(*arms: dict[str, Any] | None) -> str:
+    """How far the predictions were off, the worst of them, and from what."""
+    known = [arm for arm in arms if arm and arm.get("predicted")]
+    off = [arm["predicted"]["seconds"] / arm["denoise_seconds"] - 1 for arm in known]
+    sources = " and ".join(known[0]["predicted"]["sources"])
+    return f"{max(off, key=abs):+.0%} off, from {sources} figures"
 
 
 def notes(content: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +21,7 @@ from vidsparse.compare.measure import Settings, measure
 from vidsparse.compare.page import write_page
 from vidsparse.compare.run import REPORT_MB, cores
 from vidsparse.generate.completing import FPS
+from vidsparse.generate.forecast import Foretold
 from vidsparse.generate.inputs import told
 from vidsparse.generate.job import Job
 from vidsparse.generate.limit import limit
@@ -56,7 +57,8 @@ class Arm:
     cpu_seconds: CPU time of this process in the loop, all threads together.
     total_seconds: the whole pipeline call, text encoding and video decoding included.
     step_seconds, density: per step; see `clock.Listener.step`.
-    report: of the sparse arm, None for the dense one.
+    report: of the sparse arm, None for the dense one. foretold: what the loop was predicted to
+    take, None if nobody has predicted it.
     """
 
     frames: Frame
@@ -66,6 +68,7 @@ class Arm:
     step_seconds: tuple[float, ...]
     density: tuple[float, ...]
     report: RunReport | None = None
+    foretold: Foretold | None = None
 
     def figures(self) -> dict[str, Any]:
         """For JSON."""
@@ -76,6 +79,7 @@ class Arm:
             "median_step_seconds": median(self.step_seconds),
             "step_seconds": list(self.step_seconds),
             "step_density": list(self.density),
+            "predicted": asdict(self.foretold) if self.foretold else None,
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from time import perf_counter
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from vidsparse.accelerate import accelerate_pipeline, restore_pipeline, run_report
 from vidsparse.config import SparseConfig
+from vidsparse.generate import forecast
 from vidsparse.generate.clock import Listener, StepClock
 from vidsparse.generate.job import Job, prepare
 from vidsparse.generate.loading import load_pipeline, schedule, try_out
@@ -130,6 +132,7 @@ def run_arms(pipe: Any, job: Job, listener: Listener, arms: dict[str, Arm]) -> N
     with held():
         try:
             with interruptible():
+                foretold = forecast.announce(pipe, job, listener.say)
                 _accelerate(pipe, job.config)  # refuse before minutes are spent
                 if job.compare_dense:
                     listener.say("warming up: one step of each arm, not measured")
@@ -141,6 +144,8 @@ def run_arms(pipe: Any, job: Job, listener: Listener, arms: dict[str, Arm]) -> N
                     arms["dense"] = run_arm(pipe, job, "dense", listener)
                     _accelerate(pipe, job.config)
                 arms["sparse"] = run_arm(pipe, job, "sparse", listener)
+                for name, arm in arms.items():
+                    arms[name] = replace(arm, foretold=foretold.get(name))
         finally:
             restore_pipeline(pipe)
 

@@ -15,6 +15,7 @@ from vidsparse.config import SparseConfig
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines import private
 from vidsparse.pipelines.adapter import Adapter
+from vidsparse.pipelines.expectation import Expectation
 from vidsparse.pipelines.forward import Forward, RealRows
 from vidsparse.pipelines.observation import ObservedCall, Observer
 from vidsparse.pipelines.report import RunReport
@@ -27,7 +28,7 @@ class Link:
 
     forward: of its transformer. layer: index of its module, 0-based. module, transformer: weak
     references to the attention module and to what it is part of. observers: are shown every call,
-    see `observation.py`.
+    see `observation.py`. expectation: is told of every call, see `expectation.py`.
     """
 
     forward: Forward
@@ -37,6 +38,7 @@ class Link:
     transformer: weakref.ref[nn.Module]
     adapter: Adapter
     observers: Sequence[Observer] = ()
+    expectation: Expectation | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class Call:
     ) -> Tensor:
         """The output of a call that the report and the observers have been told of."""
         self.report.add(self.context, result)
+        if self.link.expectation is not None:
+            self.link.expectation.meet(grid, self.context, q, result, self.link.adapter.hoisted)
         for observer in tuple(self.link.observers):
             observer(ObservedCall(self.context, grid, q, k, v, result))
         return result.out

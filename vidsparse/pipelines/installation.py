@@ -18,6 +18,7 @@ from vidsparse.geometry import token_order
 from vidsparse.pipelines import private
 from vidsparse.pipelines.adapter import Adapter, eager
 from vidsparse.pipelines.call import Link
+from vidsparse.pipelines.expectation import Expectation
 from vidsparse.pipelines.forward import Forward
 from vidsparse.pipelines.hoist import Hoist
 from vidsparse.pipelines.hooks import ContextHook
@@ -85,6 +86,7 @@ class Installation:
         self.runs = Runs(pipe, self._open_report, adapter.branch_order)
         self.lock = threading.Lock()
         self.observers: list[Observer] = []
+        self.expectation = Expectation(config, preset)
         self.parts: list[Part] = []
         transformers = adapter.transformers(pipe)
         for name, transformer in transformers.items():
@@ -150,9 +152,8 @@ class Installation:
                 stock = stock_processor(self.adapter, part.name, module)
                 own = weakref.ref(module)
                 whole = weakref.ref(part.transformer)
-                link = Link(
-                    part.forward, layer, self.config, own, whole, self.adapter, self.observers
-                )
+                told = self.observers, self.expectation
+                link = Link(part.forward, layer, self.config, own, whole, self.adapter, *told)
                 ours = self.adapter.processors()[type(stock)].replacing(stock, link)
                 slot = Slot("", layer, module, stock, ours)
                 module.processor = ours

@@ -7,16 +7,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vidsparse.costs.clock import constant
+from vidsparse.costs.clock import ERRORS, constant
 from vidsparse.costs.memory import COUNTED, memory
 from vidsparse.costs.run import Prediction
 from vidsparse.costs.stages import AROUND, CROSS, DENSE, ELEMENTWISE, EXACT, LINEAR
 from vidsparse.predict.subject import Subject
 
 WIDTH = 80
-ERRORS = 2
-"""Standard errors that are shown as the error bar: of 95 %."""
-
 ORDER = (LINEAR, CROSS, ELEMENTWISE, DENSE, EXACT, *AROUND)
 
 LOOP = "denoising loop; without text encoder and VAE"

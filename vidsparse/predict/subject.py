@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from vidsparse.costs.calibrate import calibrated
-from vidsparse.costs.machine import Machine, named, names, recognised
+from vidsparse.costs.gpus import named, names, recognised
+from vidsparse.costs.machine import Machine
 from vidsparse.costs.run import Plan, Prediction, predict
 from vidsparse.generate.completing import settings_for
 from vidsparse.generate.forecast import branches, text_rows
