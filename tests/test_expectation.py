@@ -58,7 +58,7 @@ def test_a_run_that_is_dense_all_along_warns_once():
     pipe, arguments = tiny.build("wan")
     overrides = ["schedule.min_tokens=0", "kernel.crossover=0.1"]
     vidsparse.accelerate_pipeline(pipe, "balanced", overrides)
-    with pytest.warns(RuntimeWarning, match="is as fast dense on this cpu from density 0.10 on"):
+    with pytest.warns(RuntimeWarning, match="is as fast dense on this cpu from density 0.1 on"):
         pipe(**arguments)
     assert set(vidsparse.run_report(pipe).dense_reasons) == {"warmup-step", "not-faster"}
     with warnings.catch_warnings():

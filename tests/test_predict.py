@@ -70,6 +70,14 @@ def test_json_says_the_same():
     assert 0 < content["errors"]["speedup"] < content["errors"]["sparse"] < 1
 
 
+def test_what_does_not_fit_and_what_is_a_guess_is_said():
+    text = run("--model", WAN, "--gpu", "4090", "--preset", "topp").stdout
+    assert "It does not fit as a whole" in text
+    assert "The density of this method follows the data: it is a guess here." in text
+    fits = run("--model", WAN, "--gpu", "H100").stdout
+    assert "does not fit" not in fits and "follows the data" not in fits
+
+
 def test_a_folder_without_weights_on_this_cpu(folder, measured):
     done = run("--model", folder, "--height", 64, "--width", 64, "--frames", 9, "--json")
     assert done.exit_code == 0, done.stderr

@@ -61,7 +61,7 @@ def dense_here(tokens: int, density: float, crossover: float, device: str) -> st
         )
     return (
         f"attention over {tokens:,} tokens is as fast dense on this {device} from density "
-        f"{crossover:.2f} on, so at {density:.2f} it runs dense; a lower schedule.density is "
+        f"{crossover:.3g} on, so at {density:.3g} it runs dense; a lower schedule.density is "
         "sparse, longer videos gain"
     )
 

@@ -45,6 +45,8 @@ def figures(subject: Subject, found: Prediction) -> dict[str, Any]:
         "preset": subject.preset,
         "dense_steps": found.dense_steps,
         "density": found.density,
+        "spends_budget": plan.config.selector.spends_budget,
+        "gpu": machine.is_gpu,
         "machine": {"name": machine.name, "about": machine.about, "sources": machine.sources()},
         "constants": {
             name: {"value": c.value, "error": c.error, "source": c.source, "from": c.origin}
@@ -124,11 +126,14 @@ def _table(content: dict[str, Any]) -> Table:
     errors = [f"+- {ERRORS * content['errors'][arm]:.0%}" for arm in ("dense", "sparse")]
     table.add_row("error bar, 95 %", *errors, "")
     memory = content["memory"]
-    totals = [sum(memory[arm].values()) / 1e9 for arm in ("dense", "sparse")]
-    table.add_row(
-        "memory", *(f"{gb:.1f} GB" for gb in totals), f"of {memory['available'] / 1e9:.0f} GB"
-    )
+    totals = [sum(memory[arm].values()) for arm in ("dense", "sparse")]
+    table.add_row("memory", *map(_size, totals), f"of {_size(memory['available'])}")
     return table
+
+
+def _size(count: float) -> str:
+    """Bytes as a person says them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _foot(content: dict[str, Any]) -> list[str]:
@@ -139,6 +144,11 @@ def _foot(content: dict[str, Any]) -> list[str]:
     ]
     if content["dense_above"] < 1:
         lines.insert(2, f"Calls above density {content['dense_above']:.2f} run dense here.")
-    if "measured" not in content["machine"]["sources"]:
+    memory = content["memory"]
+    if sum(memory["sparse"].values()) > memory["available"]:
+        lines.append("It does not fit as a whole: seconds are without what offloading adds.")
+    if not content["spends_budget"]:
+        lines.append("The density of this method follows the data: it is a guess here.")
+    if content["constants"]["sparse"]["source"] == "assumed" and content["gpu"]:
         lines.append("No kernel of vidsparse has run on a GPU yet: its rate is assumed.")
     return lines
