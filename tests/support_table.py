@@ -13,10 +13,12 @@ checkpoints, and what is not accelerated.
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from pathlib import Path
@@ -100,6 +102,7 @@ def facts() -> list[str]:
             pipelines = ", ".join(f"`{pipeline}`" for pipeline in entry["pipelines"])
             lines.append(f"| {name} | `{entry['transformer']}` | {pipelines} |")
     lines += ["", "Other pipelines that hold one of these transformers are taken, too.", ""]
+    lines += peers()
     lines += checkpoints()
     lines += ["## Not accelerated", "", "| transformer | because |", "|---|---|"]
     lines += [f"| `{name}` | {why} |" for name, why in found["refused"].items()]
@@ -109,6 +112,42 @@ def facts() -> list[str]:
         'Any other: `accelerate_pipeline(pipe, adapter="generic")`, see `generic_adapter`, or an',
         "adapter of your own, see CONTRIBUTING.",
     ]
+
+
+def peers() -> list[str]:
+    """The section of diffusers' own tests."""
+    with (TESTS / "peer" / "results.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    parts = sorted({row["tests"] for row in rows} - {"all"})
+    lines = [
+        "## Diffusers' own tests",
+        "",
+        "What `python tests/peer/run.py --table tests/peer/results.csv` has found with the tests",
+        "of a clone of diffusers: of those that pass on stock, how many pass when all pipelines",
+        "and transformers are accelerated as they are built, at density 1 (dense) or 0.5 (sparse),",
+        "and at density 1 by the first call, after all that a test sets (late). The others cannot",
+        "hold; `tests/peer/expected.toml` says why, and which families have no tests there. What",
+        "has no figure has not been run since the table is kept.",
+        "",
+        *("\\*" * n + f' Only `-k "{part}"`.\n' for n, part in enumerate(parts, 1)),
+        "| tests | dense | late | sparse | calls of attention there |",
+        "|---|---|---|---|---|",
+    ]
+    expected = tomllib.loads((TESTS / "peer" / "expected.toml").read_text())
+    for target in expected["targets"]:
+        of_mode = {row["mode"]: row for row in rows if row["target"] == target}
+        cells = []
+        for mode in ("dense", "late", "sparse"):
+            if (row := of_mode.get(mode)) is None:
+                cells.append("-")
+                continue
+            mark = "" if row["tests"] == "all" else "*" * (1 + parts.index(row["tests"]))
+            bad = f", {row['ours']} FAIL" if row["ours"] != "0" else ""
+            cells.append(f"{row['passed']} of {row['stock_passed']}{mark}{bad}")
+        sparse = of_mode.get("sparse")
+        calls = f"{sparse['sparse_calls']} sparse, {sparse['dense_calls']} dense" if sparse else "-"
+        lines.append(f"| {target} | {' | '.join(cells)} | {calls} |")
+    return [*lines, ""]
 
 
 def checkpoints() -> list[str]:

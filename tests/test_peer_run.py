@@ -1,21 +1,32 @@
-"""What runs of diffusers' tests say: what only we fail, what was not sparse or not collected."""
+"""Runs of diffusers' tests: what only we fail, what was not sparse or not collected, the table."""
 
 from __future__ import annotations
 
+import csv
+import importlib.util
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import diffusers
 import pytest
+
+from vidsparse.pipelines.families import MISSING, by_family
 
 RUN = Path(__file__).resolve().parent / "peer" / "run.py"
 FILE = "tests/pipelines/hunyuan_video1_5/test_hunyuan_1_5.py"
 MODEL = "tests/models/transformers/test_models_transformer_hunyuan_1_5.py"
+spec = importlib.util.spec_from_file_location("peer_run", RUN)
+assert spec is not None and spec.loader is not None
+run = sys.modules["peer_run"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A clone with the two files of the target `hunyuan_video1_5`; both can be collected."""
+    """A clone with the two files of the target `hunyuan_video15`; both can be collected."""
     for file in (FILE, MODEL):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_text("def test_one():\n    pass\n")
@@ -34,7 +45,7 @@ def keep(checkout: Path, *files: str) -> Path:
 def refusal(checkout: Path, *more: str) -> str:
     """The one line with which run.py ends, before it runs a test."""
     command = [sys.executable, str(RUN), "--diffusers", str(checkout), "--modes", "dense"]
-    command += ["--targets", "hunyuan_video1_5", "--stock", str(checkout / "stock.xml"), *more]
+    command += ["--targets", "hunyuan_video15", "--stock", str(checkout / "stock.xml"), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -66,7 +77,8 @@ def test_no_report(checkout: Path) -> None:
     assert "stock.xml is no JUnit report (no element found" in refusal(checkout)
 
 
-SKYREELS = "tests/pipelines/skyreels_v2/test_skyreels_v2"
+VISUALCLOZE = "tests/pipelines/visualcloze/test_pipeline_visualcloze_combined.py"
+GENERATION = "tests/pipelines/visualcloze/test_pipeline_visualcloze_generation.py"
 BOTH = f"""
 import os, sys
 sys.path.insert(0, {str(RUN.parent.parent)!r})
@@ -93,24 +105,81 @@ def accelerated_again(pipe):
 @pytest.mark.slow
 def test_what_only_we_fail_and_what_never_was_sparse(tmp_path: Path) -> None:
     dense = BOTH.replace("tiny.run(pipe", "tiny.run(accelerated_again(pipe)")
-    model = "tests/models/transformers/test_models_transformer_skyreels_v2.py"
-    files = {
-        model: "def test_one():\n    pass\n",
-        f"{SKYREELS}.py": BOTH + IN_ONE,
-        f"{SKYREELS}_df.py": dense + IN_THE_OTHER,
-    }
+    files = {VISUALCLOZE: BOTH + IN_ONE, GENERATION: dense + IN_THE_OTHER}
     for file, text in files.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
+    table = tmp_path / "results.csv"
+    old = dict.fromkeys(run.COLUMNS, "1") | {"target": "wan_vace", "mode": "late"}
+    of_no_target = old | {"target": "no_longer"}
+    run.write(table, [of_no_target, old], ["no_longer", "wan_vace"])
     command = [sys.executable, str(RUN), "--diffusers", str(tmp_path), "--modes", "sparse"]
     done = subprocess.run(
-        [*command, "--targets", "skyreels_v2"], capture_output=True, text=True, check=False
+        [*command, "--targets", "flux_visualcloze", "--table", str(table)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     stock, sparse, *ours = done.stdout.splitlines()
-    assert stock == "stock: 4 passed, 0 failed, 0 skipped", done.stderr
-    assert sparse == "sparse: 3 passed, 1 failed, 0 skipped; 16 sparse calls"
-    assert [line.split() for line in ours] == [
-        ["OURS", f"{SKYREELS.replace('/', '.')}::test_looks_inside"],
-        ["OURS", *f"no sparse call of attention in {SKYREELS}_df.py".split()],
+    assert stock == "stock: 3 passed, 0 failed, 0 skipped", done.stderr
+    assert sparse == "sparse: 2 passed, 1 failed, 0 skipped; 16 sparse calls"
+    module = VISUALCLOZE.removesuffix(".py").replace("/", ".")
+    assert ours[0].split(maxsplit=2)[:2] == ["OURS", f"{module}::test_looks_inside"]
+    assert "WanSparseProcessor" in ours[0]
+    assert ours[1].split() == [
+        "OURS",
+        *f"no sparse call of attention in {GENERATION}".split(),
     ]
     assert done.returncode == 1
+    with table.open() as lines:
+        new, kept = csv.DictReader(lines)
+    assert kept == old
+    figures = {"stock_passed": "3", "passed": "2", "cannot_hold": "0", "ours": "1"}
+    calls = {"sparse_calls": "16", "dense_calls": "16"}
+    names = {"target": "flux_visualcloze", "mode": "sparse", "tests": "all"}
+    assert new == names | figures | calls | {"diffusers": diffusers.__version__}
+
+
+EXPECTED = tomllib.loads((RUN.parent / "expected.toml").read_text())
+
+
+def test_every_family_has_a_target_or_a_reason() -> None:
+    families, untested = {*by_family(), *MISSING}, set(EXPECTED["untested"])
+    of_target = {
+        name: max((f for f in families if f"{name}_".startswith(f"{f}_")), key=len, default=None)
+        for name in EXPECTED["targets"]
+    }
+    assert None not in of_target.values(), of_target
+    assert {*of_target.values()} | untested == families
+    assert not {*of_target.values()} & untested
+    files = [file for target in EXPECTED["targets"].values() for file in target]
+    assert len(files) == len(set(files))
+
+
+def test_the_table_is_of_the_targets() -> None:
+    with (RUN.parent / "results.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert rows and {row["target"] for row in rows} <= set(EXPECTED["targets"])
+    assert len({(row["target"], row["mode"]) for row in rows}) == len(rows)
+    for row in rows:
+        parts = ("passed", "cannot_hold", "ours")
+        assert sum(int(row[part]) for part in parts) == int(row["stock_passed"]) > 0
+        assert row["ours"] == "0", row
+        assert int(row["sparse_calls" if row["mode"] == "sparse" else "dense_calls"]) > 0, row
+
+
+@pytest.mark.parametrize("entry", EXPECTED["cannot_hold"], ids=lambda entry: entry["test"])
+def test_what_cannot_hold_is_of_a_test_a_mode_and_an_error(entry: dict[str, str]) -> None:
+    assert entry["why"] and entry["test"] and entry["error"]
+    assert set(entry.get("modes", run.MODES)) <= set(run.MODES)
+    assert not re.search(entry["test"], "tests.pipelines.a.test_a.TestA::test_callback_inputs")
+
+
+def test_the_reason_is_of_the_error() -> None:
+    known = [{"test": "test_inference$", "error": "^Assert", "modes": ["sparse"], "why": "pixels"}]
+    case = "tests.pipelines.a.test_a.TestA::test_inference"
+    assert run.reason(known, "sparse", case, "AssertionError: 1") == "pixels"
+    assert run.reason(known, "dense", case, "AssertionError: 1") is None
+    assert run.reason(known, "sparse", case, "ValueError: img_ids") is None
+    assert run.reason(known, "sparse", case) is None
+    assert run.reason(known, "sparse", f"{case}_batch", "AssertionError") is None

@@ -15,6 +15,7 @@ text and image encoders that the tests would load from a hub.
 import functools
 import inspect
 import os
+import re
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -23,6 +24,8 @@ import pytest
 import stand_ins
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
+from layouts import straighten
+from PIL import Image
 from torch.nn.functional import interpolate
 
 import vidsparse
@@ -50,10 +53,24 @@ def pytest_configure(config: pytest.Config) -> None:
     stand_ins.install()
     if MODE == "stock":
         return
+    for pipeline in {pipeline for adapter in adapters() for pipeline in pipelines(adapter)}:
+        change_pipeline(pipeline)
     for adapter in adapters():
-        for name in adapter.pipelines:
-            change_pipeline(getattr(diffusers, name))
         change_model(adapter)
+        if MODE == "sparse":
+            grow_positions(adapter.transformer)
+
+
+def pipelines(adapter: Any) -> list[type[DiffusionPipeline]]:
+    """Those that the adapter names, and all others that take its transformer."""
+    exported = [getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Pipeline")]
+    kind = rf"\b{adapter.transformer.__name__}\b"
+    return [
+        one
+        for one in exported
+        if one.__name__ in adapter.pipelines
+        or re.search(kind, str(inspect.signature(one.__init__).parameters.get("transformer", "")))
+    ]
 
 
 def accelerate(pipe: Any) -> None:
@@ -109,6 +126,21 @@ def change_model(adapter: Any) -> None:
     model.__call__ = called
 
 
+def grow_positions(model: type[ModelMixin]) -> None:
+    """Learned positions are of one size: let a pipeline's transformer have those of `PIXELS`."""
+    init = model.__init__
+    if "use_learned_positional_embeddings" not in inspect.signature(init).parameters:
+        return
+
+    @functools.wraps(init)
+    def built(self: Any, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("use_learned_positional_embeddings") and not bare:
+            kwargs |= dict.fromkeys(("sample_height", "sample_width"), PIXELS // 8)
+        init(self, *args, **kwargs)
+
+    model.__init__ = built
+
+
 class Around(DiffusionPipeline):
     """The least that is a pipeline."""
 
@@ -128,12 +160,12 @@ noted: Any = torch.utils.weak.WeakIdKeyDictionary()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests get larger videos in the sparse mode, of 16 px there would be three tokens."""
-    if MODE != "sparse":
-        return
-    classes = {item: getattr(item, "cls", None) for item in items if not is_of_models(item)}
-    for case in {found for found in classes.values() if found is not None}:
-        if hasattr(case, "get_dummy_inputs"):
+    """Tests get positions of videos, and in the sparse mode larger ones: 16 px are three tokens."""
+    classes = {case: is_of_models(item) for item in items if (case := getattr(item, "cls", None))}
+    for case, models in classes.items():
+        if models:
+            straighten(case)
+        elif MODE == "sparse" and hasattr(case, "get_dummy_inputs"):
             case.get_dummy_inputs = larger(case.get_dummy_inputs)
             shape = inspect.getattr_static(case, "output_shape", None)
             if isinstance(shape, tuple):
@@ -162,21 +194,33 @@ def enlarged(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def larger(inputs: Any) -> Any:
-    """The same inputs with a larger video."""
+    """The same inputs with a larger video, and with images, masks and videos of its size."""
 
     @functools.wraps(inputs)
     def changed(*args: Any, **kwargs: Any) -> Any:
         found = inputs(*args, **kwargs)
         for one in found if isinstance(found, tuple) else (found,):
             if isinstance(one, dict) and {"height", "width"} <= set(one):
+                size = one["height"], one["width"]
+                one.update((name, grown(value, size)) for name, value in one.items())
                 one["height"] = one["width"] = PIXELS
-                if isinstance(image := one.get("image"), torch.Tensor):
-                    one["image"] = interpolate(image, (PIXELS, PIXELS))
-                elif image is not None:
-                    one["image"] = image.resize((PIXELS, PIXELS))
         return found
 
     return changed
+
+
+def grown(value: Any, size: tuple[int, int]) -> Any:
+    """An image, one as a tensor, or a list of them; if it was as large as the video."""
+    if isinstance(value, list):
+        return [grown(one, size) for one in value]
+    if isinstance(value, Image.Image) and value.size == size[::-1]:
+        return value.resize((PIXELS, PIXELS))
+    if isinstance(value, torch.Tensor) and value.ndim > 2 and value.shape[-2:] == size:
+        flat = value.reshape(-1, 1, *size).float()
+        return (
+            interpolate(flat, (PIXELS, PIXELS)).reshape(*value.shape[:-2], PIXELS, PIXELS).to(value)
+        )
+    return value
 
 
 def note(pipe: Any) -> None:

@@ -6,13 +6,15 @@
 CHECKOUT is a clone of diffusers, of which only tests/ is used; the diffusers under test is the
 installed one. A test that passes on stock and fails accelerated is ours, unless `expected.toml`
 says why it cannot hold. Exit status 1 if there is one that is ours, or if the tests of a file never
-ran the attention that a mode is about. Needs the packages that the tests import (peft,
-parameterized and more).
+ran the attention that a mode is about. With `--table FILE` the results become rows of that CSV,
+one for each target and mode; of other targets and modes its rows stay. Needs the packages that the
+tests import (peft, parameterized, torchvision and more).
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import re
 import shutil
@@ -23,6 +25,7 @@ import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -30,16 +33,20 @@ ROOT = HERE.parent.parent
 MODES = ("dense", "sparse", "late")
 SECONDS = 3600
 CALLS = r"vidsparse calls in (\S+): (\d+) sparse, (\d+) dense"
+COLUMNS = ("target", "mode", "tests", "stock_passed", "passed", "cannot_hold", "ours")
+COLUMNS += ("sparse_calls", "dense_calls", "diffusers")
 
 
 @dataclass
 class Outcome:
     """Of one run: test -> "passed", "failed" or "skipped".
 
-    calls: file of tests -> how many calls of attention were "sparse" and "dense".
+    errors: test that did not pass -> the first words of why. calls: file of tests -> how many calls
+    of attention were "sparse" and "dense".
     """
 
     tests: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
     calls: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
@@ -64,14 +71,21 @@ def main() -> int:
         print(f"{mode}: {tally(outcome)}; {had} {kind} calls", flush=True)
         if options.only:  # a kept stock run may have been of more tests
             stock.tests = {test: how for test, how in stock.tests.items() if test in outcome.tests}
-        for test, why in faults(stock, outcome, mode, expected["cannot_hold"]):
+        bad = faults(stock, outcome, mode, expected["cannot_hold"])
+        for test, why in bad:
             ours += why is None
-            print(f"  {'OURS ' if why is None else 'known'} {test}  {why or ''}", flush=True)
+            error = outcome.errors.get(test, "it did not run")
+            print(f"  OURS  {test}  {error}" if why is None else f"  known {test}  {why}: {error}")
         ran = {name: found for name, found in outcome.calls.items() if any(found.values())}
         without = [name for name, found in ran.items() if not found[kind]]
         for where in without if ran else ["the run"]:
             ours += 1
             print(f"  OURS  no {kind} call of attention in {where}", flush=True)
+        if options.table:
+            rows = [
+                row(name, targets[name], mode, options.only, stock, outcome, bad) for name in chosen
+            ]
+            write(options.table, rows, list(targets))
     return 1 if ours else 0
 
 
@@ -81,7 +95,49 @@ def faults(
     """Tests that pass on stock and not here, each with the reason why it cannot hold, or None."""
     passed = [test for test, how in stock.tests.items() if how == "passed"]
     bad = [test for test in passed if outcome.tests.get(test) != "passed"]
-    return [(test, reason(known, mode, test)) for test in bad]
+    return [(test, reason(known, mode, test, outcome.errors.get(test))) for test in bad]
+
+
+def row(
+    target: str,
+    files: list[str],
+    mode: str,
+    only: str | None,
+    stock: Outcome,
+    outcome: Outcome,
+    bad: list[tuple[str, str | None]],
+) -> dict[str, str]:
+    """What the table says of a target."""
+    passed = [test for test, how in stock.tests.items() if how == "passed" and is_of(test, files)]
+    here = [why for test, why in bad if is_of(test, files)]
+    calls = [outcome.calls[file] for file in files if file in outcome.calls]
+    values = (
+        *(target, mode, only or "all", len(passed), len(passed) - len(here)),
+        *(sum(why is not None for why in here), sum(why is None for why in here)),
+        *(sum(found["sparse"] for found in calls), sum(found["dense"] for found in calls)),
+        version("diffusers"),
+    )
+    return dict(zip(COLUMNS, map(str, values), strict=True))
+
+
+def write(table: Path, rows: list[dict[str, str]], order: list[str]) -> None:
+    """Put rows into the table, in the order of targets and modes."""
+    found = {}
+    if table.is_file():
+        with table.open(newline="") as lines:
+            found = {(old["target"], old["mode"]): old for old in csv.DictReader(lines)}
+    found |= {(new["target"], new["mode"]): new for new in rows}
+    with table.open("w", newline="") as lines:
+        into = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
+        into.writeheader()
+        into.writerows(
+            found[name, mode] for name in order for mode in MODES if (name, mode) in found
+        )
+
+
+def is_of(test: str, files: list[str]) -> bool:
+    modules = [file.removesuffix(".py").replace("/", ".") for file in files]
+    return test.startswith(tuple(f"{module}{end}" for module in modules for end in (".", "::")))
 
 
 def arguments() -> argparse.Namespace:
@@ -91,6 +147,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", help="names of expected.toml; default: all")
     parser.add_argument("--only", help="as pytest -k")
     parser.add_argument("--stock", type=Path, help="file that keeps how the stock tests ended")
+    parser.add_argument("--table", type=Path, help="CSV that keeps the results")
     options = parser.parse_args()
     if not (options.diffusers / "tests" / "pipelines").is_dir():
         parser.error(
@@ -104,12 +161,11 @@ def kept(report: Path, files: list[str], only: str | None) -> Outcome:
 
     With --only, some of one of them.
     """
-    ended = read(report, "remove it to run them again")
+    ended = read(report, "remove it to run them again").tests
     tests: dict[str, str] = {}
     missing = []
     for file in files:
-        module = file.removesuffix(".py").replace("/", ".")
-        found = {t: how for t, how in ended if t.startswith((f"{module}.", f"{module}::"))}
+        found = {test: how for test, how in ended.items() if is_of(test, [file])}
         tests |= found
         missing += [] if found else [file]
     if missing and not (only and tests):
@@ -148,7 +204,7 @@ def run(
         )
         if not report.is_file():
             sys.exit(f"pytest ended with {done.returncode} and no report:\n{done.stdout[-4000:]}")
-        outcome = Outcome(dict(read(report, "install what it imports")))
+        outcome = read(report, "install what it imports")
         if keep is not None:
             shutil.copyfile(report, keep)
     for name, sparse, dense in re.findall(CALLS, done.stdout):
@@ -156,8 +212,8 @@ def run(
     return outcome
 
 
-def read(report: Path, cure: str) -> list[tuple[str, str]]:
-    """(test, how it ended) of a JUnit report.
+def read(report: Path, cure: str) -> Outcome:
+    """Of a JUnit report, but for the calls.
 
     Ends the program if it is none, or tells of a file whose tests could not be collected: of those
     nothing is known. cure: what to do then.
@@ -166,28 +222,33 @@ def read(report: Path, cure: str) -> list[tuple[str, str]]:
         cases = list(ElementTree.parse(report).iter("testcase"))
     except ElementTree.ParseError as error:
         sys.exit(f"{report} is no JUnit report ({error}): {cure}")
-    found = []
+    outcome = Outcome()
     for case in cases:
         for error in case.iter("error"):
             if error.get("message") == "collection failure":
                 *_, why = (error.text or "").strip().splitlines() or [""]
                 sys.exit(f"{report}: {case.get('name')} was not collected ({why}): {cure}")
-        kinds = {child.tag for child in case}
-        how = (
-            "failed"
-            if kinds & {"failure", "error"}
-            else "skipped"
-            if "skipped" in kinds
-            else "passed"
+        test = f"{case.get('classname')}::{case.get('name')}"
+        ends = [child for child in case if child.tag in ("failure", "error", "skipped")]
+        kinds = {child.tag for child in ends}
+        outcome.tests[test] = (
+            "passed" if not kinds else "skipped" if kinds == {"skipped"} else "failed"
         )
-        found.append((f"{case.get('classname')}::{case.get('name')}", how))
-    return found
+        if ends:
+            outcome.errors[test] = (ends[0].get("message") or "").split("\n")[0]
+    return outcome
 
 
-def reason(known: list[dict[str, str]], mode: str, test: str) -> str | None:
-    """Why a test cannot hold in a mode, by expected.toml; None if it does not say."""
+def reason(
+    known: list[dict[str, str]], mode: str, test: str, error: str | None = None
+) -> str | None:
+    """Why a test cannot hold in a mode, by expected.toml; None if it does not say.
+
+    An entry is of a test, of the `modes` it names, and of the first line of the `error`.
+    """
     for entry in known:
-        if mode in entry.get("modes", MODES) and re.search(entry["test"], test):
+        of_mode = mode in entry.get("modes", MODES)
+        if of_mode and re.search(entry["test"], test) and re.search(entry["error"], error or ""):
             return entry["why"]
     return None
 
