@@ -57,6 +57,8 @@ class Kernel:
     impl: auto, or the name of an executor, which is executed or refused, never replaced.
     form: of the Triton forward kernel, auto | pointer | tma | ws; the last two are for GPUs of
         compute capability 9 and 10.
+    engine: auto, or the name of an exact engine, which runs the listed blocks of plans without
+        levels on a GPU: executed or refused, never replaced (`vidsparse doctor` shows them).
     cpu_route: how the CPU engine computes, auto | native | onednn | mixed | sdpa: auto takes what
         was measured to be fastest and exact on this machine (`vidsparse doctor` shows it).
         native: torch's fp32 products; onednn: fp32 products through oneDNN; mixed: for bf16 input,
@@ -71,6 +73,7 @@ class Kernel:
     qk: str = "native"
     impl: str = "auto"
     form: str = "auto"
+    engine: str = "auto"
     cpu_route: str = "auto"
     crossover: int | float | str = "auto"
 
@@ -82,6 +85,8 @@ class Kernel:
         require(self.block_k in sizes, "kernel.block_k", self.block_k, allowed)
         require(self.qk in ("native", "int8"), "kernel.qk", self.qk, "native, int8")
         require(self.form in FORMS, "kernel.form", self.form, ", ".join(FORMS))
+        engines = ("auto", *registry.engines())
+        require(self.engine in engines, "kernel.engine", self.engine, ", ".join(engines))
         implementations = registry.implementations()
         require(self.impl in implementations, "kernel.impl", self.impl, ", ".join(implementations))
         require(

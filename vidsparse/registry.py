@@ -1,7 +1,8 @@
 """What is found by its file: methods of the stages, and executors.
 
 `vidsparse/<stage>/<name>.py` is the method <name> of that stage in YAML. In `vidsparse/kernels` a
-file with an `EXECUTOR`, or a folder with an `executor.py` that has one, is an executor.
+file with an `EXECUTOR`, or a folder with an `executor.py` that has one, is an executor. A file of
+`vidsparse/kernels/gpu/exact` is an exact engine of the executor for GPUs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+ENGINES = "vidsparse.kernels.gpu.exact"
 STAGES = ("layout", "estimator", "selector", "compensation", "schedule")
 
 
@@ -54,3 +56,17 @@ def executor(name: str) -> Any:
 def implementations() -> tuple[str, ...]:
     """What `impl` may say: auto, or the name of an executor."""
     return ("auto", *executors())
+
+
+@cache
+def engines() -> tuple[str, ...]:
+    """Names of the exact engines (`vidsparse.kernels.gpu.exact`), sorted."""
+    package = importlib.import_module(ENGINES)
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__)))
+
+
+def engine(name: str) -> Any:
+    """One exact engine. Raises ValueError with the existing names if there is none."""
+    if name not in engines():
+        raise ValueError(f"kernel.engine={name!r}: allowed are auto, {', '.join(engines())}")
+    return importlib.import_module(f"{ENGINES}.{name}").ENGINE

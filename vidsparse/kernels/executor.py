@@ -117,6 +117,7 @@ class Executor(ABC):
     takes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "qk": ("native",),
         "form": ("auto", "pointer"),
+        "engine": ("auto",),
     }
     executes: ClassVar[Executes] = Executes()
 

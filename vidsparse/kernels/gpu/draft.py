@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.gpu.operands import LN_2, LOG2_E, Tiling
+from vidsparse.kernels.gpu.operands import Tiling
+from vidsparse.kernels.gpu.softmax import LN_2, LOG2_E
 
 STEP = 32
 """Columns of the means that a program multiplies at a time."""

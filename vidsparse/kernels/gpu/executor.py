@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vidsparse import registry
 from vidsparse.config import FORMS, Kernel
 from vidsparse.kernels import executor
 from vidsparse.kernels.executor import Form, Refusal
@@ -29,7 +30,11 @@ class Executor(executor.Executor):
     preferred: ClassVar = {"cuda": 0}
     takes_order = True
     executes = support.EXECUTES
-    takes: ClassVar = {"qk": ("native", "int8"), "form": FORMS}
+    takes: ClassVar = {
+        "qk": ("native", "int8"),
+        "form": FORMS,
+        "engine": ("auto", *registry.engines()),
+    }
 
     def available(self, device: torch.device) -> str | None:
         return support.refusal(device)
@@ -43,8 +48,10 @@ class Executor(executor.Executor):
         code = support.reason(form.device, form.dtype, form.head_dim)
         sizes = self.query_block(form), kernel.block_k
         known = form.dtype or torch.bfloat16, form.head_dim or 64
+        levels = max(form.config.selector.levels) > 0
+        how = {"levels": levels, "qk": kernel.qk, "form": kernel.form, "engine": kernel.engine}
         try:
-            engine.check_settings(form.device, *known, sizes, kernel.form)
+            engine.check_settings(form.device, *known, sizes, **how)
         except ValueError as error:
             return Refusal(str(error), code)
         return None
@@ -65,7 +72,7 @@ class Executor(executor.Executor):
     ) -> tuple[Tensor, Tensor | None]:
         from vidsparse.kernels.gpu import engine
 
-        how = {"form": kernel.form, "qk": kernel.qk}
+        how = {"form": kernel.form, "qk": kernel.qk, "engine": kernel.engine}
         return engine.execute(q, k, v, plan, order=order, return_lse=return_lse, **how)
 
 

@@ -1,17 +1,16 @@
-"""The nouns of the sparse forward in Triton: keys, lists of key tiles, query blocks, tilings.
+"""The nouns of the Triton engine: tilings, query blocks, and the key buffer of plans with levels.
 
-A list entry is int32, `rest << 30 | shift << 24 | tile`: rows tile * BN .. + BN of the key buffer,
-2^shift rows to a key block; `rest` marks blocks that the plan does not list. A list names tiles
-inside one block first, then those of several blocks, which have an int64 of bits each, bit i set if
-the i-th block is wanted. What belongs to the next tile is loaded one turn ahead, so entries and
-bits of a list end in a spare, the entry a valid tile.
+A list entry of such a plan is int32, `shift << 24 | tile`: rows tile * BN .. + BN of the key
+buffer, 2^shift rows to a key block. A list names tiles inside one block first, then those of
+several blocks, which have an int64 of bits each, bit i set if the i-th block is wanted. What
+belongs to the next tile is loaded one turn ahead, so entries and bits of a list end in a spare, the
+entry a valid tile.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.gpu.support import MAX_HEAD_DIM
@@ -23,13 +22,6 @@ HEAD_DIMS = (64, MAX_HEAD_DIM)
 def padded_width(depth: int) -> int:
     """The least of `HEAD_DIMS` that holds `depth` elements."""
     return next(width for width in HEAD_DIMS if width >= depth)
-
-
-TILE_MASK = tl.constexpr(0xFFFFFF)
-SHIFT_AT = tl.constexpr(24)
-REST_AT = tl.constexpr(30)
-LN_2 = tl.constexpr(0.6931471805599453)
-LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
@@ -84,13 +76,24 @@ class TileLists:
 class QueryRows:
     """start int64 [nq], count int32 [nq]: tokens of each query block; size: its nominal size.
 
-    order: int64 [S]: position t of the blocks is token order[t] of q and of the output; None: t.
+    order: int64 [S], or [B, H, S] for each head, contiguous: position t of the blocks is token
+        order[.., t] of q and of the output; None: t.
     """
 
     start: Tensor
     count: Tensor
     size: int
     order: Tensor | None = None
+
+    @property
+    def order_head(self) -> int:
+        """Elements from the order of one head to the next."""
+        return order_head(self.order)
+
+
+def order_head(order: Tensor | None) -> int:
+    """Elements from the order of one head to the next: 0 for one of all heads."""
+    return 0 if order is None or order.ndim == 1 else order.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,3 @@ class Scales:
     q: Tensor
     k: Tensor
     shift: Tensor
-
-
-def word(height: int, is_rest: bool) -> int:
-    """List entry of tile 0 of a segment with `height` rows (a power of two) to a key block.
-
-    Or it with a tile number.
-    """
-    entry: int = (height.bit_length() - 1) << SHIFT_AT.value | int(is_rest) << REST_AT.value
-    return entry

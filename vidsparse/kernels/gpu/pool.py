@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vidsparse.kernels.gpu.operands import order_head
+
 TILE = 128
 """Tokens of one program, the largest block."""
 
@@ -62,7 +64,7 @@ def load_tile(  # type: ignore[no-untyped-def]
     return tl.load(p_x + token[:, :, None] * x_token + o_d[None, None, :], mask=m_x, other=0.0)
 
 
-@triton.jit(do_not_specialize=["heads", "blocks"])
+@triton.jit(do_not_specialize=["order_head", "heads", "blocks"])
 def block_means_kernel(  # type: ignore[no-untyped-def]
     p_x,
     p_start,
@@ -72,6 +74,7 @@ def block_means_kernel(  # type: ignore[no-untyped-def]
     x_batch,
     x_head,
     x_token,
+    order_head,
     heads,
     blocks,
     D: tl.constexpr,
@@ -87,7 +90,19 @@ def block_means_kernel(  # type: ignore[no-untyped-def]
     i_bh = tl.program_id(1).to(tl.int64)
     x_base = p_x + i_bh // heads * x_batch + i_bh % heads * x_head
     b_x = load_tile(
-        x_base, p_start, p_count, p_order, i_tile, x_token, blocks, D, DP, SIZE, LOW, HIGH, ORDERED
+        x_base,
+        p_start,
+        p_count,
+        p_order + i_bh * order_head,
+        i_tile,
+        x_token,
+        blocks,
+        D,
+        DP,
+        SIZE,
+        LOW,
+        HIGH,
+        ORDERED,
     )
     b_sum = tl.sum(b_x.to(tl.float32), 0)
     b_sum = tl.sum(tl.reshape(b_sum, [PER_TILE, SIZE // LOW, DP]), 1)
@@ -148,7 +163,7 @@ def store_zeros(p_out, first, end, DP: tl.constexpr):  # type: ignore[no-untyped
         tl.store(p_row, b_zero, mask=(row < end)[:, None])
 
 
-@triton.jit(do_not_specialize=["heads", "blocks", "rows"])
+@triton.jit(do_not_specialize=["order_head", "heads", "blocks", "rows"])
 def fill_keys_kernel(  # type: ignore[no-untyped-def]
     p_x,
     p_start,
@@ -158,6 +173,7 @@ def fill_keys_kernel(  # type: ignore[no-untyped-def]
     x_batch,
     x_head,
     x_token,
+    order_head,
     heads,
     blocks,
     rows,
@@ -181,7 +197,19 @@ def fill_keys_kernel(  # type: ignore[no-untyped-def]
     i_bh = tl.program_id(1).to(tl.int64)
     x_base = p_x + i_bh // heads * x_batch + i_bh % heads * x_head
     b_x = load_tile(
-        x_base, p_start, p_count, p_order, i_tile, x_token, blocks, D, DP, SIZE, LOW, HIGH, ORDERED
+        x_base,
+        p_start,
+        p_count,
+        p_order + i_bh * order_head,
+        i_tile,
+        x_token,
+        blocks,
+        D,
+        DP,
+        SIZE,
+        LOW,
+        HIGH,
+        ORDERED,
     )
     out_base = p_out + i_bh * rows * DP
     store_groups(out_base, b_x, i_tile, first[0], end[0])
@@ -208,7 +236,8 @@ def block_means(
     x [B, H, S, D], D up to 128, read in place if its stride in D is 1; start int64 [n], count int32
     [n]: first token and tokens of each block, 0 .. size; a block without a token gives zeros.
     size: 1, 2, 4, .. 128.
-    order: int64 [S] on the device of x: position t of the layout is x[..., order[t], :]; None: t.
+    order: int64 [S] or [B, H, S] on the device of x, contiguous: position t of the layout is
+        x[..., order[.., t], :]; None: t.
     """
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, heads, _, depth = x.shape
@@ -224,6 +253,7 @@ def block_means(
             start if order is None else order,
             out,
             *x.stride()[:3],
+            order_head(order),
             heads,
             blocks,
             D=depth,
@@ -277,6 +307,7 @@ def fill_keys(
             start if order is None else order,
             out,
             *x.stride()[:3],
+            order_head(order),
             heads,
             blocks,
             rows,

@@ -1,4 +1,4 @@
-"""int8 queries and keys for the sparse forward: half the bytes of K, twice the product rate of QK.
+"""int8 queries and keys for `levels_forward`: half the bytes of K, twice the product rate of QK.
 
 A tile of rows shares one scale, x = scale * int8, scale = max |x| / 127. Before that a vector
 common to all keys, their mean, is removed (SageAttention, arXiv 2410.02367): it adds the same
@@ -15,7 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.gpu.operands import Keys, QueryRows, Scales, Tiling, padded_width
+from vidsparse.kernels.gpu.operands import (
+    Keys,
+    QueryRows,
+    Scales,
+    Tiling,
+    order_head,
+    padded_width,
+)
 
 SLAB = 1024
 """Rows that one program of `weighted_sum_kernel` adds up."""
@@ -53,7 +60,7 @@ def weighted_sum_kernel(  # type: ignore[no-untyped-def]
     tl.store(p_sum + i_slab * DP + o_d, b_sum)
 
 
-@triton.jit(do_not_specialize=["heads", "tokens"])
+@triton.jit(do_not_specialize=["order_head", "heads", "tokens"])
 def quantise_kernel(  # type: ignore[no-untyped-def]
     p_x,
     p_start,
@@ -68,6 +75,7 @@ def quantise_kernel(  # type: ignore[no-untyped-def]
     x_head,
     x_row,
     root,
+    order_head,
     heads,
     tokens,
     D: tl.constexpr,
@@ -96,7 +104,7 @@ def quantise_kernel(  # type: ignore[no-untyped-def]
         m_m = o_m < tl.load(p_rows + i_part // PARTS)
         m_store = m_m
         if ORDERED:
-            o_x = tl.load(p_order + o_x, mask=m_m, other=0)
+            o_x = tl.load(p_order + i_bh * order_head + o_x, mask=m_m, other=0)
     m_d = (o_d < D)[None, :]
     p_row = p_x + (i_bh // heads) * x_batch + (i_bh % heads) * x_head + o_x[:, None] * x_row
     m_x = m_m[:, None] & m_d
@@ -197,8 +205,8 @@ def quantise_queries(
     shift = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
     operands = scale, scale if mean is None else mean, values, scale, shift
     place = start, count, start if order is None else order
-    flags = {"KEYS": False, "MEAN": mean is not None, "ORDERED": order is not None}
-    _launch(q, *place, *operands, BM=group, PARTS=parts, **flags)
+    flags = {"KEYS": False, "MEAN": mean is not None}
+    _launch(q, *place, *operands, order=order, BM=group, PARTS=parts, **flags)
     return values, scale, shift
 
 
@@ -221,7 +229,7 @@ def _(
 def int8_operands(
     q: Tensor, keys: Keys, rows: QueryRows, shape: Tiling, subtract_mean: bool = True
 ) -> tuple[Tensor, Keys, Scales]:
-    """q, keys and scales for `sparse_forward` with int8 QK and the values as they are."""
+    """q, keys and scales for `levels_forward` with int8 QK and the values as they are."""
     mean = key_mean(keys.k, keys.bias) if subtract_mean else None
     k, k_scale = quantise_keys(keys.k, shape.block_n, keys.bias, mean)
     place = rows.start, rows.count, rows.size, shape.block_m
@@ -229,7 +237,7 @@ def int8_operands(
     return queries, replace(keys, k=k), Scales(q_scale, k_scale, shift)
 
 
-def _launch(x: Tensor, *operands: Tensor, ORDERED: bool = False, **constants: int) -> None:
+def _launch(x: Tensor, *operands: Tensor, order: Tensor | None = None, **constants: int) -> None:
     """Run `quantise_kernel`; operands: its pointers from p_start on."""
     _, heads, tokens, depth = x.shape
     padded = padded_width(depth)
@@ -240,11 +248,12 @@ def _launch(x: Tensor, *operands: Tensor, ORDERED: bool = False, **constants: in
             *operands,
             *x.stride()[:3],
             depth**-0.5,
+            order_head(order),
             heads,
             tokens,
             D=depth,
             DP=padded,
-            ORDERED=ORDERED,
+            ORDERED=order is not None,
             num_warps=8 if constants["BM"] * padded > 8192 else 4,
             enable_fp_fusion=True,
             **constants,

@@ -18,7 +18,7 @@ CAPABILITY = (8, 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK_SIZES = (16, 32, 64, 128)
 MAX_HEAD_DIM = 128
-EXECUTES = Executes()
+EXECUTES = Executes(("none", "global", "row"), rest_bias=True, head_orders=True)
 
 
 @lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""Packs a level map into lists of key tiles, on the device: what the sparse forward walks.
+"""Packs a map of several levels into lists of key tiles: what `levels_forward` walks.
 
 A segment of the key buffer holds one level, `height` rows to a key block, in tiles of block_n rows.
 One launch per segment appends its wanted tiles to the list of every row, in ascending order: no
@@ -14,8 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.gpu.operands import TileLists, word
-from vidsparse.plan import SKIP
+from vidsparse.kernels.gpu.operands import TileLists
+
+TILE_MASK = tl.constexpr(0xFFFFFF)
+SHIFT_AT = tl.constexpr(24)
 
 CHUNK = 1024
 """Key blocks that a program looks at in one turn."""
@@ -23,7 +25,7 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class Segment:
-    """level: what the map says of its blocks, SKIP for the `rest`; first: its first tile.
+    """level: what the map says of its blocks; first: its first tile.
 
     height: rows to a key block, a power of two; below block_n several blocks share a tile.
     """
@@ -31,6 +33,15 @@ class Segment:
     level: int
     first: int
     height: int
+
+
+def word(height: int) -> int:
+    """List entry of tile 0 of a segment with `height` rows (a power of two) to a key block.
+
+    Or it with a tile number.
+    """
+    entry: int = (height.bit_length() - 1) << SHIFT_AT.value
+    return entry
 
 
 @triton.jit(do_not_specialize=["blocks", "width", "level", "first"])
@@ -106,8 +117,8 @@ def append_shared_kernel(  # type: ignore[no-untyped-def]
 def pack_lists(levels: Tensor, segments: list[Segment], block_n: int) -> TileLists:
     """levels int8 [rows, nk], contiguous -> the lists of all rows, segment after segment.
 
-    A list takes the tiles of a segment that hold a block whose level is the segment's; SKIP marks
-    the `rest`. block_n: rows of a tile, at most 64 blocks to one.
+    A list takes the tiles of a segment that hold a block whose level is the segment's. block_n:
+    rows of a tile, at most 64 blocks to one.
 
     Raises ValueError for more: the bits of a tile are an int64.
     """
@@ -129,13 +140,9 @@ def pack_tiles(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """entry, bits (no element if every tile is inside one block), count, whole of `pack_lists`.
 
-    codes, firsts, heights: level, first and height of each segment; those below block_n last, the
-    `rest` among them.
+    codes, firsts, heights: level, first and height of each segment; those below block_n last.
     """
     assert heights == sorted(heights, key=lambda height: height < block_n)
-    assert all(
-        height < block_n for code, height in zip(codes, heights, strict=True) if code == SKIP
-    )
     rows, blocks = levels.shape
     width, shared = widths(blocks, heights, block_n)
     entry = levels.new_empty(rows, width, dtype=torch.int32)
@@ -143,7 +150,7 @@ def pack_tiles(
     whole = levels.new_zeros(rows, dtype=torch.int32)
     count = whole
     for code, first, height in zip(codes, firsts, heights, strict=True):
-        tile_zero = word(min(height, block_n), code == SKIP)
+        tile_zero = word(min(height, block_n))
         with torch.cuda.device_of(levels):
             if height >= block_n:
                 append_whole_kernel[(rows,)](

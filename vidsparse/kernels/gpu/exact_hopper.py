@@ -1,0 +1,176 @@
+"""Exact attention over listed key tiles with keys and values through TMA: sm_90 and sm_100.
+
+Same lists, results and launcher as `exact_pointer`, in two forms:
+
+    tma  K and V through host descriptors over the tensors as they stand, q by pointer
+    ws   tma with q through a descriptor made on the device, warps split into one that loads and two
+         groups that compute; opt-in, needs blocks of 128 queries and a few bytes of scratch
+"""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from vidsparse.kernels.gpu.exact import ExactLists
+from vidsparse.kernels.gpu.exact_pointer import launch
+from vidsparse.kernels.gpu.operands import QueryRows, Tiling, padded_width
+from vidsparse.kernels.gpu.softmax import LOWEST, finish, take_products
+
+GRID_BYTES = 16
+"""TMA's alignment of bases and strides."""
+
+
+@triton.jit(do_not_specialize=["order_head", "heads", "tokens", "q_blocks", "width"])
+def exact_tiles_hopper_kernel(  # type: ignore[no-untyped-def]
+    p_q,
+    d_k,
+    d_v,
+    p_entry,
+    p_count,
+    p_start,
+    p_rows,
+    p_order,
+    p_out,
+    p_lse,
+    q_batch,
+    q_head,
+    q_token,
+    out_batch,
+    out_head,
+    out_token,
+    scale,
+    order_head,
+    heads,
+    tokens,
+    q_blocks,
+    width,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    PARTS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    ORDERED: tl.constexpr,
+    STAGES: tl.constexpr,
+    SPECIALISED: tl.constexpr,
+):
+    """`exact_tiles_kernel` with descriptors d_k, d_v of [B, H, S, D] in tiles of [1, 1, BN, DP].
+
+    Columns past D are filled with zeros. SPECIALISED reads q by position through a descriptor,
+    which fills what lies outside the tensor with zeros; rows of the next query block that it reads
+    are not stored.
+    """
+    i_part = tl.program_id(0)
+    i_block = i_part // PARTS
+    i_bh = tl.program_id(1).to(tl.int64)
+    i_b = i_bh // heads
+    i_h = i_bh % heads
+    first = (i_part % PARTS) * BM
+    o_m = first + tl.arange(0, BM)
+    o_d = tl.arange(0, DP)
+    rows = tl.load(p_rows + i_block)
+    start = tl.load(p_start + i_block)
+    q_base = p_q + i_b * q_batch + i_h * q_head
+    if SPECIALISED:
+        d_q = tl.make_tensor_descriptor(
+            q_base, shape=[tokens, D], strides=[q_token, 1], block_shape=[BM, DP]
+        )
+        b_q = d_q.load([(start + first).to(tl.int32), 0])
+    else:
+        m_m = o_m < rows
+        m_q = m_m[:, None]
+        if D < DP:
+            m_q = m_q & (o_d < D)[None, :]
+        o_q = start + o_m
+        if ORDERED:
+            o_q = tl.load(p_order + i_bh * order_head + o_q, mask=m_m, other=0)
+        b_q = tl.load(q_base + o_q[:, None] * q_token + o_d[None, :], mask=m_q, other=0.0)
+    i_row = i_bh * q_blocks + i_block
+    p_next = p_entry + i_row * width
+    last = tl.where(first < rows, tl.load(p_count + i_row), 0)
+    batch, head = i_b.to(tl.int32), i_h.to(tl.int32)
+
+    b_max = tl.full([BM], LOWEST, tl.float32)
+    b_sum = tl.zeros([BM], tl.float32)
+    b_acc = tl.zeros([BM, DP], tl.float32)
+    entry = tl.load(p_next)
+    for i in tl.range(0, last, num_stages=STAGES, warp_specialize=SPECIALISED):
+        if SPECIALISED:  # the pass that splits the warps refuses an entry carried over turns
+            entry = tl.load(p_next + i)
+        b_k = d_k.load([batch, head, entry, 0]).reshape([BN, DP])
+        b_v = d_v.load([batch, head, entry, 0]).reshape([BN, DP])
+        if not SPECIALISED:
+            entry = tl.load(p_next + i + 1)
+        b_s = tl.dot(b_q, b_k.T)
+        b_max, b_sum, b_acc = take_products(b_s, scale, b_v, b_max, b_sum, b_acc)
+
+    b_out, b_lse = finish(b_max, b_sum, b_acc)
+    # offsets and masks are made anew: kept through the loop they would take 40 registers
+    m_m = o_m < tl.load(p_rows + i_block, volatile=True)
+    m_q = m_m[:, None]
+    if D < DP:
+        m_q = m_q & (o_d < D)[None, :]
+    o_q = tl.load(p_start + i_block, volatile=True) + o_m
+    if ORDERED:
+        o_q = tl.load(p_order + i_bh * order_head + o_q, mask=m_m, other=0, volatile=True)
+    p_o = p_out + i_b * out_batch + i_h * out_head + o_q[:, None] * out_token + o_d[None, :]
+    tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=m_q)
+    tl.store(p_lse + i_bh * tokens + o_q, b_lse, mask=m_m)
+
+
+def exact_tiles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: ExactLists,
+    rows: QueryRows,
+    out: Tensor,
+    lse: Tensor,
+    shape: Tiling,
+    form: str,
+) -> None:
+    """`ExactEngine.run` in form "tma" or "ws".
+
+    Raises ValueError for tensors off TMA's grid of 16 bytes.
+    """
+    special = form == "ws"
+    if special and rows.order is not None:
+        q = _gathered(q, rows.order)
+    for name, x in (("k", k), ("v", v), *[("q", q)] * special):
+        _check_grid(name, x, form)
+    tile = [1, 1, shape.block_n, padded_width(q.shape[3])]
+    keys = tuple(TensorDescriptor(x, list(x.shape), list(x.stride()), tile) for x in (k, v))
+
+    def run() -> None:
+        if special:
+            triton.set_allocator(_scratch)
+        operands = q, lists, rows, out, lse, shape
+        launch(exact_tiles_hopper_kernel, keys, (), *operands, SPECIALISED=special)
+
+    copy_context().run(run)  # what run sets is gone after it: the caller's allocator stays
+
+
+def _gathered(q: Tensor, order: Tensor) -> Tensor:
+    """q [B, H, S, D] in an order of all heads, int64 [S], or of each, [B, H, S]."""
+    if order.ndim == 1:
+        return q.index_select(2, order)
+    return q.gather(2, order[..., None].expand(q.shape))
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory for descriptors made on the device; torch aligns to more than any of them needs."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def _check_grid(name: str, x: Tensor, form: str) -> None:
+    size = x.element_size()
+    if x.data_ptr() % GRID_BYTES or any(stride * size % GRID_BYTES for stride in x.stride()[:3]):
+        raise ValueError(
+            f"{name} with strides {x.stride()} of {size} bytes: form {form!r} needs every row on "
+            "the 16-byte grid; use form 'pointer'"
+        )

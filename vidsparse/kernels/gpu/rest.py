@@ -1,0 +1,160 @@
+"""From a plan and the (O, LSE) of its lists to the rest merge: means, moments, tilt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from vidsparse.blocks import Blocks
+from vidsparse.kernels.gpu.operands import QueryRows, padded_width
+from vidsparse.kernels.gpu.pool import block_means
+from vidsparse.kernels.gpu.rest_merge import Means, ShortBlocks, rest_merge
+from vidsparse.kernels.gpu.summary import block_moments, rows_for, summarise
+from vidsparse.plan import SKIP, BlockPlan
+
+MOMENT_BYTES = 256 * 2**20
+"""Of the block moments, and of the moments of query blocks, that are in memory at a time."""
+
+
+Part = tuple[slice, slice]
+"""Of batch and heads."""
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Of `rest_merge`, all but the moment."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    levels: Tensor
+    rows: QueryRows
+    out: Tensor
+    lse: Tensor
+    means: Means | None
+    tilt: Tensor | None
+    short: ShortBlocks | None
+
+    def of(self, part: Part) -> Operands:
+        """The same of some heads."""
+        assert self.means is not None
+        q, k, v, levels, out, lse = (
+            x[part] for x in (self.q, self.k, self.v, self.levels, self.out, self.lse)
+        )
+        rows = replace(self.rows, order=_order_of(self.rows.order, part))
+        means = replace(self.means, k=self.means.k[part], v=self.means.v[part])
+        tilt = None if self.tilt is None else self.tilt[part]
+        return Operands(q, k, v, levels, rows, out, lse, means, tilt, self.short)
+
+    def merge(
+        self, moment: Tensor | None = None, first: int = 0, blocks: int | None = None
+    ) -> None:
+        """Run the kernel, on the query blocks first .. first + blocks - 1 alone if so asked."""
+        operands = self.q, self.k, self.v, self.levels, self.rows, self.out, self.lse
+        rest_merge(*operands, self.means, self.tilt, moment, self.short, first, blocks)
+
+
+def merge(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    rows: QueryRows,
+    out: Tensor,
+    lse: Tensor,
+    start: Tensor,
+    order: Tensor | None = None,
+    short: ShortBlocks | None = None,
+) -> None:
+    """Add to out and lse, in place, what the lists of a plan leave out.
+
+    k, v [B, H, R, D']: block j of the plan from position start[j] on, int64 [nk], position t at row
+    order[.., t], None: t. short: blocks that are read here if they are listed; None: there is none.
+    """
+    levels = plan.levels.contiguous()
+    if plan.rest == SKIP:
+        if short is not None:
+            Operands(q, k, v, levels, rows, out, lse, None, None, short).merge(None)
+        return
+    count, moved, video = _blocks(plan.k_blocks, q.device)
+    depth, place = q.shape[3], (start, count, plan.k_blocks.size)
+    k, v = k[..., :depth], v[..., :depth]
+    tokens = video if plan.first_order == "global" else 0
+    draft, mean_k, mean_v, moment = summarise(k, v, *place, moved, order, tokens)
+    means = Means(mean_k, mean_v, _bias(plan.k_blocks, q.device))
+    tilt = None if plan.rest_bias is None else plan.rest_bias.contiguous()
+    operands = Operands(q, k, v, levels, rows, out, lse, means, tilt, short)
+    if plan.first_order == "row":
+        _merge_by_rows(operands, plan, start, count, order, draft)
+    else:
+        operands.merge(moment if tokens else None)
+
+
+def _merge_by_rows(
+    operands: Operands,
+    plan: BlockPlan,
+    start: Tensor,
+    count: Tensor,
+    order: Tensor | None,
+    draft: Tensor,
+) -> None:
+    """The rest merge with a moment of each query block, a few heads and query blocks at a time."""
+    batch, heads, _, depth = operands.q.shape
+    width = padded_width(depth)
+    own = max(1, MOMENT_BYTES // (len(plan.k_blocks) * width**2 * 4))
+    for b, h in product(range(batch), range(0, heads, own)):
+        part = slice(b, b + 1), slice(h, h + own)
+        some = operands.of(part)
+        place = start, count, plan.k_blocks.size, _order_of(order, part)
+        moments = block_moments(some.k, some.v, *place).flatten(3)  # [nk, 1, own, P * P]
+        weight = _weights(some, plan, part, draft[part])
+        few = max(1, MOMENT_BYTES // (moments.shape[2] * width**2 * 4))
+        for i in range(0, len(plan.q_blocks), few):
+            row = weight[:, :, i : i + few]
+            moment = torch.einsum("bhqk,kbhm->bhqm", row, moments).to(some.q.dtype)
+            some.merge(moment.unflatten(3, (width, width)), i, row.shape[2])
+
+
+def _weights(some: Operands, plan: BlockPlan, part: Part, draft: Tensor) -> Tensor:
+    """float32 [B, H, nq, nk]: w_ij / n_j of `summary`, 0 where block j is not read as rest.
+
+    Queries with a number that is not finite have no part in the means of their blocks.
+    """
+    q, rows = some.q, some.rows
+    finite = q.isfinite().all(-1, keepdim=True)
+    ones = finite.to(q.dtype).expand(-1, -1, -1, 16)
+    place = rows.start, rows.count, rows.size, rows.order
+    share = block_means(ones, *place)[..., :1]
+    mean = block_means(torch.where(finite, q, 0.0), *place) / share
+    count = plan.k_blocks.on(q.device).count.float()
+    logit = q.shape[3] ** -0.5 * (mean @ draft.mT) + count.log()
+    if some.tilt is not None:
+        logit = logit + some.tilt
+    unread = ~plan.read_as_rest()[part]
+    weight: Tensor = logit.masked_fill(unread, float("-inf")).softmax(-1)
+    return weight.masked_fill(unread, 0.0) / count
+
+
+def _order_of(order: Tensor | None, part: Part) -> Tensor | None:
+    """The order of some heads, contiguous."""
+    return order if order is None or order.ndim == 1 else order[part].contiguous()
+
+
+@lru_cache(maxsize=16)
+def _blocks(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """count int32 [nk], whether a block is of the video int32 [nk], tokens of the video."""
+    with torch.inference_mode(False):  # the cached tensors must serve every grad mode
+        moved = (~blocks.text).to(device, torch.int32)
+        return blocks.count.to(device, torch.int32), moved, int(blocks.count[~blocks.text].sum())
+
+
+@lru_cache(maxsize=16)
+def _bias(blocks: Blocks, device: torch.device) -> Tensor:
+    """float32 [R], log2 of the tokens of a block, -inf past the last one."""
+    with torch.inference_mode(False):
+        past = rows_for(len(blocks)) - len(blocks)
+        return torch.nn.functional.pad(blocks.count, (0, past)).double().log2().float().to(device)
