@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidsparse.blocks import Blocks
 from vidsparse.kernels.reference import pool
-from vidsparse.plan import SKIP, BlockPlan
+from vidsparse.plan import BlockPlan
 
 
 def block_means(x: Tensor, start: Tensor, count: Tensor) -> Tensor:
@@ -53,29 +53,88 @@ def draft_scores(
     return blocked
 
 
-def pack_lists(plan: BlockPlan, first: dict[int, int], rows: int) -> tuple[Tensor, Tensor]:
-    """bool [B * H * nq, rows]: rows of the key buffer that a list names, and those named as `rest`.
+def pack_exact(levels: Tensor, first: Tensor, pieces: int, step: int) -> list[list[int]]:
+    """The list of every row of levels [B, H, nq, nk]: blocks of level 0, as first + step * piece."""
+    lists = []
+    for row in levels.flatten(0, 2).tolist():
+        blocks = [at for level, at in zip(row, first.tolist(), strict=True) if level == 0 <= at]
+        lists.append([at + step * piece for at in blocks for piece in range(pieces)])
+    return lists
 
-    first: first row of each level, size >> level rows to a block. No list names a row twice.
+
+def exact_tiles(
+    q: Tensor, k: Tensor, v: Tensor, entry: Tensor, count: Tensor, block_n: int, blocks: Blocks
+) -> tuple[Tensor, Tensor]:
+    """Attention of every query over the tiles that the list of its block names.
+
+    q [B, H, S, D], blocks: its cut; k, v [B, H, R, D']; entry [B, H, nq, W]: first rows of tiles of
+    block_n, of which a list uses count [B, H, nq]. Returns out [B, H, S, D] and LSE [B, H, S].
     """
-    level_map, listed = plan.level_map().flatten(0, 2), plan.levels.flatten(0, 2) != SKIP
-    named, rest = level_map.new_zeros(2, len(level_map), rows, dtype=torch.bool)
+    used = torch.arange(entry.shape[3], device=q.device) < count[..., None]
+    rows = entry.long().where(used, 0)[..., None] + torch.arange(block_n, device=q.device)
+    named = used[..., None].expand(rows.shape).flatten(3).long()
+    none = named.new_zeros(*entry.shape[:3], k.shape[2])
+    return _attention(q, k, v, none.scatter_add(3, rows.flatten(3), named), None, blocks)
+
+
+def rest_merge(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    moment: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What the rest merge makes of attention over the listed full blocks of a plan of level 0.
+
+    q [B, H, S, D], k, v [B, H, S, D] in the order of the plan; moment [B, H, DP, DP] or
+    [B, H, nq, DP, DP]: of the first-order term, None without one. Returns out and LSE: of the
+    listed blocks, short ones among them, and of those that are read as rest.
+    """
+    blocks, depth, owner = plan.k_blocks, q.shape[3], plan.q_blocks.owner.to(q.device)
+    q, k, v = q.double(), k.double(), v.double()
+    token = (plan.levels == 0)[..., blocks.owner.to(q.device)][:, :, owner]
+    means, values = (block_means(x, blocks.start, blocks.count) for x in (k, v))
+    score = q @ k.mT / depth**0.5
+    draft = q @ means.mT / depth**0.5 + blocks.count.to(q).log()
+    if plan.rest_bias is not None:
+        draft = draft + plan.rest_bias[:, :, owner].double()
+    read = plan.read_as_rest()[:, :, owner]
+    both = torch.cat(
+        [score.masked_fill(~token, -torch.inf), draft.masked_fill(~read, -torch.inf)], 3
+    )
+    lse = both.logsumexp(3)
+    weight = (both - lse.masked_fill(lse.isinf(), 0.0)[..., None]).exp()
+    out = weight @ torch.cat([v, values], 2)
+    if moment is not None:
+        part = moment[..., :depth, :depth].double()
+        term = q @ part if part.ndim == 4 else (q[..., None, :] @ part[:, :, owner]).squeeze(3)
+        out = out + weight[..., len(blocks.owner) :].sum(3, keepdim=True) * term / depth**0.5
+    merged: Tensor = out
+    return merged, lse
+
+
+def pack_lists(plan: BlockPlan, first: dict[int, int], rows: int) -> Tensor:
+    """bool [B * H * nq, rows]: rows of the key buffer that a list names, none of them twice.
+
+    first: first row of each level, size >> level rows to a block.
+    """
+    levels = plan.levels.flatten(0, 2)
+    named = levels.new_zeros(len(levels), rows, dtype=torch.bool)
     for level, at in first.items():
         height = plan.k_blocks.size >> level
         part = slice(at, at + height * len(plan.k_blocks))
-        named[:, part] = (level_map == level).repeat_interleave(height, 1)
-        rest[:, part] = ((level_map == level) & ~listed).repeat_interleave(height, 1)
-    return named, rest
+        named[:, part] = (levels == level).repeat_interleave(height, 1)
+    return named
 
 
 def named_rows(
     entry: Tensor, bits: Tensor | None, count: Tensor, whole: Tensor, block_n: int, rows: int
-) -> tuple[Tensor, Tensor]:
-    """int64 [n, rows]: how often packed lists name each row of the key buffer, and as `rest`.
+) -> Tensor:
+    """int64 [n, rows]: how often packed lists name each row of the key buffer.
 
-    entry int32 [n, W], of which a list uses the first count [n]: rest << 30 | shift << 24 | tile of
-    block_n rows. The first whole [n] of them want all rows, the others those that bits int64 [n, V]
-    say, from 0 on: bit i wants the i-th 2^shift.
+    entry int32 [n, W], of which a list uses the first count [n]: shift << 24 | tile of block_n
+    rows. The first whole [n] of them want all rows, the others those that bits int64 [n, V] say,
+    from 0 on: bit i wants the i-th 2^shift.
     """
     assert bool((whole <= count).all() and (count < entry.shape[1]).all()), "no room for the spare"
     place = torch.arange(entry.shape[1], device=entry.device)
@@ -92,46 +151,52 @@ def named_rows(
     row = (word & 0xFFFFFF) * block_n + lane
     assert int(row.max()) < rows, f"a list names row {int(row.max())} of {rows}"
     none = wanted.new_zeros(len(entry), rows)
-    counted = wanted, wanted * (word >> 30)
-    named, rest = (none.scatter_add(1, row.flatten(1), each.flatten(1)) for each in counted)
-    return named, rest
+    return none.scatter_add(1, row.flatten(1), wanted.flatten(1))
 
 
-def sparse_forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, named: Tensor, rest: Tensor, blocks: Blocks
-) -> tuple[Tensor, Tensor, Tensor]:
+def levels_forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, named: Tensor, blocks: Blocks
+) -> tuple[Tensor, Tensor]:
     """Attention of every query over the rows of the key buffer that the list of its block names.
 
     q [B, H, S, D], blocks: its cut; k, v [B, H, R, DP]; bias [R], log2 of the tokens behind a row;
-    named, rest [B * H * nq, R], 0 or 1, as `named_rows` gives them. Returns out [B, H, S, D], LSE
-    [B, H, S] and the share of the `rest` rows [B, H, S].
+    named [B * H * nq, R], 0 or 1, as `named_rows` gives it. Returns out [B, H, S, D] and LSE
+    [B, H, S].
     """
-    named, rest = (
-        x.view(*q.shape[:2], len(blocks), -1)[:, :, blocks.owner.to(q.device)]
-        for x in (named, rest)
-    )
+    named = named.view(*q.shape[:2], len(blocks), -1)
+    return _attention(q, k, v, named, bias.double() * log(2), blocks)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, named: Tensor, bias: Tensor | None, blocks: Blocks
+) -> tuple[Tensor, Tensor]:
+    """Over the rows that named [B, H, nq, R] is not 0 for; bias [R] in natural log."""
     k, v = (x[..., : q.shape[3]].double() for x in (k, v))
-    score = q.double() @ k.mT / q.shape[3] ** 0.5 + bias.double() * log(2)
-    score = score.masked_fill(named == 0, float("-inf"))
+    score = q.double() @ k.mT / q.shape[3] ** 0.5
+    score = score if bias is None else score + bias
+    unnamed = (named == 0)[:, :, blocks.owner.to(q.device)]
+    score = score.masked_fill(unnamed, float("-inf"))
     lse = torch.logsumexp(score, -1)
     weight = (score - lse.masked_fill(lse.isinf(), 0.0)[..., None]).exp()
-    return weight @ v, lse, (weight * rest).sum(-1)
+    return weight @ v, lse
 
 
-def add_first_order(q: Tensor, moment: Tensor, rest: Tensor, out: Tensor) -> Tensor:
-    """out + rest * (q moment) / sqrt(D), [B, H, S, D]; moment [B, H, DP, DP], rest [B, H, S]."""
-    depth = q.shape[3]
-    term = q.double() @ moment[..., :depth, :depth].double() / depth**0.5
-    total: Tensor = out.double() + rest.double()[..., None] * term
-    return total
+def summarise(k: Tensor, v: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
+    """Means of keys and of values [B, H, n, D], and (1 / N) sum of H_j over the video, [B, H, D, D].
+
+    N: tokens of the video.
+    """
+    video = ~blocks.on(k.device).text
+    moments = block_moments(k, v, blocks)[video].sum(0) / int(blocks.count[~blocks.text].sum())
+    keys, values = (block_means(x, blocks.start, blocks.count) for x in (k, v))
+    return keys, values, moments
 
 
-def taylor_state(k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
-    """(1 / N) sum_n (k_n - mean of its block)^T v_n over the N video tokens, [B, H, D, D]."""
-    owner = blocks.owner.to(k.device)
-    video = ~blocks.on(k.device).text[owner]
-    centred = k.double() - block_means(k, blocks.start, blocks.count)[:, :, owner]
-    return centred[:, :, video].mT @ v[:, :, video].double() / int(video.sum())
+def block_moments(k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
+    """H_j = sum over the tokens n of block j of (k_n - their mean)^T v_n, [n, B, H, D, D]."""
+    spans = zip(blocks.start.tolist(), blocks.count.tolist(), strict=True)
+    parts = [(k[:, :, a : a + n].double(), v[:, :, a : a + n].double()) for a, n in spans]
+    return torch.stack([(x - x.mean(2, keepdim=True)).mT @ y for x, y in parts])
 
 
 def key_mean(x: Tensor, bias: Tensor) -> Tensor:
