@@ -26,7 +26,7 @@ from vidsparse.config import SparseConfig, presets
 from vidsparse.decision import check_config
 from vidsparse.estimator import mean
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.gpu import engine, support
+from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, rest, support
 from vidsparse.pipelines import guard
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import StepContext
@@ -34,8 +34,9 @@ from vidsparse.plan import StepContext
 DEVICE = torch.device("cuda:0")
 GRID = TokenGrid(5, 16, 22, text_tokens=77, text_first=True)
 CACHES: tuple[Any, ...] = (
-    *(geometry.plan_geometry, mean._pieces, engine.query_rows, engine.key_layout),
-    engine._video,
+    *(geometry.plan_geometry, mean._pieces, engine._rows, levels_engine.key_layout),
+    *(exact_engine.key_place, exact_engine._full_rows, exact_engine._rows_of_tokens),
+    *(rest._blocks, rest._bias),
 )
 
 
@@ -98,10 +99,11 @@ def test_presets(preset: str, hoisted: bool, cuda: torch.device) -> None:
     assert result.finite.shape == (4,) and result.finite.dtype == torch.bool
 
 
-@pytest.mark.parametrize("qk", ["native", "int8"])
-@pytest.mark.parametrize("form", ["pointer", "tma", "ws"])
-def test_forms(form: str, qk: str, cuda: torch.device) -> None:
-    result = run(cuda, "balanced", f"kernel.form={form}", f"kernel.qk={qk}", "kernel.block_q=128")
+@pytest.mark.parametrize(
+    "how", ["form=pointer", "form=tma", "form=ws", "qk=int8"], ids=lambda how: how.split("=")[1]
+)
+def test_forms(how: str, cuda: torch.device) -> None:
+    result = run(cuda, "balanced", f"kernel.{how}", "kernel.block_q=128")
     assert result.reason is None and result.out.device == cuda
 
 

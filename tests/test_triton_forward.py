@@ -6,10 +6,7 @@ in a process of its own: what is interpreted there cannot be compiled later.
 """
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,12 +15,15 @@ from torch import Tensor
 from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
-from vidsparse.plan import SKIP, BlockPlan
+from vidsparse.plan import SKIP, BlockPlan, FirstOrder
 
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
 
-from vidsparse.kernels.gpu import engine, forward, support
+import far
+
+from vidsparse.kernels.gpu import engine, levels_forward, support
+from vidsparse.kernels.gpu import rest as rest_of_plan
 
 pytestmark = pytest.mark.interp
 
@@ -41,8 +41,6 @@ TOLERANCES = {torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 LSE_TOLERANCE = 1e-4
 """Absolute, where the reference rounds the means as the engine does: the kernel's own error."""
 
-PACKAGE = Path(forward.__file__).parents[2]
-
 
 def level_plan(grids: str, block_q: int, block_k: int, kind: str, heads: int = 2) -> BlockPlan:
     """Random levels, "mixed" over all or "exact" ones; with an empty and a full row."""
@@ -58,9 +56,21 @@ def level_plan(grids: str, block_q: int, block_k: int, kind: str, heads: int = 2
 
 
 def with_rest(plan: BlockPlan, rest: str) -> BlockPlan:
+    """rest: "skip", "centroid", or a first-order term; "row" comes with a bias."""
     if rest == "skip":
         return plan
-    return plan.with_rest(plan.k_blocks.levels, "global" if rest == "global" else "none")
+    bias = torch.randn(plan.levels.shape) if rest == "row" else None
+    order: FirstOrder = "none" if rest == "centroid" else rest  # type: ignore[assignment]
+    return plan.with_rest(plan.k_blocks.levels, order, bias)
+
+
+def with_orders(plan: BlockPlan) -> BlockPlan:
+    """An order of queries and one of keys for every head."""
+    rows = plan.levels.shape[:2]
+    orders = (
+        torch.rand(*rows, blocks.tokens).argsort(-1) for blocks in (plan.q_blocks, plan.k_blocks)
+    )
+    return plan.with_orders(*orders)
 
 
 def tensors(plan: BlockPlan, depth: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -103,12 +113,30 @@ def assert_matches(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> None:
     assert ((lse.double() - want_lse)[~empty].abs() <= LSE_TOLERANCE).all()
 
 
-@pytest.mark.parametrize("rest", ["skip", "centroid", "global"])
+@pytest.mark.parametrize("rest", ["skip", "centroid", "global", "row"])
 @pytest.mark.parametrize("kind", ["exact", "mixed"])
 @pytest.mark.parametrize("grids", ["337", "text-first", "text-last"])
 def test_any_plan(grids: str, kind: str, rest: str) -> None:
     plan = with_rest(level_plan(grids, 128, 64, kind), rest)
     assert_matches(*tensors(plan, 64), plan)
+
+
+@pytest.mark.parametrize("rest", ["skip", "global", "row"])
+@pytest.mark.parametrize("kind", ["exact", "mixed"])
+@pytest.mark.parametrize("grids", ["cross", "text-first"])
+def test_orders_of_heads(grids: str, kind: str, rest: str) -> None:
+    plan = with_orders(with_rest(level_plan(grids, 64, 64, kind), rest))
+    assert_matches(*tensors(plan, 64), plan)
+
+
+def test_moments_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head and a query block at a time, as where all of them would fill the memory."""
+    plan = with_orders(with_rest(level_plan("text-first", 64, 64, "exact"), "row"))
+    q, k, v = tensors(plan, 64)
+    whole, _ = engine.execute(q, k, v, plan)
+    monkeypatch.setattr(rest_of_plan, "MOMENT_BYTES", 1)
+    pieces, _ = engine.execute(q, k, v, plan)
+    assert (pieces - whole).norm() <= 1e-6 * whole.norm()
 
 
 @pytest.mark.parametrize("blocks", [(64, 128), (128, 32), (16, 16), (32, 64)], ids=str)
@@ -125,11 +153,12 @@ def test_odd_lengths(grids: str, rest: str) -> None:
     assert_matches(*tensors(plan, 64), plan)
 
 
-@pytest.mark.parametrize("rest", ["skip", "centroid", "global"])
+@pytest.mark.parametrize("rest", ["skip", "global", "row"])
 @pytest.mark.parametrize("depth", [64, 96, 128, 40])
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_dtypes(dtype: torch.dtype, depth: int, rest: str) -> None:
-    plan = with_rest(level_plan("text-first", 128, 128, "mixed", heads=1), rest)
+    kind = "mixed" if depth < 100 else "exact"
+    plan = with_rest(level_plan("text-first", 128, 128, kind, heads=1), rest)
     assert_matches(*tensors(plan, depth, dtype), plan)
 
 
@@ -170,8 +199,9 @@ def test_rising_scores() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")
-def test_bad_query_stays_alone() -> None:
-    plan = with_rest(level_plan("text-first", 64, 64, "mixed"), "global")
+@pytest.mark.parametrize("kind", ["exact", "mixed"])
+def test_bad_query_stays_alone(kind: str) -> None:
+    plan = with_rest(level_plan("text-first", 64, 64, kind), "global")
     q, k, v = tensors(plan, 64)
     clean, _ = engine.execute(q, k, v, plan)
     q = q.clone(memory_format=torch.preserve_format)
@@ -187,69 +217,36 @@ def test_tilings_divide_their_blocks(arch: tuple[int, int]) -> None:
     for dtype in TOLERANCES:
         for block_q in engine.BLOCK_SIZES:
             for block_k in engine.BLOCK_SIZES:
-                shape = forward.tiling(dtype, arch, block_q, block_k)
+                shape = levels_forward.tiling(dtype, arch, block_q, block_k)
                 assert block_q % shape.block_m == 0 and 16 <= shape.block_n <= block_k
-
-
-def test_an_unknown_device_takes_the_portable_tiling_and_says_so_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    forward.say_unknown.cache_clear()
-    for _ in range(2):
-        shape = forward.tiling(torch.bfloat16, (13, 1), 128, 64)
-    assert shape == forward.tiling(torch.bfloat16, (12, 0), 128, 64)
-    assert [record.getMessage()[:23] for record in caplog.records] == ["compute capability 13.1"]
-
-
-OFFSETS = """
-import sys
-sys.path[:0] = [{tests!r}, {package!r}]
-import resource
-import interpreter
-import torch
-interpreter.install()
-from vidsparse.kernels.gpu import oracles
-from vidsparse.kernels.gpu.forward import *
-from vidsparse.kernels.gpu.operands import *
-from vidsparse.kernels.gpu.taylor import add_first_order
-from vidsparse.blocks import Blocks
-HEADS, N, D = 3, 130, 64
-FAR = 2**30 + 1024  # between heads of keys; heads 2 start past 2^31 elements
-def rows_of(stride):
-    memory = torch.empty((N - 1) * stride + HEADS * D, dtype=torch.float16)
-    return memory.as_strided((1, HEADS, N, D), (0, D, stride, 1))
-def heads_of(stride):
-    memory = torch.empty((HEADS - 1) * stride + 128 * D, dtype=torch.float16)
-    return memory.as_strided((1, HEADS, 128, D), (0, stride, D, 1))
-q, out = rows_of(2**24), rows_of(2**24)  # between tokens; the last ones lie past 2^31 elements
-k, v = heads_of(FAR), heads_of(FAR)
-torch.manual_seed(0)
-for x in (q, k, v):
-    x.copy_(torch.randn(x.shape))
-lse, rest = torch.empty(1, HEADS, N), torch.empty(1, HEADS, N)
-entry = torch.tensor([[0, 1 | 1 << 30, 0]], dtype=torch.int32).repeat(2 * HEADS, 1) | 6 << 24
-count = torch.full((2 * HEADS,), 2, dtype=torch.int32)
-rows = QueryRows(torch.tensor([0, 128]), torch.tensor([128, 2], dtype=torch.int32), 128)
-bits, whole = torch.ones(2 * HEADS, 2, dtype=torch.int64), count // 2
-keys, lists = Keys(k, v, torch.zeros(128)), TileLists(entry, bits, count, whole)
-moment = torch.randn(1, HEADS, D, D).half()
-sparse_forward(q, keys, lists, rows, Tiling(128, 64, 8, 3), out, lse, rest)
-add_first_order(q, moment, rest, out)
-named = oracles.named_rows(entry, bits, count, whole, 64, 128)
-blocks = Blocks(rows.start, rows.count.long(), torch.zeros(2, dtype=torch.bool), 128)
-want, _, share = oracles.sparse_forward(q, k, v, keys.bias, *named, blocks)
-want = oracles.add_first_order(q, moment, share, want)
-assert (out.double() - want).norm() < 1e-3 * want.norm()
-assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20
-print("right")
-"""
 
 
 def test_offsets_past_2_31_elements() -> None:
     """Four tensors of 4.3 GB of address space, of which only the pages in use are committed."""
-    code = OFFSETS.format(tests=str(Path(__file__).parent), package=str(PACKAGE))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "right", done.stderr
+    far.assert_passes("""
+from vidsparse.kernels.gpu.levels_forward import levels_forward
+from vidsparse.kernels.gpu.operands import Keys, QueryRows, TileLists, Tiling
+HEADS, N, D = 3, 130, 64
+far_head = (1, HEADS, 128, D), (0, 2**30 + 1024, D, 1)  # heads 2 start past 2^31 elements
+far_token = (1, HEADS, N, D), (0, D, 2**24, 1)  # the last tokens lie there
+def at(place):
+    size = 1 + sum((n - 1) * step for n, step in zip(*place))
+    return virtual(size, torch.float16).as_strided(*place)
+q, out, k, v = at(far_token), at(far_token), at(far_head), at(far_head)
+for x in (q, k, v):
+    x.copy_(torch.randn(x.shape))
+lse = torch.empty(1, HEADS, N)
+entry = torch.tensor([[0, 1, 0]], dtype=torch.int32).repeat(2 * HEADS, 1) | 6 << 24
+count = torch.full((2 * HEADS,), 2, dtype=torch.int32)
+rows = QueryRows(torch.tensor([0, 128]), torch.tensor([128, 2], dtype=torch.int32), 128)
+bits, whole = torch.ones(2 * HEADS, 2, dtype=torch.int64), count // 2
+keys, lists = Keys(k, v, torch.zeros(128)), TileLists(entry, bits, count, whole)
+levels_forward(q, keys, lists, rows, Tiling(128, 64, 8, 3), out, lse)
+named = oracles.named_rows(entry, bits, count, whole, 64, 128)
+blocks = Blocks(rows.start, rows.count.long(), torch.zeros(2, dtype=torch.bool), 128)
+want, _ = oracles.levels_forward(q, k, v, keys.bias, named, blocks)
+assert close(out, want)
+""")
 
 
 def test_refusals() -> None:
@@ -258,15 +255,20 @@ def test_refusals() -> None:
     run = engine.execute
     with pytest.raises(ValueError, match=r"'block': the Triton engine .*use impl='reference'$"):
         run(q, k, v, plan.with_rest(6, "block"))
-    shape, order = plan.levels.shape, torch.arange(337).repeat(*plan.levels.shape[:2], 1)
-    for richer, field in (
-        (plan.with_rest(6, "row"), "first_order='row'"),
-        (plan.with_rest(6, "none", torch.zeros(shape)), "rest_bias"),
-        (plan.with_orders(order, None), "order_q and order_k"),
+    order = torch.arange(337)
+    richer = plan.with_orders(order.repeat(*plan.levels.shape[:2], 1), None)
+    with pytest.raises(ValueError, match=r"there can be one order; put .* into the plan's"):
+        run(q, k, v, richer, order=order)
+    with pytest.raises(ValueError, match=r"kernel\.engine='cuda': allowed are auto, .*triton"):
+        run(q, k, v, plan, engine="cuda")
+    levels = level_plan("337", 64, 64, "mixed")
+    for given, how, words in (
+        (levels, {"form": "tma"}, r"form='tma': plans of several levels .* pointer alone"),
+        (levels, {"engine": "cudnn"}, r"engine='cudnn': plans of several levels .*'triton' alone"),
+        (plan, {"form": "ws", "qk": "int8"}, r"form='ws': products in 8 bits .* pointer alone"),
     ):
-        refusal = f"^plan.{field}: the Triton engine does not execute it; use impl='cpu' or impl="
-        with pytest.raises(ValueError, match=refusal):
-            run(q, k, v, richer)
+        with pytest.raises(ValueError, match=words):
+            run(q, k, v, given, **how)
     with pytest.raises(ValueError, match=r"'global'.*rest=-1"):
         run(q, k, v, plan.with_rest(SKIP, "global"))
     with pytest.raises(ValueError, match="rest=3"):

@@ -22,7 +22,13 @@ from torch.library import CustomOpDef, opcheck
 import vidsparse.kernels.gpu
 from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.gpu import engine
+from vidsparse.kernels import reference
+from vidsparse.kernels.gpu import engine, exact_engine, rest, summary
+from vidsparse.kernels.gpu import rest_merge as rest_merge_module
+from vidsparse.kernels.gpu.exact import ExactLists
+from vidsparse.kernels.gpu.exact import triton as ours
+from vidsparse.kernels.gpu.exact_lists import pack_exact
+from vidsparse.kernels.gpu.operands import Tiling
 from vidsparse.plan import SKIP, BlockPlan
 
 pytestmark = pytest.mark.interp
@@ -37,8 +43,9 @@ def operators() -> dict[str, CustomOpDef]:
     """Of all modules of Triton kernels, by their names in torch."""
     folder = Path(vidsparse.kernels.gpu.__file__).parent
     found = {}
-    for path in sorted(folder.glob("[a-z]*.py")):
-        for value in vars(import_module(f"vidsparse.kernels.gpu.{path.stem}")).values():
+    for path in sorted(folder.glob("**/[a-z]*.py")):
+        inside = ".".join(path.relative_to(folder).with_suffix("").parts)
+        for value in vars(import_module(f"vidsparse.kernels.gpu.{inside}")).values():
             if isinstance(value, CustomOpDef):
                 found[value._qualname] = value
     return found
@@ -75,17 +82,39 @@ def select() -> list[tuple[Any, ...]]:
 
 def pack_tiles() -> list[tuple[Any, ...]]:
     levels = torch.randint(SKIP, 3, (6, 11), dtype=torch.int8)
-    return [(levels, [0], [0], [64], 32), (levels, [0, 2, SKIP], [0, 22, 40], [64, 16, 1], 32)]
+    return [(levels, [0], [0], [64], 32), (levels, [0, 2], [0, 22], [64, 16], 32)]
 
 
-def taylor_state() -> list[tuple[Any, ...]]:
-    video = (~BLOCKS.text).nonzero().flatten()
-    return [(tokens(), tokens(), *PLACE, video, order) for order in (None, ORDER)]
+def pack_exact() -> list[tuple[Any, ...]]:
+    levels = torch.randint(SKIP, 1, (2, 2, 3, 11), dtype=torch.int8)
+    return [(levels, torch.arange(11, dtype=torch.int32) * 64, 2, 32, 23)]
 
 
-def add_first_order() -> list[tuple[Any, ...]]:
-    moment, rest = torch.randn(2, 2, 64, 64), torch.rand(2, 2, GRID.tokens)
-    return [(tokens(), moment, rest, tokens())]
+def summarise() -> list[tuple[Any, ...]]:
+    video = (~BLOCKS.text).int()
+    return [(tokens(), tokens(), *PLACE, video, order, n) for order, n in ((None, 70), (ORDER, 0))]
+
+
+def block_moments() -> list[tuple[Any, ...]]:
+    return [(tokens(), tokens(), *PLACE, order) for order in (None, ORDER)]
+
+
+def rest_merge() -> list[tuple[Any, ...]]:
+    q = tokens()
+    levels = torch.randint(SKIP, 1, (2, 2, len(BLOCKS), len(BLOCKS)), dtype=torch.int8)
+    rows = BLOCKS.start, BLOCKS.count.int(), 16
+    means = *torch.randn(2, 2, 2, 64, 64), torch.zeros(64)
+    short = [torch.tensor([3], dtype=torch.int32)] * 3
+    moment = torch.randn(2, 2, 2, 64, 64)
+    return [
+        (q, tokens(), tokens(), levels, *rows, order, tokens(), torch.randn(2, 2, GRID.tokens),
+         *rest, 1, 2)
+        for order, rest in (
+            (None, (*means, None, None, [])),
+            (ORDER, (None, None, None, None, None, short)),
+            (None, (*means, torch.randn(levels.shape), moment, short)),
+        )
+    ]  # fmt: skip
 
 
 def key_mean() -> list[tuple[Any, ...]]:
@@ -102,28 +131,39 @@ def quantise_queries() -> list[tuple[Any, ...]]:
     return [(tokens().half(), *PLACE, 16), (tokens().half(), *PLACE, 16, mean, ORDER)]
 
 
-def sparse_forward() -> list[tuple[Any, ...]]:
+def levels_forward() -> list[tuple[Any, ...]]:
     calls = []
-    for form, rest in (("pointer", False), ("pointer", True), ("tma", True), ("ws", True)):
-        given = problem(masked=rest, rest=rest)
+    for masked in (False, True):
+        given = problem(masked=masked)
         keys, lists, rows, shape = given.keys, given.lists, given.rows, given.shape
-        out, lse, share = (None if x is None else x.zero_() for x in given.outputs())
-        order = torch.randperm(given.q.shape[2]) if rest else None
+        out, lse = (x.zero_() for x in given.outputs())
+        order = torch.randperm(given.q.shape[2]) if masked else None
         calls.append((
             *(given.q, keys.k, keys.v, keys.bias),
             *(lists.entry, lists.bits, lists.count, lists.whole),
-            *(rows.start, rows.count, rows.size, order, out, lse, share, None, None, None),
-            *(shape.block_m, shape.block_n, shape.warps, shape.stages, shape.registers),
-            *(shape.split, form),
+            *(rows.start, rows.count, rows.size, order, out, lse, None, None, None),
+            *(shape.block_m, shape.block_n, shape.warps, shape.stages, shape.split),
         ))  # fmt: skip
     return calls
+
+
+def exact_tiles() -> list[tuple[Any, ...]]:
+    q = torch.randn(2, GRID.tokens, 2, 64).half().transpose(1, 2)
+    entry, count = torch.zeros(2, 2, 1, 3, dtype=torch.int32), torch.ones(2, 2, 1).int()
+    rows = torch.zeros(1, dtype=torch.int64), torch.tensor([GRID.tokens], dtype=torch.int32), 128
+    return [
+        (q, q, q, entry, count, *rows, order, torch.zeros_like(q), torch.zeros(q.shape[:3]),
+         128, 64, 4, 2, None, form)
+        for form, order in (("pointer", None), ("tma", ORDER), ("ws", ORDER))
+    ]  # fmt: skip
 
 
 CALLS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     f"vidsparse::{call.__name__}": call
     for call in (
-        *(block_means, fill_keys, draft_scores, select, pack_tiles, taylor_state, add_first_order),
-        *(key_mean, quantise_keys, quantise_queries, sparse_forward),
+        *(block_means, fill_keys, draft_scores, select, pack_exact, exact_tiles, rest_merge),
+        *(summarise, block_moments, pack_tiles, levels_forward),
+        *(key_mean, quantise_keys, quantise_queries),
     )
 }
 
@@ -140,24 +180,25 @@ def test_operator(name: str) -> None:
 
 
 def test_one_graph() -> None:
-    """The engine of a plan in one graph, equal to the same calls without a graph."""
-    levels = torch.randint(SKIP, 5, (2, 2, len(BLOCKS), len(BLOCKS)), dtype=torch.int8)
-    plan = BlockPlan.from_levels(levels, BLOCKS, BLOCKS, (0, 1, 2, 3, 4)).with_rest(4, "global")
-    shape = engine.tiling_for(tokens(), plan)
-    layout = engine.layout_for(plan, shape.block_n, torch.device("cpu"))
-    rows = engine.query_rows(BLOCKS, torch.device("cpu"))
-    video = (~BLOCKS.text).nonzero().flatten()
+    """The kernels of a plan in one graph, equal to the same calls without a graph."""
+    levels = torch.randint(SKIP, 1, (2, 2, len(BLOCKS), len(BLOCKS)), dtype=torch.int8)
+    plan = BlockPlan.from_levels(levels, BLOCKS, BLOCKS, (0,)).with_rest(4, "global")
+    place = exact_engine.key_place(BLOCKS, 16, "token", False, torch.device("cpu"))
+    shape, rows = Tiling(16, 16, 4, 1), engine.query_rows(BLOCKS, torch.device("cpu"))
+    video, bias = (~BLOCKS.text).int(), rest._bias(BLOCKS, torch.device("cpu"))
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        keys = engine.fill(k, v, layout)
-        lists = engine.lists_for(plan, layout, shape.block_n)
+        lists = ExactLists(*pack_exact(levels, place.entry, 1, 16, place.width))
         out, lse = torch.zeros_like(q), torch.zeros(q.shape[:3])
-        rest = torch.zeros_like(lse)
-        engine.sparse_forward(q, keys, lists, rows, shape, out, lse, rest)
-        engine.add_first_order(q, engine.taylor_state(k, v, *PLACE, video), rest, out)
+        ours.exact_tiles(q, k, v, lists, rows, out, lse, shape, "pointer")
+        _, *pair, moment = summary.summarise(k, v, *PLACE, video, None, 70)
+        operands = q, k, v, levels, rows, out, lse, rest_merge_module.Means(*pair, bias)
+        rest_merge_module.rest_merge(*operands, None, moment, place.short)
         return out, lse
 
     qkv = tokens(), tokens(), tokens()
     graph = torch.compile(run, fullgraph=True, backend="aot_eager")
     for found, want in zip(graph(*qkv), run(*qkv), strict=True):
         assert torch.equal(found, want)
+    want, _ = reference.execute(*(x.double() for x in qkv), plan)
+    assert (run(*qkv)[0] - want).norm() < 3e-6 * want.norm()

@@ -1,10 +1,9 @@
-"""int8 queries and keys: what is rounded, and the sparse forward on them against float64.
+"""int8 queries and keys: what is rounded, and `levels_forward` on them against float64.
 
 TRITON_INTERPRET=1 pytest -m interp
 """
 
 import os
-from typing import Any
 
 import pytest
 import torch
@@ -13,56 +12,48 @@ from torch import Tensor
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
 
-from functools import partial
-
 from tiles import BLOCK_N, Problem, assert_right, problem
 
 from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
-from vidsparse.kernels.gpu import engine, forward, forward_hopper, oracles
+from vidsparse.kernels.gpu import engine, oracles
+from vidsparse.kernels.gpu.levels_forward import levels_forward
 from vidsparse.kernels.gpu.quant import int8_operands, key_mean, quantise_keys, quantise_queries
 from vidsparse.plan import SKIP, BlockPlan
 
 pytestmark = pytest.mark.interp
 
-FORMS: dict[str, Any] = {
-    "pointer": forward.sparse_forward,
-    "tma": partial(forward_hopper.sparse_forward, form="tma"),
-    "ws": partial(forward_hopper.sparse_forward, form="ws"),
-}
 TOLERANCE = 2e-2
 """Relative L2 of the output; 1.3e-2 is what rounding of normal data to int8 costs."""
 
 LSE_TOLERANCE = 5e-2
-"""Absolute, of LSE and rest share: rows of few keys see single logits, off by 1.3e-2 (rms)."""
+"""Absolute: rows of few keys see single logits, off by 1.3e-2 (rms)."""
 
 HALF_STEP = 0.5001
 SCALE_TOLERANCE = 2e-7
 """Relative."""
 
 
-def run(given: Problem, form: str, subtract_mean: bool = True) -> tuple[Tensor, Tensor, Any]:
+def run(given: Problem, subtract_mean: bool = True) -> tuple[Tensor, Tensor]:
     outputs = given.outputs()
     q, keys, scales = int8_operands(given.q, given.keys, given.rows, given.shape, subtract_mean)
     assert q.dtype == keys.k.dtype == torch.int8 and keys.v is given.keys.v
-    FORMS[form](q, keys, given.lists, given.rows, given.shape, *outputs, scales)
+    levels_forward(q, keys, given.lists, given.rows, given.shape, *outputs, scales)
     return outputs
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["plain", "masked+rest"])
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("depth", [64, 96, 128])
-@pytest.mark.parametrize("form", FORMS)
-def test_forward(form: str, depth: int, full: bool) -> None:
+def test_forward(depth: int, masked: bool) -> None:
     """Pooled rows, ragged tiles and an offset common to all keys, which must cost nothing."""
-    given = problem(depth, masked=full, rest=full, key_offset=3.0)
-    assert_right(given, run(given, form), TOLERANCE, LSE_TOLERANCE)
+    given = problem(depth, masked=masked, key_offset=3.0)
+    assert_right(given, run(given), TOLERANCE, LSE_TOLERANCE)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_float16(form: str) -> None:
-    given = problem(64, torch.float16, masked=True, rest=True, counts=(43, 128))
-    assert_right(given, run(given, form), TOLERANCE, LSE_TOLERANCE)
+def test_float16() -> None:
+    given = problem(64, torch.float16, masked=True, counts=(43, 128))
+    assert_right(given, run(given), TOLERANCE, LSE_TOLERANCE)
 
 
 def test_the_mean_is_what_saves_it() -> None:
@@ -70,15 +61,14 @@ def test_the_mean_is_what_saves_it() -> None:
     given = problem(key_offset=8.0)
     want = given.expected()[0]
     kept, removed = (
-        (run(given, "pointer", mean)[0].double() - want).norm() / want.norm()
-        for mean in (False, True)
+        (run(given, mean)[0].double() - want).norm() / want.norm() for mean in (False, True)
     )
     assert removed < TOLERANCE and removed < kept / 2
 
 
 def test_several_tiles_of_queries() -> None:
     given = problem(masked=True, batch=2, counts=(128, 64, 65, 3), block_m=64)
-    assert_right(given, run(given, "pointer"), TOLERANCE, LSE_TOLERANCE)
+    assert_right(given, run(given), TOLERANCE, LSE_TOLERANCE)
 
 
 def assert_rounded(made: Tensor, scale: Tensor, values: Tensor, wanted: Tensor) -> None:

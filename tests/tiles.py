@@ -1,4 +1,4 @@
-"""Random input of the sparse forward, and what it must give by the definition of its lists."""
+"""Random input of `levels_forward`, and what it must give by the definition of its lists."""
 
 from __future__ import annotations
 
@@ -19,28 +19,26 @@ TILES = 9
 
 @dataclass(frozen=True)
 class Problem:
-    """q [B, H, S, D] and the operands of `sparse_forward`; rest: whether shares are wanted."""
+    """q [B, H, S, D] and the operands of `levels_forward`."""
 
     q: Tensor
     keys: Keys
     lists: TileLists
     rows: QueryRows
     shape: Tiling
-    rest: bool
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """out, lse and rest share to write into, full of NaN; out in the dtype of v."""
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """out and lse to write into, full of NaN; out in the dtype of v."""
         batch, heads, tokens, depth = self.q.shape
         out = torch.full((batch, tokens, heads, depth), nan, dtype=self.keys.v.dtype)
-        lse = torch.full(self.q.shape[:3], nan)
-        return out.transpose(1, 2), lse, torch.full_like(lse, nan) if self.rest else None
+        return out.transpose(1, 2), torch.full(self.q.shape[:3], nan)
 
-    def expected(self) -> tuple[Tensor, Tensor, Tensor]:
-        """out, lse and rest share in float64, straight from the definition."""
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """out and lse in float64, straight from the definition."""
         lists, keys = self.lists, self.keys
         packed = lists.entry, lists.bits, lists.count, lists.whole
         rows = oracles.named_rows(*packed, BLOCK_N, TILES * BLOCK_N)
-        return oracles.sparse_forward(self.q, keys.k, keys.v, keys.bias, *rows, self.blocks)
+        return oracles.levels_forward(self.q, keys.k, keys.v, keys.bias, rows, self.blocks)
 
     @property
     def blocks(self) -> Blocks:
@@ -53,7 +51,6 @@ def problem(
     depth: int = 64,
     dtype: torch.dtype = torch.bfloat16,
     masked: bool = False,
-    rest: bool = False,
     batch: int = 1,
     counts: tuple[int, ...] = (128, 43, 128, 1),
     block_m: int = 128,
@@ -79,15 +76,14 @@ def problem(
         x[:, :, real, :depth] = torch.randn(batch, heads, int(real.sum()), depth) + offset
     start = torch.tensor([sum(counts[:i]) for i in range(len(counts))])
     rows = QueryRows(start, torch.tensor(counts, dtype=torch.int32), size)
-    lists = random_lists(batch * heads * len(counts), masked, rest)
-    return Problem(q, Keys(k.to(dtype), v.to(dtype), bias), lists, rows, shape, rest)
+    lists = random_lists(batch * heads * len(counts), masked)
+    return Problem(q, Keys(k.to(dtype), v.to(dtype), bias), lists, rows, shape)
 
 
-def random_lists(rows: int, masked: bool, rest: bool) -> TileLists:
+def random_lists(rows: int, masked: bool) -> TileLists:
     """Each tile at most once, in any order; row 0 lists none, the last one all.
 
-    masked: tiles with bits follow those without, of either kind none in some rows; the last three
-    tiles are `rest` where they have bits and `rest` is set.
+    masked: tiles with bits follow those without, of either kind none in some rows.
     """
     keep = torch.rand(rows, TILES) < 0.6
     keep[0], keep[-1] = False, True
@@ -100,8 +96,7 @@ def random_lists(rows: int, masked: bool, rest: bool) -> TileLists:
         tiles = tiles[torch.randperm(len(tiles))].int()
         shared = torch.arange(len(tiles)) >= whole[row]
         shift = torch.where(shared, torch.randint(0, 7, tiles.shape), 6).int()
-        marked = (shared & (tiles >= 6)).int() * int(rest)
-        entry[row, : len(tiles)] = tiles | shift << 24 | marked << 30
+        entry[row, : len(tiles)] = tiles | shift << 24
         blocks = 2 ** (6 - shift[shared].long())
         used = bits[row, : len(blocks)]
         used[blocks < 64] &= (1 << blocks[blocks < 64]) - 1
@@ -109,18 +104,13 @@ def random_lists(rows: int, masked: bool, rest: bool) -> TileLists:
 
 
 def assert_right(
-    given: Problem,
-    outputs: tuple[Tensor, Tensor, Tensor | None],
-    tolerance: float,
-    lse_tolerance: float,
+    given: Problem, outputs: tuple[Tensor, Tensor], tolerance: float, lse_tolerance: float
 ) -> None:
-    """Relative L2 of the output, absolute error of LSE and share, against float64."""
-    (out, lse, rest), (want, want_lse, want_rest) = outputs, given.expected()
+    """Relative L2 of the output, absolute error of LSE, against float64."""
+    (out, lse), (want, want_lse) = outputs, given.expected()
     empty = want_lse.isinf()
     assert empty.any() and not empty.all()
     assert torch.equal(lse == float("-inf"), empty)
     assert not out[empty].any()
     assert (out.double() - want).norm() <= tolerance * want.norm()
     assert ((lse.double() - want_lse)[~empty].abs() <= lse_tolerance).all()
-    if rest is not None:
-        assert want_rest.any() and (rest.double() - want_rest).abs().max() <= lse_tolerance

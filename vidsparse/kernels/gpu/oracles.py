@@ -54,7 +54,7 @@ def draft_scores(
 
 
 def pack_exact(levels: Tensor, first: Tensor, pieces: int, step: int) -> list[list[int]]:
-    """The list of every row of levels [B, H, nq, nk]: blocks of level 0, as first + step * piece."""
+    """The list of each row of levels [B, H, nq, nk]: blocks of level 0, as first + step * piece."""
     lists = []
     for row in levels.flatten(0, 2).tolist():
         blocks = [at for level, at in zip(row, first.tolist(), strict=True) if level == 0 <= at]
@@ -182,7 +182,7 @@ def _attention(
 
 
 def summarise(k: Tensor, v: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
-    """Means of keys and of values [B, H, n, D], and (1 / N) sum of H_j over the video, [B, H, D, D].
+    """Means of keys and of values [B, H, n, D], and (1 / N) sum of H_j of the video [B, H, D, D].
 
     N: tokens of the video.
     """
