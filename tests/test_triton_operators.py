@@ -23,11 +23,10 @@ import vidsparse.kernels.gpu
 from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
-from vidsparse.kernels.gpu import engine, exact_engine, rest, summary
+from vidsparse.kernels.gpu import engine, exact_engine, exact_lists, rest, summary
 from vidsparse.kernels.gpu import rest_merge as rest_merge_module
 from vidsparse.kernels.gpu.exact import ExactLists
 from vidsparse.kernels.gpu.exact import triton as ours
-from vidsparse.kernels.gpu.exact_lists import pack_exact
 from vidsparse.kernels.gpu.operands import Tiling
 from vidsparse.plan import SKIP, BlockPlan
 
@@ -188,7 +187,7 @@ def test_one_graph() -> None:
     video, bias = (~BLOCKS.text).int(), rest._bias(BLOCKS, torch.device("cpu"))
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        lists = ExactLists(*pack_exact(levels, place.entry, 1, 16, place.width))
+        lists = ExactLists(*exact_lists.pack_exact(levels, place.entry, 1, 16, place.width))
         out, lse = torch.zeros_like(q), torch.zeros(q.shape[:3])
         ours.exact_tiles(q, k, v, lists, rows, out, lse, shape, "pointer")
         _, *pair, moment = summary.summarise(k, v, *PLACE, video, None, 70)

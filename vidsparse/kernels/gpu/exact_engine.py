@@ -79,17 +79,15 @@ def run(
     if engine.addresses == "token" or (rows.order is None and _consecutive(plan.q_blocks)):
         engine.run(q, k, v, lists, rows, out, lse, asked)
         return KeysInPlace(k, v, place)
-    queries = _in_blocks(q, plan.q_blocks, rows.order)
-    found, found_lse = (
-        torch.empty_like(queries),
-        queries.new_empty(queries.shape[:3], dtype=torch.float32),
-    )
+    queries, depth = _in_blocks(q, plan.q_blocks, rows.order), q.shape[3]
+    found = torch.empty_like(queries)
+    found_lse = queries.new_empty(queries.shape[:3], dtype=torch.float32)
     full = QueryRows(*_full_rows(plan.q_blocks, q.device), rows.size)
-    depth = q.shape[3]
-    engine.run(queries[..., :depth], k, v, lists, full, found[..., :depth], found_lse, asked)
+    queries, found = (x.narrow(3, 0, depth) for x in (queries, found))
+    engine.run(queries, k, v, lists, full, found, found_lse, asked)
     at = _rows_of_tokens(plan.q_blocks, q.device)
-    _put(out, found[..., :depth].index_select(2, at), rows.order)
-    _put(lse, found_lse.index_select(2, at), rows.order)
+    for x, into in ((found, out), (found_lse, lse)):
+        _put(into, x.index_select(2, at), rows.order)
     return KeysInPlace(k, v, place)
 
 

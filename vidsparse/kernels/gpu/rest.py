@@ -20,8 +20,21 @@ MOMENT_BYTES = 256 * 2**20
 """Of the block moments, and of the moments of query blocks, that are in memory at a time."""
 
 
-Part = tuple[slice, slice]
-"""Of batch and heads."""
+@dataclass(frozen=True)
+class Part:
+    """Heads first .. first + count - 1 of one of the batch."""
+
+    batch: int
+    first: int
+    count: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """x [B, H, ..] -> [1, count, ..], a view."""
+        return x.narrow(0, self.batch, 1).narrow(1, self.first, self.count)
+
+    def order(self, order: Tensor | None) -> Tensor | None:
+        """Of an order int64 [S] or [B, H, S]: contiguous."""
+        return order if order is None or order.ndim == 1 else self.of(order).contiguous()
 
 
 @dataclass(frozen=True)
@@ -43,11 +56,11 @@ class Operands:
         """The same of some heads."""
         assert self.means is not None
         q, k, v, levels, out, lse = (
-            x[part] for x in (self.q, self.k, self.v, self.levels, self.out, self.lse)
+            part.of(x) for x in (self.q, self.k, self.v, self.levels, self.out, self.lse)
         )
-        rows = replace(self.rows, order=_order_of(self.rows.order, part))
-        means = replace(self.means, k=self.means.k[part], v=self.means.v[part])
-        tilt = None if self.tilt is None else self.tilt[part]
+        rows = replace(self.rows, order=part.order(self.rows.order))
+        means = replace(self.means, k=part.of(self.means.k), v=part.of(self.means.v))
+        tilt = None if self.tilt is None else part.of(self.tilt)
         return Operands(q, k, v, levels, rows, out, lse, means, tilt, self.short)
 
     def merge(
@@ -82,7 +95,7 @@ def merge(
         return
     count, moved, video = _blocks(plan.k_blocks, q.device)
     depth, place = q.shape[3], (start, count, plan.k_blocks.size)
-    k, v = k[..., :depth], v[..., :depth]
+    k, v = k.narrow(3, 0, depth), v.narrow(3, 0, depth)
     tokens = video if plan.first_order == "global" else 0
     draft, mean_k, mean_v, moment = summarise(k, v, *place, moved, order, tokens)
     means = Means(mean_k, mean_v, _bias(plan.k_blocks, q.device))
@@ -107,14 +120,14 @@ def _merge_by_rows(
     width = padded_width(depth)
     own = max(1, MOMENT_BYTES // (len(plan.k_blocks) * width**2 * 4))
     for b, h in product(range(batch), range(0, heads, own)):
-        part = slice(b, b + 1), slice(h, h + own)
+        part = Part(b, h, min(own, heads - h))
         some = operands.of(part)
-        place = start, count, plan.k_blocks.size, _order_of(order, part)
+        place = start, count, plan.k_blocks.size, part.order(order)
         moments = block_moments(some.k, some.v, *place).flatten(3)  # [nk, 1, own, P * P]
-        weight = _weights(some, plan, part, draft[part])
+        weight = _weights(some, plan, part, part.of(draft))
         few = max(1, MOMENT_BYTES // (moments.shape[2] * width**2 * 4))
         for i in range(0, len(plan.q_blocks), few):
-            row = weight[:, :, i : i + few]
+            row = weight.narrow(2, i, min(few, weight.shape[2] - i))
             moment = torch.einsum("bhqk,kbhm->bhqm", row, moments).to(some.q.dtype)
             some.merge(moment.unflatten(3, (width, width)), i, row.shape[2])
 
@@ -128,20 +141,15 @@ def _weights(some: Operands, plan: BlockPlan, part: Part, draft: Tensor) -> Tens
     finite = q.isfinite().all(-1, keepdim=True)
     ones = finite.to(q.dtype).expand(-1, -1, -1, 16)
     place = rows.start, rows.count, rows.size, rows.order
-    share = block_means(ones, *place)[..., :1]
+    share = block_means(ones, *place).narrow(3, 0, 1)
     mean = block_means(torch.where(finite, q, 0.0), *place) / share
     count = plan.k_blocks.on(q.device).count.float()
     logit = q.shape[3] ** -0.5 * (mean @ draft.mT) + count.log()
     if some.tilt is not None:
         logit = logit + some.tilt
-    unread = ~plan.read_as_rest()[part]
+    unread = ~part.of(plan.read_as_rest())
     weight: Tensor = logit.masked_fill(unread, float("-inf")).softmax(-1)
     return weight.masked_fill(unread, 0.0) / count
-
-
-def _order_of(order: Tensor | None, part: Part) -> Tensor | None:
-    """The order of some heads, contiguous."""
-    return order if order is None or order.ndim == 1 else order[part].contiguous()
 
 
 @lru_cache(maxsize=16)
