@@ -23,17 +23,19 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "kernels" / "aot"))
 import aot_cases
 from aot_inspect import Found, amd_code
 from aot_launches import Launch
+from aot_loops import Loop, loops_of
 from aot_targets import ARCHITECTURES
 from gate import table_row
 
-HOPPER = "sparse_forward_hopper"
+HOPPER = "exact_tiles_hopper"
 GOOD = Found(128, 0, 0, 100_000, 8, 8, (3, 3), (2,), True)
 
 
 def kernels() -> set[str]:
     """All that is launched from the host: the others are inlined into these."""
     found = set()
-    for path in Path(vidsparse.kernels.gpu.__file__).parent.glob("[a-z]*.py"):
+    folder = Path(vidsparse.kernels.gpu.__file__).parent
+    for path in folder.glob("[a-z]*.py"):
         for name, value in vars(import_module(f"vidsparse.kernels.gpu.{path.stem}")).items():
             if isinstance(value, triton.JITFunction) and name.endswith("_kernel"):
                 found.add(name.removesuffix("_kernel"))
@@ -54,7 +56,7 @@ def test_every_kernel_is_launched_and_none_compiled_anew(
 
 def launch(
     arch: str = "90",
-    kernel: str = "sparse_forward",
+    kernel: str = "exact_tiles",
     kind: str = "bf16",
     maxnreg: int | None = None,
     **constants: Any,
@@ -95,6 +97,9 @@ def launch(
             ["every wait drains the queue"],
         ),
         ({"waits": ()}, {"kernel": HOPPER}, []),
+        ({"loops": (Loop(374, 12, 12),)}, {}, ["products serialised"]),
+        ({"loops": (Loop(353, 12, 2), Loop(120, 2, 2))}, {}, []),
+        ({"warnings": ("C7512: wgmma serialized",)}, {}, ["ptxas: C7512: wgmma serialized"]),
     ],
 )
 def test_bounds(found: dict[str, Any], asked: dict[str, Any], broken: list[str]) -> None:
@@ -107,10 +112,27 @@ def test_rows() -> None:
     cells, good = table_row(launch(), bad, anew=False, counted=False)
     assert cells[-1] == "extra: spills" and not good
     assert table_row(launch(), GOOD, anew=True, counted=True) == (
-        ("sparse_forward", "bf16 STAGES 3", "sm_90", "8", "128", "0", "97.7", "8", "3/3 ws",
+        ("exact_tiles", "bf16 STAGES 3", "sm_90", "8", "128", "0", "97.7", "8", "3/3 ws", "", "2",
          "compiled anew"),
         False,
     )  # fmt: skip
+
+
+def test_a_slower_loop_stands_beside_the_saved_one() -> None:
+    found = replace(GOOD, loops=(Loop(353, 12, 2),), registers=139)
+    saved = {("exact_tiles", "bf16 STAGES 3", "sm_90"): {"loop": "320", "programs": "1"}}
+    cells, _ = table_row(launch(), found, anew=False, counted=True, former=saved)
+    assert cells[-3:] == ("353 (was 320)", "1", "ok")
+
+
+def test_loops_of_machine_code() -> None:
+    """The innermost loop with products; the loop of the program around it is none."""
+    lines = ["MOV R1, R2", "HGMMA.64x64x16.F32 R8", "FADD R1, R1", "@P0 BRA 0x10", "NOP",
+             "@P1 BRA 0x40", "@!P2 BRA `(.L_x_1)", "BRA 0x0"]  # fmt: skip
+    text = "\n".join(f"        /*{16 * n:04x}*/   {line} ;" for n, line in enumerate(lines))
+    assert loops_of(text, "HGMMA") == (Loop(3, 1, 0),)
+    fenced = text.replace("FADD R1, R1", "WARPGROUP.ARRIVE")
+    assert loops_of(fenced, "HGMMA") == (Loop(3, 1, 1),) and not loops_of(text, "HMMA")
 
 
 def test_amd_registers_and_spills_are_those_of_its_assembly() -> None:

@@ -15,8 +15,8 @@ from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig, presets
 from vidsparse.estimator import mean
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.gpu import select
-from vidsparse.kernels.gpu.forward_hopper import FORMS
+from vidsparse.kernels.gpu import engine, select
+from vidsparse.plan import BlockPlan
 
 GRIDS = (
     TokenGrid(3, 9, 11, 21),
@@ -38,6 +38,8 @@ MIXED = (
     "selector.shares=[0.4,0.1,0.1,0.1,0.1,0.1,0.1]",
 )
 """Every level in one plan."""
+
+HOPPER = ("tma", "ws")
 
 Call = Callable[[int], object]
 """A call at one of the lengths and densities."""
@@ -62,14 +64,19 @@ def calls(arch: Architecture, full: bool) -> Iterator[Call]:
     for name in presets():
         yield attention(name, half, 128)
         yield attention(name, half, 128, "kernel.block_q=128")
-    for form in ("pointer", *FORMS * arch.asynchronous):
-        changes = "kernel.block_q=128", f"kernel.form={form}"
+    high = "kernel.block_q=128"
+    for form in ("pointer", *HOPPER * arch.asynchronous):
+        changes = high, f"kernel.form={form}"
         yield attention("balanced", half, 64, *changes)
         yield attention("balanced", half, 128, *changes)
-        yield attention("balanced", half, 128, *changes, "kernel.qk=int8")
+        yield attention("balanced", half, 128, *changes, "kernel.block_k=128")
         yield attention("balanced", half, 128, *changes, hoisted=False)
-        yield attention("balanced", half, 128, *changes, *MIXED)
         yield attention("balanced", half, 128, *changes, "compensation.name=none")
+    for depth in (64, 128):
+        yield attention("pisa", half, depth, high)
+        yield attention("balanced", half, depth, high, *MIXED)
+        yield attention("balanced", half, depth, high, "kernel.qk=int8")
+    yield by_rows(half, 128)
     yield attention("balanced", torch.float32, 128)
     for sub_blocks in (1, 4):
         yield draft(128, sub_blocks)
@@ -88,7 +95,8 @@ def rare_calls(arch: Architecture) -> Iterator[Call]:
     ):
         if content == MIXED and block_k < 64:
             continue  # these levels need blocks of 64 keys
-        for form in ("pointer", *FORMS * (arch.asynchronous and dtype != torch.float32)):
+        forms = HOPPER * (arch.asynchronous and dtype != torch.float32 and content != MIXED)
+        for form in ("pointer", *forms):
             if block_q < {"pointer": 16, "tma": 64, "ws": 128}[form]:
                 continue
             sizes = f"kernel.block_q={block_q}", f"kernel.block_k={block_k}"
@@ -96,7 +104,10 @@ def rare_calls(arch: Architecture) -> Iterator[Call]:
             yield attention("balanced", dtype, depth, *changes)
             if dtype == torch.bfloat16 and block_k == 64:
                 yield attention("balanced", dtype, depth, *changes, hoisted=False)
-                yield attention("balanced", dtype, depth, *changes, "kernel.qk=int8")
+                if form == "pointer":
+                    yield attention("balanced", dtype, depth, *changes, "kernel.qk=int8")
+    for dtype, depth in product(dtypes, (64, 80, 128)):
+        yield by_rows(dtype, depth)
     for depth, sub_blocks in product((64, 80, 128), (1, 2, 4, 8)):
         yield draft(depth, sub_blocks)
     for nk, rule in product(WIDTHS, ("rank", "mass", "logit")):
@@ -112,6 +123,22 @@ def attention(
         config = method(preset, DENSITIES[which], changes)
         q, k, v = (torch.zeros(1, GRIDS[which].tokens, 2, depth, dtype=dtype) for _ in range(3))
         return attend(q, k, v, grid=GRIDS[which], config=config, hoisted=hoisted)
+
+    return call
+
+
+def by_rows(dtype: torch.dtype, depth: int) -> Call:
+    """A plan with a bias, orders of heads and a moment of each query block, all heads at once."""
+
+    def call(which: int) -> object:
+        grid = GRIDS[which]
+        cuts = Blocks.cut(grid, 128), Blocks.cut(grid, 64)
+        levels = torch.zeros(1, 2, *map(len, cuts), dtype=torch.int8)
+        order = torch.arange(grid.tokens).repeat(1, 2, 1)
+        plan = BlockPlan.from_levels(levels, *cuts, (0,))
+        plan = plan.with_rest(6, "row", torch.zeros(levels.shape)).with_orders(order, order)
+        q, k, v = (torch.zeros(1, 2, grid.tokens, depth, dtype=dtype) for _ in range(3))
+        return engine.execute(q, k, v, plan)
 
     return call
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import triton
 from aot_launches import Launch
+from aot_loops import Loop, loops_of
 from triton.backends import nvidia
 
 TOOLS = Path(nvidia.__file__).parent / "bin"
+REGISTERS = 65_536
+"""Of a multiprocessor."""
+
 FLOAT32_SPILLS = 200
 """Allowed for exact products of float32, which are there to be right."""
 
@@ -33,7 +40,11 @@ class Code:
 
 @dataclass(frozen=True)
 class Found:
-    """shared: bytes; tensor_core, integer_core: instructions; ring: buffers of keys and values."""
+    """shared: bytes; tensor_core, integer_core: instructions; ring: buffers of keys and values.
+
+    threads: of a program; loops: the innermost ones with tensor cores in them; warnings: of ptxas,
+    if it ran.
+    """
 
     registers: int
     scalars: int
@@ -44,6 +55,14 @@ class Found:
     ring: tuple[int, ...]
     waits: tuple[int, ...]
     specialised: bool
+    threads: int = 256
+    loops: tuple[Loop, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def programs(self, launch: Launch) -> int:
+        """That fit a multiprocessor, by registers and shared memory."""
+        by_registers = REGISTERS // max(1, -(-self.registers // 8) * 8 * self.threads)
+        return min(by_registers, launch.arch.programs(self.shared))
 
     def breaches(self, launch: Launch) -> list[str]:
         broken = []
@@ -56,19 +75,26 @@ class Found:
             broken.append("no tensor core")
         if launch.multiplies_int8 and not self.integer_core:
             broken.append("no int8 on tensor cores")
+        if self.warnings:
+            broken.append("ptxas: " + self.warnings[0])
+        if any(loop.serialised for loop in self.loops):
+            broken.append("products serialised")
         if launch.constants.get("SPECIALISED") and not self.specialised:
             broken.append("warps not specialised")
         buffers, loops = launch.buffers, launch.loops
         if buffers and sum(have >= buffers for have in self.ring) < 2 * loops:
             broken.append(f"ring < {buffers}")
-        by_pointer = launch.kernel == "sparse_forward"
+        by_pointer = launch.kernel in ("exact_tiles", "levels_forward")
         if buffers >= 3 and by_pointer and sum(wait > 0 for wait in self.waits) < loops:
             broken.append("every wait drains the queue")
         return broken
 
 
 def inspect(launch: Launch) -> Found:
-    compiled = launch.compile()
+    said = io.StringIO()
+    with triton.knobs.nvidia.scope(), redirect_stdout(said):
+        triton.knobs.nvidia.dump_ptxas_log = True
+        compiled = launch.compile()
     read = amd_code if launch.arch.target.backend == "hip" else nvidia_code
     code = read(compiled.asm)
     ir = compiled.asm["ttgir"]
@@ -76,6 +102,9 @@ def inspect(launch: Launch) -> Found:
         r"local_alloc\s*:\s*\(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x(?:bf16|f16|f32|i8)", ir
     )
     waits = re.findall(r"async_wait [^{]*\{num = (\d+)", ir)
+    warps = re.search(r"\"ttg\.total-num-warps\" = (\d+)", ir)
+    threads = launch.arch.target.warp_size * int(warps[1] if warps else launch.options["num_warps"])
+    warnings = re.findall(r"warning\s*:\s*(.*\b(?:C7512|serializ).*)", said.getvalue())
     return Found(
         code.registers,
         code.scalars,
@@ -86,6 +115,9 @@ def inspect(launch: Launch) -> Found:
         tuple(map(int, ring)),
         tuple(map(int, waits)),
         "ttg.warp_specialize" in ir,
+        threads,
+        loops_of(code.text, launch.products[0]),
+        tuple(one.strip()[:60] for one in warnings),
     )
 
 

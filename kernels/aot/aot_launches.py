@@ -15,8 +15,11 @@ from triton.runtime import driver
 
 from vidsparse.kernels.gpu import support
 
-FACTORS = ("sparse_forward", "sparse_forward_hopper", "add_first_order", "taylor_state")
+FACTORS = ("exact_tiles", "exact_tiles_hopper", "levels_forward", "rest_merge", "summarise")
 """Kernels that multiply matrices of the input's dtype."""
+
+PIPELINED = ("exact_tiles", "exact_tiles_hopper", "levels_forward")
+"""Kernels whose loop over tiles of keys is nearly all of a call."""
 
 DRAFT = "draft_scores"
 """Multiplies float32 as pairs of tf32."""
@@ -72,6 +75,8 @@ class Launch:
     @property
     def multiplies(self) -> bool:
         """Whether tensor cores must be in use."""
+        if self.kernel == "summarise" and not self.constants.get("MOMENT"):
+            return False
         return self.kernel == DRAFT or (self.kernel in FACTORS and not self.exact)
 
     @property
@@ -106,7 +111,7 @@ class Launch:
     @property
     def buffers(self) -> int:
         """That the pipeline of each loop has for keys and for values at least, 0 without one."""
-        if not self.kernel.startswith("sparse_forward") or self.exact:
+        if self.kernel not in PIPELINED or self.exact:
             return 0
         late = self.as_sm_80 or not self.arch.asynchronous
         return int(self.constants["STAGES"]) - late

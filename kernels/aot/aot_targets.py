@@ -28,6 +28,10 @@ class Architecture:
     int8_products: str
     asynchronous: bool = False
 
+    def programs(self, shared: int) -> int:
+        """That fit a multiprocessor with so many bytes of shared memory each."""
+        return (self.shared + RESERVED) // (shared + RESERVED)
+
     @property
     def half_shared(self) -> int:
         """Of two blocks on one multiprocessor, bytes each."""
@@ -46,6 +50,7 @@ ARCHITECTURES = {
     str(architecture.target.arch): architecture
     for architecture in (
         nvidia(80, 166_912, "HMMA", "IMMA"),
+        nvidia(86, 101_376, "HMMA", "IMMA"),
         nvidia(89, 101_376, "HMMA", "IMMA"),
         nvidia(90, 232_448, "HGMMA", "IGMMA", True),
         nvidia(100, 232_448, r"UTC\w*MMA", "UTCIMMA|IMMA", True),

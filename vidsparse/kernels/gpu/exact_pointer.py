@@ -19,6 +19,11 @@ from vidsparse.kernels.gpu.operands import QueryRows, Tiling, padded_width
 from vidsparse.kernels.gpu.softmax import LOG2_E, LOWEST, finish, take_products
 
 
+def interpreted() -> bool:
+    """Whether this process runs kernels in Triton's CPU interpreter (TRITON_INTERPRET=1)."""
+    return not isinstance(exact_tiles_kernel, triton.JITFunction)
+
+
 @triton.jit(do_not_specialize=["order_head", "heads", "tokens", "q_blocks", "width"])
 def exact_tiles_kernel(  # type: ignore[no-untyped-def]
     p_q,

@@ -122,7 +122,6 @@ def rest_merge_kernel(  # type: ignore[no-untyped-def]
     BN: tl.constexpr,
     BS: tl.constexpr,
     BK: tl.constexpr,
-    SHORTS: tl.constexpr,
     REST: tl.constexpr,
     TILT: tl.constexpr,
     ORDER: tl.constexpr,
@@ -161,23 +160,22 @@ def rest_merge_kernel(  # type: ignore[no-untyped-def]
     b_rest = tl.zeros([BM], tl.float32)
     p_row = p_levels + (i_bh * q_blocks + i_block) * k_blocks
 
-    if SHORTS:
-        o_s = tl.arange(0, BS)
-        k_base = p_k + i_b * k_batch + i_h * k_head
-        v_base = p_v + i_b * v_batch + i_h * v_head
-        for i in tl.range(0, shorts):
-            listed = tl.load(p_row + tl.load(p_short + i)) == 0
-            row = tl.load(p_short_first + i).to(tl.int64)
-            count = tl.where(listed, tl.load(p_short_count + i), 0)
-            for at in tl.range(0, count, BS):
-                m_s = at + o_s < count
-                o_k = row + at + o_s
-                m_k = m_s[:, None] & (o_d < D)[None, :]
-                b_k = tl.load(k_base + o_k[:, None] * k_token + o_d[None, :], mask=m_k, other=0.0)
-                b_v = tl.load(v_base + o_k[:, None] * v_token + o_d[None, :], mask=m_k, other=0.0)
-                b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale
-                b_s = tl.where(m_s[None, :], b_s, float("-inf"))
-                b_max, b_sum, b_acc, _, _ = take_tile(b_s, b_v, b_max, b_sum, b_acc)
+    o_s = tl.arange(0, BS)
+    k_base = p_k + i_b * k_batch + i_h * k_head
+    v_base = p_v + i_b * v_batch + i_h * v_head
+    for i in tl.range(0, shorts):
+        listed = tl.load(p_row + tl.load(p_short + i)) == 0
+        row = tl.load(p_short_first + i).to(tl.int64)
+        count = tl.where(listed, tl.load(p_short_count + i), 0)
+        for at in tl.range(0, count, BS):
+            m_s = at + o_s < count
+            o_k = row + at + o_s
+            m_k = m_s[:, None] & (o_d < D)[None, :]
+            b_k = tl.load(k_base + o_k[:, None] * k_token + o_d[None, :], mask=m_k, other=0.0)
+            b_v = tl.load(v_base + o_k[:, None] * v_token + o_d[None, :], mask=m_k, other=0.0)
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale
+            b_s = tl.where(m_s[None, :], b_s, float("-inf"))
+            b_max, b_sum, b_acc, _, _ = take_tile(b_s, b_v, b_max, b_sum, b_acc)
 
     if REST:
         o_n = tl.arange(0, BN)
@@ -321,7 +319,6 @@ def rest_merge_operator(
             BN=shape.block_n,
             BS=SHORT,
             BK=STEP,
-            SHORTS=bool(short),
             REST=mean_k is not None,
             TILT=tilt is not None,
             ORDER=moment is not None,
