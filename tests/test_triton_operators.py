@@ -15,6 +15,7 @@ import torch
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
 
+import libraries
 from tiles import problem
 from torch import Tensor
 from torch.library import CustomOpDef, opcheck
@@ -157,14 +158,37 @@ def exact_tiles() -> list[tuple[Any, ...]]:
     ]  # fmt: skip
 
 
+def cudnn_tiles() -> list[tuple[Any, ...]]:
+    q, entry, count, out = library_operands()
+    return [(*(q, q, q), entry, count, size, 64, *out) for size in (64, 128)]
+
+
+def fa4_tiles() -> list[tuple[Any, ...]]:
+    q, entry, count, out = library_operands()
+    return [(*(q, q, q), entry[:, :, :1], count[:, :, :1], 128, 64, *out)]
+
+
+def library_operands() -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """q, lists for blocks of 64, out and lse."""
+    q = torch.randn(2, GRID.tokens, 2, 64).half().transpose(1, 2)
+    entry, count = torch.zeros(2, 2, 2, 3, dtype=torch.int32), torch.ones(2, 2, 2).int()
+    return q, entry, count, (torch.zeros_like(q), torch.zeros(q.shape[:3]))
+
+
 CALLS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     f"vidsparse::{call.__name__}": call
     for call in (
         *(block_means, fill_keys, draft_scores, select, pack_exact, exact_tiles, rest_merge),
         *(summarise, block_moments, pack_tiles, levels_forward),
-        *(key_mean, quantise_keys, quantise_queries),
+        *(key_mean, quantise_keys, quantise_queries, cudnn_tiles, fa4_tiles),
     )
 }
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands for the libraries of exact engines."""
+    libraries.install(monkeypatch)
 
 
 def test_all_operators_are_here() -> None:
