@@ -40,16 +40,15 @@ from cpu_rows import CSV, Result, machine, quality, save, targets
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from sampled import sampled_error
 from torch import Tensor
 
 from vidsparse import SparseConfig, TokenGrid, sparse_attention
-from vidsparse.blocks import Blocks
 from vidsparse.config import CPU_ROUTES
 from vidsparse.geometry import token_order
-from vidsparse.kernels import reference
 from vidsparse.kernels.cpu import contest
 from vidsparse.kernels.cpu.executor import EXECUTOR
-from vidsparse.plan import SKIP, BlockPlan
+from vidsparse.plan import BlockPlan
 
 GRIDS = {
     1024: TokenGrid(4, 16, 16),
@@ -92,18 +91,7 @@ def execution_error(qkv: list[Tensor], out: Tensor, plan: BlockPlan, config: Spa
     grid = GRIDS[out.shape[1]]
     order, _ = token_order(grid, config.layout)
     q, k, v, o = (x[:, order].transpose(1, 2).double() for x in (*qkv, out))
-    blocks = plan.q_blocks
-    rows = torch.linspace(0, len(blocks) - 1, SAMPLED_BLOCKS).long()
-    tokens = torch.cat(
-        [torch.arange(int(blocks.start[r]), int(blocks.start[r] + blocks.count[r])) for r in rows]
-    )
-    count = blocks.count[rows]
-    sample = Blocks(count.cumsum(0) - count, count, blocks.text[rows], blocks.size)
-    levels = plan.with_rest(SKIP).level_map()[:, :, rows]
-    part = BlockPlan.from_levels(levels, sample, plan.k_blocks)
-    part = part.with_rest(plan.rest, plan.first_order)
-    want, _ = reference.execute(q[:, :, tokens], k, v, part)
-    return float((o[:, :, tokens] - want).norm() / want.norm())
+    return sampled_error(q, k, v, o, plan, SAMPLED_BLOCKS)
 
 
 def run_case(

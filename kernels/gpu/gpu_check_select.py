@@ -15,11 +15,13 @@ from math import ceil, log2
 from typing import Any
 
 import torch
-from gpu_cases import method, sampled_error
-from gpu_check_stages import relative
+from gpu_cases import method
+from gpu_check_stages import PLACES, relative
 from gpu_compare import GRIDS, LIMITS, Wrong, check, density_of, level_plan, tokens
 from gpu_results import Machine
-from gpu_units import FIRST, Unit
+from gpu_units import Unit
+from gpu_ways import Way, here
+from sampled import sampled_error
 from torch import Tensor
 
 from vidsparse.blocks import Blocks
@@ -40,21 +42,24 @@ def units(machine: Machine) -> list[Unit]:
 
 
 def calls(machine: Machine) -> Iterator[Unit]:
-    """A whole call of the default method in every form, against the oracle of its own plan."""
-    for form in machine.forms:
+    """A whole call of the default method on every engine, against the oracle of its own plan."""
+    for one in here(machine):
         for depth in (64,) if machine.dry else (128, 64):
-            yield check("whole call", f"ragged, D {depth}", torch.bfloat16, form,
-                        LIMITS[torch.bfloat16], partial(call_error, machine, form, depth),
-                        rank=FIRST)  # fmt: skip
+            if sizes := one.sizes(machine, depth):
+                yield check("whole call", f"ragged, D {depth}", torch.bfloat16, one.name,
+                            LIMITS[torch.bfloat16],
+                            partial(call_error, machine, one, depth, sizes[0]))  # fmt: skip
 
 
-def call_error(machine: Machine, form: str, depth: int) -> tuple[float, float]:
+def call_error(
+    machine: Machine, one: Way, depth: int, sizes: tuple[int, int]
+) -> tuple[float, float]:
     from vidsparse.attention import attend
 
-    plan = level_plan(machine, "ragged", (128, 64), "exact", "skip")
+    plan = level_plan(machine, "ragged", sizes, "exact", "skip")
     q, k, v = tokens(machine, plan, depth, torch.bfloat16)
     rows = [x.transpose(1, 2) for x in (q, k, v)]
-    config = method(0.3, kernel__form=form)
+    config = method(0.3, sizes, kernel__engine=one.engine, kernel__form=one.form)
     result = attend(*rows, grid=GRIDS["ragged"], config=config, hoisted=True)
     if result.plan is None:
         raise Wrong("the call went dense")
@@ -64,12 +69,10 @@ def call_error(machine: Machine, form: str, depth: int) -> tuple[float, float]:
 
 def drafts(machine: Machine) -> Iterator[Unit]:
     """Draft scores of whole blocks and of pieces, of tokens in any order."""
-    dtypes = list(LIMITS)[-1:] if machine.dry else list(LIMITS)
-    grids = ("text first",) if machine.dry else ("ragged", "text first", "no text")
     kinds = {"draft scores": (1, False), "draft scores by an order": (1, True),
              "draft of pieces": (4, False)}  # fmt: skip
-    depths = (64,) if machine.dry else (128, 64, 96)
-    for grid, dtype, depth, name in product(grids, dtypes, depths, kinds):
+    places = PLACES[1:2] if machine.dry else PLACES
+    for (grid, dtype, depth), name in product(places, kinds):
         act = partial(draft_error, machine, grid, depth, dtype, *kinds[name])
         yield check(name, f"{grid}, B 2, D {depth}", dtype, "kernel", 1e-5, act,
                     family="stage draft")  # fmt: skip
@@ -123,7 +126,7 @@ def selectors() -> dict[str, tuple[Any, Any, Rule | None]]:
 
 def selections(machine: Machine) -> Iterator[Unit]:
     """Share of rows with a wrong map; of random scores and of scores that tie, of both kinds."""
-    for blocks, name in product((33,) if machine.dry else (33, 257, 1182, 1861, 4097), selectors()):
+    for blocks, name in product((33,) if machine.dry else (33, 1182, 4097), selectors()):
         kinds = ("logit", "mass") if selectors()[name][2] else ("logit",)
         for kind, ties in product(kinds, (True,) if machine.dry else (False, True)):
             label = f"select: {name} by {kind}{', ties' * ties}"

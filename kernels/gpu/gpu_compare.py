@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from gpu_units import Unit
 
 from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
-from vidsparse.plan import SKIP, BlockPlan
+from vidsparse.plan import SKIP, BlockPlan, FirstOrder
 
 LIMITS = {getattr(torch, name): limit for name, limit in gpu_rows.LIMITS.items()}
 """Relative L2 of the output."""
@@ -28,6 +29,8 @@ GRIDS = {
     "no text": TokenGrid(1, 1, 337),
     "one token": TokenGrid(1, 1, 1),
 }
+
+RAW_MEMORY = "VIDSPARSE_RAW_MEMORY"
 
 Act = Callable[[], float | tuple[float, float]]
 """An error, or the error and the density of the plan; raises `Wrong`."""
@@ -46,10 +49,13 @@ def check(
     act: Act,
     *,
     family: str = "",
-    rank: int = 2,
-    seconds: float = 4.0,
+    seconds: float = 1.0,
+    process: str = "",
 ) -> Unit:
-    """The unit of a comparison. act makes its own inputs: what fails there is its own failure."""
+    """The unit of a comparison. act makes its own inputs: what fails there is its own failure.
+
+    An act that raises `Absent` is a row with the reason, and no failure.
+    """
     blank = Check(**facts(), check=name, shape=shape, dtype=name_of(dtype), impl=impl, limit=limit)
     title = f"check: {name}; {shape}, {name_of(dtype)}, {impl}"
 
@@ -59,6 +65,9 @@ def check(
         try:
             with poisoned():
                 found = act()
+        except Absent as absent:
+            yield replace(blank, verdict="absent", message=str(absent))
+            return
         except Wrong as wrong:
             found, message = inf, str(wrong)
         error, density = found if isinstance(found, tuple) else (found, None)
@@ -70,12 +79,20 @@ def check(
             message=message,
         )
 
-    return Unit(title, blank, run, "gpu_checks", family or impl, rank, seconds)
+    return Unit(title, blank, run, "gpu_checks", family or impl, seconds,
+                process=process)  # fmt: skip
+
+
+class Absent(Exception):
+    """What was to be checked does not run on this machine."""
 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """New memory holds NaN."""
+    """New memory holds NaN, unless RAW_MEMORY is set: then a tool looks for what is not written."""
+    if os.environ.get(RAW_MEMORY):
+        yield
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -108,7 +125,10 @@ def tokens(
 def level_plan(
     machine: Machine, grid: str, sizes: tuple[int, int], kind: str, rest: str, batch: int = 1
 ) -> BlockPlan:
-    """Random levels, "mixed" over all or "exact" ones, with an empty and a full row."""
+    """Random levels, "mixed" over all or "exact" ones, with an empty and a full row.
+
+    rest: skip | centroid | tilt (centroids with a bias) | global | row (with a first-order term).
+    """
     q_blocks, k_blocks = (Blocks.cut(GRIDS[grid], size) for size in sizes)
     shape = (batch, 2, len(q_blocks), len(k_blocks))
     levels = torch.randint(SKIP, k_blocks.levels + 1, shape)
@@ -119,9 +139,19 @@ def level_plan(
     levels = levels.to(machine.device, torch.int8)
     listed = (0,) if kind == "exact" else tuple(range(k_blocks.levels + 1))
     plan = BlockPlan.from_levels(levels, q_blocks, k_blocks, listed)
+    return rested(plan, rest)
+
+
+def rested(plan: BlockPlan, rest: str) -> BlockPlan:
+    """With a rest of `level_plan`."""
     if rest == "skip":
         return plan
-    return plan.with_rest(k_blocks.levels, "global" if rest == "global" else "none")
+    levels, bias = plan.levels, None
+    if rest == "tilt":
+        bias = torch.randn(levels.shape, device=levels.device)
+        bias = bias.masked_fill(torch.rand(levels.shape, device=levels.device) < 0.1, -inf)
+    first_order: FirstOrder = "global" if rest == "global" else "row" if rest == "row" else "none"
+    return plan.with_rest(plan.k_blocks.levels, first_order, bias)
 
 
 def density_of(plan: BlockPlan) -> float:

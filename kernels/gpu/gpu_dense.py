@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
+import needs
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,18 +21,25 @@ DENSE: dict[str, SDPBackend | None] = {
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa-flash": SDPBackend.FLASH_ATTENTION,
     "fa3": None,
+    "fa4-dense": None,
 }
-"""What sparse attention has to beat on a GPU; backends of torch, and FlashAttention-3."""
+"""What sparse attention has to beat on a GPU; backends of torch, FlashAttention 3 and 4."""
+
+MODULES = {"fa3": "flash_attn_interface", "fa4-dense": "flash_attn.cute"}
+"""Where the function `flash_attn_func` of those is that torch has not."""
 
 FLEX_TILE = (128, 64)
 """Most rows and columns of a tile of FlexAttention; its blocks must be multiples."""
 
 
 def dense_names(device: torch.device) -> list[str]:
-    """Backends to try: FlashAttention-3 only where it is installed; on a CPU torch as it is."""
+    """Backends to try: those beside torch's only where they are installed; on a CPU torch as it is.
+
+    A unit of its own is what calls them: whether they run on this device shows there.
+    """
     if device.type == "cpu":
         return ["sdpa"]
-    return [name for name in DENSE if name != "fa3" or find_spec("flash_attn_interface")]
+    return [name for name in DENSE if name not in MODULES or needs.found(MODULES[name])]
 
 
 def dense_act(name: str, q: Tensor, k: Tensor, v: Tensor) -> Act:
@@ -42,8 +49,8 @@ def dense_act(name: str, q: Tensor, k: Tensor, v: Tensor) -> Act:
     """
     if name == "sdpa":
         return partial(F.scaled_dot_product_attention, q, k, v)
-    if name == "fa3":
-        return partial(_fa3, import_module("flash_attn_interface").flash_attn_func, q, k, v)
+    if name in MODULES:
+        return partial(_flash, import_module(MODULES[name]).flash_attn_func, q, k, v)
     return partial(_sdpa, DENSE[name], q, k, v)
 
 
@@ -53,7 +60,7 @@ def _sdpa(backend: SDPBackend | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor
         return F.scaled_dot_product_attention(q, k, v)
 
 
-def _fa3(function: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _flash(function: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = function(*(x.transpose(1, 2) for x in (q, k, v)))
     return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpu_rows import Check, Result, Tried, tidy
-from gpu_start import FORMS, folder_for, machine_for
+from gpu_rows import Check, Result, Tried, load, rewrite, tidy
+from gpu_start import folder_for, machine_for, ways
 from gpu_units import LEDGER, Hand, to_pipe, work
 from gpu_watch import Watch, Watched
 
@@ -33,7 +33,8 @@ def add_options(parser: argparse.ArgumentParser, budget: float) -> None:
     parser.add_argument("--budget-s", type=float, default=budget, help="seconds for everything")
     parser.add_argument("--out", type=Path, help="folder of the results; it is gone on with")
     parser.add_argument("--again", action="store_true", help="also what is done already")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on from the CSVs there")
+    parser.add_argument("--engines", nargs="+", choices=ways(), default=list(ways()))
     parser.add_argument("--dry-run", action="store_true", help="tiny, in Triton's CPU interpreter")
     hidden: Any = {"help": argparse.SUPPRESS}
     parser.add_argument("--worker", action="store_true", **hidden)
@@ -45,8 +46,8 @@ def add_options(parser: argparse.ArgumentParser, budget: float) -> None:
 def command(script: Path, options: argparse.Namespace, *extra: str) -> list[str]:
     """A script of this folder as a process that works."""
     parts = [sys.executable, str(script.resolve()), "--worker", *extra]
-    parts += ["--forms", *options.forms, *["--dry-run"] * options.dry_run]
-    fresh = options.again or (options.dry_run and not options.out)
+    parts += ["--engines", *options.engines, *["--dry-run"] * options.dry_run]
+    fresh = options.again or (options.dry_run and not options.out and not options.resume)
     parts += ["--again"] * fresh
     return parts + (["--out", str(options.out)] if options.out else [])
 
@@ -56,6 +57,8 @@ def watch(script: Path, options: argparse.Namespace, *extra: str) -> Watched:
     start = time.monotonic()
     folder = folder_for(options.dry_run, options.out)
     folder.mkdir(parents=True, exist_ok=True)
+    if options.resume:
+        bring(options.resume, folder)
     for name, kind in {**FILES, LEDGER.removesuffix(".csv"): Tried}.items():
         if trouble := tidy(folder / f"{name}.csv", kind):
             say(trouble)
@@ -64,6 +67,21 @@ def watch(script: Path, options: argparse.Namespace, *extra: str) -> Watched:
     seconds = 1e9 if options.dry_run else options.budget_s
     this = Watch(command(script, options, *extra), folder, run, start + seconds, say)
     return this.until_done()
+
+
+def bring(source: Path, folder: Path) -> None:
+    """Add the rows of the CSVs of another run to those of a folder, in front of them.
+
+    Raises SystemExit if there is nothing to go on from.
+    """
+    if not (source / LEDGER).is_file():
+        sys.exit(f"--resume {source}: there is no {LEDGER}, expected the --out of an earlier call")
+    if source.resolve() == folder.resolve():
+        return
+    for name, kind in {**FILES, LEDGER.removesuffix(".csv"): Tried}.items():
+        rows = [*load(source / f"{name}.csv", kind), *load(folder / f"{name}.csv", kind)]
+        if rows:
+            rewrite(folder / f"{name}.csv", kind, rows)
 
 
 def say(line: str) -> None:
@@ -77,8 +95,8 @@ def serve(
 ) -> int:
     """Do the work. sources: name -> what lists its units; one that fails is told, not fatal."""
     folder = folder_for(options.dry_run, options.out)
-    forms = tuple(options.forms)
-    machine = machine_for(options.dry_run, folder, options.left, forms, parser.error)
+    wanted = tuple(options.engines)
+    machine = machine_for(options.dry_run, folder, options.left, wanted, parser.error)
     from dataclasses import replace
 
     from gpu_results import facts

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_cases import SHAPES, TINY, Shape, method, name_of, random_qkv
+from gpu_cases import PRESET, SHAPES, TINY, Shape, method, name_of, random_qkv
 from gpu_results import Machine, facts, interleaved, speedup, spread
 from gpu_rows import Result
 from gpu_units import Unit, in_words
+from gpu_ways import Way, sound
 
 from vidsparse.attention import attend
 from vidsparse.config import SparseConfig
@@ -32,7 +33,9 @@ from vidsparse.grid import TokenGrid
 STEPS = 50
 DTYPE = torch.bfloat16
 BRANCHES = 2
-PRESET = "balanced"
+DENSITY = 0.25
+"""Of the preset, where nothing is measured."""
+
 BACKENDS = ("_native_cudnn", "_native_flash", "_flash_3")
 
 
@@ -66,17 +69,17 @@ def units(machine: Machine) -> list[Unit]:
     """The models and the first call of a fresh process."""
     models = (DRY,) if machine.dry else MODELS
     found = [
-        Unit(f"model: {model.name}", blank(model, 0.25, "vidsparse", "forward"),
-             partial(forwards, machine, model), "gpu_model", "model", 5,
-             0.0 if machine.dry else 45.0, 200.0)
+        Unit(f"model: {model.name}", blank(model, DENSITY, "vidsparse", "forward"),
+             partial(forwards, machine, model), "gpu_model", "model",
+             0.0 if machine.dry else 40.0, 200.0)
         for model in models
     ]  # fmt: skip
-    first = blank(models[0], 0.25, "vidsparse", "first call, empty cache")
+    first = blank(models[0], DENSITY, "vidsparse", "first call, empty cache")
     least = 0.0 if machine.dry else 30.0
     act = partial(cold_start, machine)
     return [
         *found,
-        Unit("model: first call", first, act, "gpu_model", "first call", 5, least, 150.0),
+        Unit("model: first call", first, act, "gpu_model", "first call", least, 150.0),
     ]
 
 
@@ -89,8 +92,8 @@ def forwards(machine: Machine, model: Model) -> Iterator[Result]:
     run = partial(transformer, **inputs)
     dense = fastest_backend(transformer, run, machine)
     pipe = pipeline(transformer)
-    form = fastest_form(machine, model)
-    config = SparseConfig.load(PRESET, [*overrides(machine), f"kernel.form={form}"])
+    one, sizes = fastest_way(machine, model)
+    config = SparseConfig.load(PRESET, overrides(machine, one, sizes))
     vidsparse.accelerate_pipeline(pipe, config)
     before, after = (partial(at_step, run, step) for step in (0, STEPS - 1))
     times = interleaved({"dense": before, "sparse": after}, machine, 3.0, 20)
@@ -104,7 +107,7 @@ def forwards(machine: Machine, model: Model) -> Iterator[Result]:
     vidsparse.restore_pipeline(pipe)
     stock = interleaved({"dense": run}, machine, 1.5, 10)["dense"]
     row = partial(row_of, machine, model, dense)
-    density, ours = round(kept, 4), f"vidsparse-{form}"
+    density, ours = round(kept, 4), f"vidsparse-{one.name}-{sizes[0]}x{sizes[1]}"
     base = [spread(stock)[1]] * len(times["sparse"])
     yield row(1.0, dense, "forward", stock, stock)
     yield row(1.0, ours, "forward, dense step", times["dense"], base)
@@ -149,12 +152,12 @@ def blank(model: Model, density: float, impl: str, stage: str) -> Result:
     )  # fmt: skip
 
 
-def overrides(machine: Machine) -> list[str]:
-    """Of the preset: the engine; in a dry run also what makes a tiny grid sparse."""
-    if not machine.dry:
-        return ["kernel.impl=triton"]
-    small = ["schedule.min_tokens=0", "layout.tile=[2,4,4]", "kernel.block_q=128"]
-    return ["kernel.impl=triton", *small]
+def overrides(machine: Machine, one: Way, sizes: tuple[int, int]) -> list[str]:
+    """Of the preset: engine and blocks; in a dry run also what makes a tiny grid sparse."""
+    small = ["schedule.min_tokens=0", "layout.tile=[2,4,4]"] if machine.dry else []
+    blocks = [f"kernel.block_q={sizes[0]}", f"kernel.block_k={sizes[1]}"]
+    how = [f"kernel.engine={one.engine}", f"kernel.form={one.form}"]
+    return ["kernel.impl=triton", *blocks, *how, *small]
 
 
 def at_step(run: Callable[[], Any], step: int) -> Any:
@@ -204,27 +207,28 @@ def pipeline(transformer: Any) -> Any:
     )
 
 
-def fastest_form(machine: Machine, model: Model) -> str:
-    """The form of the sparse forward that is fastest for the attention of a layer."""
+def fastest_way(machine: Machine, model: Model) -> tuple[Way, tuple[int, int]]:
+    """The engine, and the blocks, that are fastest for the attention of a layer."""
     frames, height, width = model.latents
     grid = TokenGrid(frames, height // 2, width // 2)
     shape = Shape(model.name, grid, model.heads, model.head_dim)
     q, k, v = (x.transpose(1, 2) for x in random_qkv(shape, machine.device))
     speed = {}
-    for form in machine.forms:
-        if form in machine.broken:
-            continue
-        act = partial(attend, q, k, v, grid=grid, config=method(0.25, kernel__form=form),
-                      hoisted=True)  # fmt: skip
+    pairs = [(one, sizes) for one in sound(machine)
+             for sizes in one.sizes(machine, model.head_dim)]  # fmt: skip
+    for one, sizes in pairs[:1] if machine.dry else pairs:
+        config = method(DENSITY, sizes, kernel__engine=one.engine, kernel__form=one.form)
+        act = partial(attend, q, k, v, grid=grid, config=config, hoisted=True)
         try:
-            speed[form] = spread(interleaved({form: act}, machine, 0.4, 10)[form])[1]
+            times = interleaved({one.name: act}, machine, 0.3, 10)
+            speed[one, sizes] = spread(times[one.name])[1]
         except Exception as error:
             if not machine.healthy(error):
                 raise
-            print(f"no {form} for {model.name}: {in_words(error)}")
+            print(f"no {one.name} {sizes} for {model.name}: {in_words(error)}")
     if not speed:
-        raise RuntimeError("no form of the sparse forward runs")
-    return min(speed, key=lambda form: speed[form])
+        raise RuntimeError("no exact engine runs")
+    return min(speed, key=lambda pair: speed[pair])
 
 
 def fastest_backend(transformer: Any, run: Callable[[], Any], machine: Machine) -> str:
@@ -252,7 +256,7 @@ def cold_start(machine: Machine) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as cache:
         script = str(Path(__file__).resolve().parent / "suite.py")
         command = [sys.executable, script, "--first-call", *["--dry-run"] * machine.dry]
-        command += ["--forms", *(f for f in machine.forms if f not in machine.broken)]
+        command += ["--engines", *(one.name for one in sound(machine))]
         environment = {**os.environ, "TRITON_CACHE_DIR": cache}
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -262,8 +266,8 @@ def cold_start(machine: Machine) -> Iterator[Result]:
     first, second = (float(x) for x in done.stdout.split()[-2:])
     model = DRY if machine.dry else MODELS[0]
     row = partial(row_of, machine, model, "")
-    yield row(0.25, "vidsparse", "first call, empty cache", [1e3 * first])
-    yield row(0.25, "vidsparse", "second call", [1e3 * second])
+    yield row(DENSITY, "vidsparse", "first call, empty cache", [1e3 * first])
+    yield row(DENSITY, "vidsparse", "second call", [1e3 * second])
 
 
 def first_call(machine: Machine) -> tuple[float, float]:
@@ -273,7 +277,7 @@ def first_call(machine: Machine) -> tuple[float, float]:
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        attend(q, k, v, grid=shape.grid, config=method(0.25), hoisted=True)
+        attend(q, k, v, grid=shape.grid, config=method(DENSITY), hoisted=True)
         if not machine.dry:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)

@@ -31,13 +31,14 @@ FLUSH_BYTES = 256 * 2**20
 class Machine:
     """What a process measures on, and for how long. device: cuda, or cpu in a dry run.
 
-    broken: families of units that killed a process or hung.
+    ways: names of `gpu_start.ways` that were asked for. broken: families of units that killed a
+    process or hung.
     """
 
     device: torch.device
     folder: Path
     deadline: float
-    forms: tuple[str, ...]
+    ways: tuple[str, ...]
     broken: frozenset[str] = frozenset()
 
     @property

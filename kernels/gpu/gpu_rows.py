@@ -29,7 +29,10 @@ class Facts:
 
 @dataclass
 class Result(Facts):
-    """One timing. Times in ms; tflops: of kept work per second; message: why there is no time."""
+    """One timing. Times in ms; tflops: of kept work per second; message: why there is no time.
+
+    blocks: tokens of a query and of a key block, such as "128x64"; empty where there are none.
+    """
 
     shape: str
     tokens: int
@@ -39,6 +42,7 @@ class Result(Facts):
     density: float
     impl: str
     stage: str
+    blocks: str = ""
     ms_p20: float | None = None
     ms_p50: float | None = None
     ms_p80: float | None = None
@@ -51,7 +55,10 @@ class Result(Facts):
 
 @dataclass
 class Check(Facts):
-    """One comparison with an oracle. error <= limit is right; message: why it did not run."""
+    """One comparison with an oracle. error <= limit is right; message: why it did not run.
+
+    verdict: right | wrong | failed | absent: what is to be checked does not run there.
+    """
 
     check: str
     shape: str
@@ -85,12 +92,22 @@ LIMITS = {"float32": 3e-6, "float16": 6e-4, "bfloat16": 5e-3}
 INT8_LIMIT = 3e-2
 """With queries and keys in int8."""
 
-YARDSTICKS = ("sdpa", "sdpa-cudnn", "sdpa-flash", "fa3", "flex")
+YARDSTICKS = ("sdpa", "sdpa-cudnn", "sdpa-flash", "fa3", "fa4-dense", "flex")
 """Implementations that are not ours: their errors are shown, not judged."""
 
 HERE = ("gpu", "torch", "triton")
 KEYS: dict[type, tuple[str, ...]] = {
-    Result: (*HERE, "shape", "heads", "head_dim", "dtype", "density", "impl", "stage"),
+    Result: (
+        *HERE,
+        "shape",
+        "heads",
+        "head_dim",
+        "dtype",
+        "density",
+        "impl",
+        "stage",
+        "blocks",
+    ),
     Check: (*HERE, "check", "shape", "dtype", "impl"),
     Tried: (*HERE, "source", "unit"),
 }
@@ -179,6 +196,8 @@ def typed(hint: Any, text: str) -> Any:
 
 def fault(row: Any) -> str:
     """What is wrong with a row, in words; empty if nothing."""
+    if isinstance(row, Check) and row.verdict == "absent":
+        return ""
     if row.message:
         return str(row.message)
     if isinstance(row, Check):

@@ -19,8 +19,14 @@ if TYPE_CHECKING:
     from gpu_results import Machine
 
 FORMS = ("pointer", "tma", "ws")
-HOPPER = (9, 10)
-"""Major compute capabilities on which the other forms than "pointer" run."""
+"""Of the Triton engine."""
+
+
+def ways() -> tuple[str, ...]:
+    """Names of what can run exact tiles: forms of the Triton engine, and the other engines."""
+    folder = ROOT / "vidsparse" / "kernels" / "gpu" / "exact"
+    found = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    return (*(f"triton-{form}" for form in FORMS), *(name for name in found if name != "triton"))
 
 
 def folder_for(dry: bool, out: Path | None) -> Path:
@@ -32,12 +38,13 @@ def machine_for(
     dry: bool,
     folder: Path,
     seconds: float,
-    forms: tuple[str, ...],
+    wanted: tuple[str, ...],
     fail: Callable[[str], Any],
 ) -> Machine:
-    """The machine of this process. fail: told in words what is missing, and does not return."""
-    if unknown := set(forms) - set(FORMS):
-        fail(f"no form {', '.join(sorted(unknown))}: there are {', '.join(FORMS)}")
+    """The machine of this process. wanted: names of `ways`.
+
+    fail: told in words what is missing, and does not return.
+    """
     deadline = time.monotonic() + seconds
     if dry:
         os.environ["TRITON_INTERPRET"] = "1"
@@ -59,6 +66,4 @@ def machine_for(
 
     torch.set_grad_enabled(False)
     device = torch.device("cpu") if dry else torch.device("cuda", 0)
-    if not dry and torch.cuda.get_device_capability(device)[0] not in HOPPER:
-        forms = ("pointer",)
-    return Machine(device, folder, deadline, forms)
+    return Machine(device, folder, deadline, wanted)

@@ -1,58 +1,89 @@
-"""The tilings of the sparse forward that are compared, and the unit that times one of them."""
+"""Which lists and which tilings are fastest: engines on random and coherent lists, tilings.
+
+Coherent: a row lists the blocks around the diagonal, so neighbouring programs read the same keys;
+random: no two rows alike, the worst case for the L2.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
-from gpu_bench import Bench, blank, unit
-from gpu_cases import Shape, exact_plan, prepare, sampled_error, work
+from gpu_bench import Bench, Sizes, blank, unit
+from gpu_cases import SHAPES, TINY, Shape, exact_plan, full_blocks, work
 from gpu_results import Machine
 from gpu_rows import Result
 from gpu_units import Unit
+from gpu_ways import Exact, Levels, exact, here, levels, way
+from sampled import sampled_error
 
 from vidsparse.kernels.gpu.operands import Tiling
 
+HALF = torch.bfloat16
 Numbers = tuple[int, int, int, int, int | None]
 
-HALF: dict[int, dict[str, tuple[Numbers, ...]]] = {
+TILINGS: dict[int, dict[str, tuple[Numbers, ...]]] = {
     128: {
-        "pointer": ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (64, 64, 4, 3, None)),
-        "tma": (
-            (128, 64, 8, 2, 128),
-            (128, 64, 8, 3, None),
-            (128, 128, 8, 2, None),
-            (128, 32, 8, 3, None),
-            (64, 64, 4, 2, None),
-            (64, 64, 4, 1, None),
-        ),
-        "ws": ((128, 64, 4, 3, None), (128, 64, 4, 2, None), (128, 64, 4, 4, None)),
+        "triton-pointer": ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (128, 128, 8, 2, None),
+                           (64, 64, 4, 3, None)),
+        "triton-tma": ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (128, 128, 8, 2, None),
+                       (64, 64, 4, 2, None)),
+        "triton-ws": ((128, 64, 4, 3, None), (128, 64, 4, 2, None), (128, 128, 4, 2, None)),
+        "triton-levels": ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (64, 64, 4, 3, None)),
     },
     64: {
-        "pointer": ((128, 64, 8, 3, None), (128, 128, 8, 2, None), (64, 64, 4, 3, None)),
-        "tma": ((128, 64, 8, 3, None), (128, 128, 8, 2, None), (64, 64, 4, 3, None)),
-        "ws": ((128, 64, 4, 3, None), (128, 64, 4, 2, None), (128, 64, 4, 4, None)),
+        "triton-pointer": ((128, 64, 8, 3, None), (128, 128, 8, 2, None), (64, 64, 4, 3, None)),
+        "triton-tma": ((128, 64, 8, 3, 128), (128, 64, 8, 3, None), (128, 128, 8, 2, None)),
+        "triton-ws": ((128, 64, 4, 3, None), (128, 128, 4, 3, None), (128, 128, 4, 2, None)),
+        "triton-levels": ((128, 64, 8, 3, None), (64, 64, 4, 3, None)),
     },
-}
-"""Head dim -> form -> block_m, block_n, warps, stages, registers, for bfloat16 and float16.
-
-"ws" of 128 keys does not compile: the bias of a key is in the way of its passes.
-"""
+}  # fmt: skip
+"""Head dim -> way -> block_m, block_n, warps, stages, registers, in bfloat16."""
 
 FLOAT32 = ((32, 32, 8, 1, None), (32, 32, 4, 1, None), (64, 32, 8, 1, None))
-MOST_BLOCKS = 64
-"""Key blocks that may share a tile, one bit each."""
+"""Of the pointer form, whose exact products use no tensor cores."""
 
-Pattern = tuple[str, str, float]
-"""How blocks are listed: "random" or "coherent", "plain" or "rest", density of exact blocks."""
+Pattern = tuple[str, float]
+"""How blocks are listed, "random" or "coherent", and the density."""
+
+PATTERNS: tuple[Pattern, ...] = (("random", 0.1), ("coherent", 0.1), ("random", 0.3),
+                                 ("coherent", 1.0))  # fmt: skip
+TUNED: Pattern = ("random", 0.2)
 
 
-def candidates(depth: int, dtype: torch.dtype, forms: tuple[str, ...]) -> list[tuple[str, Tiling]]:
-    """Form and tiling of everything that is tried. depth: head dim."""
-    if dtype.itemsize == 4:
-        return [("pointer", Tiling(*numbers)) for numbers in FLOAT32]
-    table = HALF[64 if depth <= 64 else 128]
-    return [(form, Tiling(*numbers)) for form in forms for numbers in table[form]]
+def forms(machine: Machine) -> Iterator[Unit]:
+    """Every engine as it is shipped, on random and on coherent lists; head dim 128, then 64."""
+    for shape in both(machine):
+        for pattern in PATTERNS[:1] if machine.dry or shape.head_dim == 64 else PATTERNS:
+            for one in here(machine):
+                for sizes in one.sizes(machine, shape.head_dim)[:1]:
+                    act = partial(exact, one)
+                    yield lists_unit(machine, shape, pattern, one.name, sizes, "", act, "forms")
+
+
+def tune(machine: Machine) -> Iterator[Unit]:
+    """Every tiling; what does not compile is a row with the reason."""
+    names = {one.name for one in here(machine) if one.engine == "triton"} | {"triton-levels"}
+    for shape in both(machine):
+        table = TILINGS[64 if shape.head_dim <= 64 else 128]
+        every = [(name, Tiling(*numbers)) for name in table if name in names
+                 for numbers in table[name]]  # fmt: skip
+        for name, tiling in every[::5] if machine.dry else every:
+            yield tiling_unit(machine, shape, HALF, name, tiling)
+    if not machine.dry:
+        for numbers in FLOAT32:
+            yield tiling_unit(machine, both(machine)[0], torch.float32, "triton-pointer",
+                              Tiling(*numbers))  # fmt: skip
+
+
+def both(machine: Machine) -> list[Shape]:
+    """Wan 2.1 1.3B, and the same with a head dim of 64."""
+    if machine.dry:
+        return [TINY]
+    wide = SHAPES["wan2.1-1.3b-480p"]
+    return [wide, replace(wide, name=f"{wide.name}, D 64", head_dim=64)]
 
 
 def label(shape: Tiling) -> str:
@@ -61,41 +92,48 @@ def label(shape: Tiling) -> str:
     return f"{shape.block_m}x{shape.block_n} w{shape.warps} s{shape.stages}{limit}"
 
 
-def tiling_units(
-    machine: Machine, shape: Shape, dtype: torch.dtype, pattern: Pattern, part: str, rank: int
-) -> Iterator[Unit]:
-    """Every candidate for one way to list blocks, each alone with dense attention."""
-    every = candidates(shape.head_dim, dtype, machine.forms)
-    for form, tiling in every[::3] if machine.dry else every:
-        if pattern[1] == "plain" or tiling.block_n <= MOST_BLOCKS:
-            yield tiling_unit(machine, shape, dtype, pattern, form, tiling, part, rank)
+def numbers(text: str) -> str:
+    """The arguments of `Tiling` of a label."""
+    sizes, *others = text.split(" ")
+    return ", ".join([*sizes.split("x"), *(word[1:] for word in others)])
 
 
 def tiling_unit(
-    machine: Machine,
-    shape: Shape,
-    dtype: torch.dtype,
-    pattern: Pattern,
-    form: str,
-    tiling: Tiling,
-    part: str,
-    rank: int,
+    machine: Machine, shape: Shape, dtype: torch.dtype, name: str, tiling: Tiling
 ) -> Unit:
     """Blocks are as wide as a tile of keys, 64 at least, so that density means the same for all."""
-    order, content, density = pattern
-    stage = f"{content} {label(tiling)}, {order}"
+    sizes = 128, max(64, tiling.block_n)
+    how: Callable[..., Exact | Levels] = (
+        partial(levels, shape=tiling)
+        if name == "triton-levels"
+        else partial(exact, way(name), tiling=tiling)
+    )
+    return lists_unit(machine, shape, TUNED, name, sizes, label(tiling), how, "tune", dtype)
+
+
+def lists_unit(
+    machine: Machine,
+    shape: Shape,
+    pattern: Pattern,
+    name: str,
+    sizes: Sizes,
+    label: str,
+    how: Callable[..., Exact | Levels],
+    part: str,
+    dtype: torch.dtype = HALF,
+) -> Unit:
+    """One way over lists of a pattern. how: (q, k, v, plan) -> what is ready to run."""
+    order, density = pattern
+    stage = f"{label}, {order}" if label else order
 
     def act(this: Bench) -> Iterator[Result]:
-        sizes = 128, max(64, tiling.block_n)
-        plan = exact_plan(shape, density, sizes, machine.device, order == "coherent")
-        tflop = work(plan, shape.head_dim)
-        if content == "rest":
-            plan = plan.with_rest(plan.k_blocks.levels, "global")
-        ready = prepare(*this.qkv, plan, form, tiling)
-        own = plan.with_rest(plan.rest)  # the term of first order is added by another kernel
-        error = sampled_error(*this.qkv, ready.forward(), own, blocks=2)
-        times = this.beside_dense({form: ready.forward}, 0.4)
-        yield this.row(density, form, stage, times[form], tflop, times.get("dense"), error)
+        coherent = order == "coherent"
+        plan = full_blocks(exact_plan(shape, density, sizes, machine.device, coherent))
+        ready = how(*this.qkv, plan)
+        error = sampled_error(*this.qkv, ready.run(), plan, blocks=2)
+        times = this.beside_dense({name: ready.run}, 0.4)
+        yield this.row(density, name, stage, times[name], work(plan, shape.head_dim),
+                       times.get("dense"), error, sizes)  # fmt: skip
 
-    row = blank(shape, density, form, stage, dtype)
-    return unit(machine, shape, row, act, f"tiling {form}", rank, part)
+    row = blank(shape, density, name, stage, dtype, sizes)
+    return unit(machine, shape, row, act, f"{part} {name}", part)

@@ -24,16 +24,15 @@ RESTART = 75
 DEATHS = 3
 """So many units of a family that killed their process, or one that hung: the rest is skipped."""
 
-FIRST = 0
-"""Rank of the few units without which all others are void."""
-
 REPEATED = ("failed", "died", "hung", "skipped", "wrong")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """rank: the lower, the sooner. seconds: not begun with less time left. limit: then it hangs.
+    """seconds: what it takes about, not begun with less time left. limit: then it hangs.
 
+    process: units of one name follow each other in a process of their own; "": shared by all others
+    beside it.
     blank: its row as far as it is known before: what is saved, with the reason, if it fails.
     act: gives the rows to save. file: name of their CSV without suffix.
     """
@@ -43,9 +42,9 @@ class Unit:
     act: Callable[[], Iterable[Result | Check]]
     file: str
     family: str = ""
-    rank: int = 5
     seconds: float = 5.0
     limit: float = 60.0
+    process: str = ""
 
 
 @dataclass
@@ -73,22 +72,27 @@ class Hand:
 
 
 def work(units: list[Unit], hand: Hand, again: bool = False) -> int:
-    """Do what is left to do; the exit status of the process.
+    """Do what is left to do, in the order of the units; the exit status of the process.
 
     Units that are done are skipped unless `again`; those that failed in an earlier run come last.
     """
     tried = {row.unit: row for row in hand.past()}
     todo = [unit for unit in units if waits(tried.get(unit.name), hand.run, again)]
-    todo.sort(key=lambda unit: (unit.name in tried and not again, unit.rank))
+    todo.sort(key=lambda unit: unit.name in tried and not again)
     hand.emit({"facts": asdict(hand.facts), "todo": len(todo), "units": len(units)})
     past = [t for t in tried.values() if t.run == hand.run or not again]
+    process = None
     for unit in todo:
         if why := doomed(unit, past):
             note(hand, unit, "skipped", 0.0, why)
         elif hand.left() < unit.seconds:
             hand.emit({"late": unit.name})
-        elif not run(unit, hand):
+        elif process not in (None, unit.process):
             return RESTART
+        else:
+            process = unit.process
+            if not run(unit, hand):
+                return RESTART
     return 0
 
 

@@ -1,26 +1,31 @@
 """Everything that needs a GPU, the most valuable first: is it correct, how fast, and why.
 
     python kernels/gpu/suite.py                       all parts
-    python kernels/gpu/suite.py --only check bench    some of them
+    python kernels/gpu/suite.py --only first table    some of them
     python kernels/gpu/suite.py --budget-s 500        in so many seconds; run it again to go on
+    python kernels/gpu/suite.py --resume FOLDER       go on from the CSVs of another call
+    python kernels/gpu/suite.py --plan                the parts, their units and seconds
     python kernels/gpu/suite.py --needs               the packages, and how to bring them
     python kernels/gpu/suite.py --summary             what is known so far, from the CSVs
     python kernels/gpu/suite.py --plot                the pictures again, from the CSVs
     python kernels/gpu/suite.py --dry-run             all parts, tiny, on a CPU in the interpreter
 
-    check     sparse forward and stages of the kernels against float64, offsets past 2^31
+    first     every exact engine in a process of its own: does it run here, is it right
+    table     Wan 2.1 14B at densities 0.1, 0.2 and 1.0: every engine, dense, FlexAttention
+    check     kernels, plans, CUDA graphs and offsets past 2^31 against float64
     select    draft scores, selection and whole calls
-    bench     Wan 2.1 14B and 1.3B: stages, whole operator, dense and FlexAttention, six densities
+    forms     every engine on random and coherent lists
+    shapes    other models, other densities, the stages of a call
     model     one forward of both transformers with random weights, and the first call
-    forms     pointer, TMA and warp-specialised tilings, random and coherent lists
-    shapes    the bench for HunyuanVideo and CogVideoX-5B
-    sanitize  compute-sanitizer (memcheck) over the first checks
+    sanitize  compute-sanitizer (memcheck, racecheck, initcheck) over the first checks
+    tune      the tilings of the Triton kernels
 
-The first check of every form comes first, then dense against sparse for Wan 2.1 14B at densities
-0.1 and 0.2, then the rest. Every comparison and every timing is a unit of its own: what raises,
+Parts run in this order. Every comparison and every timing is a unit of its own: what raises,
 crashes, hangs or takes all memory is a line with its reason, and the next unit runs. A row is saved
 the moment it is there (kernels/results/gpu_*.csv); what is done already with the same sources on
-such a machine is not done again. Exit status 1 if a result is wrong or something could not be run.
+such a machine is not done again. An engine that does not run here is a row with the reason. The
+last lines are what to decide by: targets, the fastest engine, wrong checks, lines to paste. Exit
+status 1 if a result is wrong or something could not be run.
 """
 
 from __future__ import annotations
@@ -46,15 +51,17 @@ if TYPE_CHECKING:
     from gpu_units import Unit
 
 PARTS = {
+    "first": needs.KERNELS,
+    "table": needs.METHODS,
     "check": needs.KERNELS,
     "select": needs.METHODS,
-    "bench": needs.METHODS,
-    "model": needs.MODELS,
     "forms": needs.METHODS,
     "shapes": needs.METHODS,
+    "model": needs.MODELS,
     "sanitize": needs.KERNELS,
+    "tune": needs.METHODS,
 }
-"""Part -> the modules that it needs."""
+"""Part -> the modules that it needs; in the order in which they run."""
 
 BUDGET = 540.0
 SUMMARY = "gpu_summary.txt"
@@ -97,6 +104,7 @@ def arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     )
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     add_options(parser, BUDGET)
+    parser.add_argument("--plan", action="store_true", help="parts, units and their seconds")
     parser.add_argument("--needs", action="store_true", help="packages, and how to bring them")
     parser.add_argument("--summary", action="store_true", help="only the summary, from the CSVs")
     parser.add_argument("--plot", action="store_true", help="only the pictures, from the CSVs")
@@ -118,35 +126,35 @@ def chosen(options: argparse.Namespace, part: str, machine: Machine) -> list[Uni
 
 def units_of(part: str, machine: Machine) -> list[Unit]:
     """The units of a part; imports what the part alone needs."""
-    if part == "check":
+    if part in ("first", "check"):
         import gpu_check
 
-        return gpu_check.units(machine)
+        return list(gpu_check.first(machine)) if part == "first" else gpu_check.units(machine)
     if part == "select":
         import gpu_check_select
 
         return gpu_check_select.units(machine)
-    if part in ("bench", "shapes"):
-        import gpu_bench
+    if part in ("table", "shapes"):
+        import gpu_speed
 
-        return gpu_bench.units(machine, main=part == "bench")
+        return list(gpu_speed.table(machine) if part == "table" else gpu_speed.shapes(machine))
+    if part in ("forms", "tune"):
+        import gpu_tilings
+
+        return list(gpu_tilings.forms(machine) if part == "forms" else gpu_tilings.tune(machine))
     if part == "model":
         import gpu_model
 
         return gpu_model.units(machine)
-    if part == "forms":
-        import gpu_forms
-
-        return gpu_forms.units(machine)
     import gpu_sanitize
 
-    return gpu_sanitize.units(machine)
+    return list(gpu_sanitize.units(machine))
 
 
 def conclude(options: argparse.Namespace, seen: Watched, unmet: dict[str, list[str]]) -> int:
     """Pictures and summary; the exit status."""
     folder = folder_for(options.dry_run, options.out)
-    if {"bench", "shapes"} & set(options.only):
+    if {"table", "shapes"} & set(options.only):
         draw(options)
     text = "\n".join(report(folder, seen, unmet))
     (folder / SUMMARY).write_text(text + "\n")
@@ -172,7 +180,7 @@ def say_hardware() -> None:
 def first_call(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Seconds of the first and of the second call of this process."""
     folder = folder_for(options.dry_run, options.out)
-    machine = machine_for(options.dry_run, folder, 1e9, tuple(options.forms), parser.error)
+    machine = machine_for(options.dry_run, folder, 1e9, tuple(options.engines), parser.error)
     import gpu_model
 
     print(*gpu_model.first_call(machine))
