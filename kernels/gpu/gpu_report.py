@@ -7,20 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpu_decide import SHAPE, decision
 from gpu_rows import Check, Result, Tried, load
-from gpu_tables import background, stages, summary
+from gpu_tables import background, speeds, stages
 from gpu_units import LEDGER
 from gpu_watch import Watched
 
-TARGETS = (
-    ("wan2.1-14b-720p", 1.0, "x dense", 0.85),
-    ("wan2.1-14b-720p", 0.2, "whole x dense", 4.0),
-    ("wan2.1-14b-720p", 0.1, "whole x dense", 7.5),
-    ("wan2.1-14b-720p", 0.2, "x flex", 1.3),
-    ("wan2.1-14b-720p", 0.2, "x int8", 1.2),
-    ("wan2.1-14b-720p", 0.1, "overhead", 0.15),
-)
-"""Shape, density, column of the summary, and what it should be at least; overhead: at most."""
+DRY = "tiny"
+"""Shape of a dry run, which stands for that of the targets."""
 
 MOST = 40
 """Lines of a list that are shown; the rest is counted."""
@@ -29,7 +23,7 @@ MOST = 40
 def report(folder: Path, seen: Watched, unmet: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Lines about all that is known of these sources on this machine, from the CSVs.
 
-    seen: of this run. unmet: part -> modules that it lacked.
+    The last ones are what to decide by. seen: of this run. unmet: part -> modules that it lacked.
     """
     facts = seen.facts
     if facts:
@@ -46,13 +40,22 @@ def report(folder: Path, seen: Watched, unmet: Mapping[str, Sequence[str]]) -> I
     if checks:
         yield from ("", "Correct against float64:", *table(verdicts(checks)))
     bench = own("gpu_bench", Result)
-    if lines := summary(bench):
-        yield from ("", "Speed, fastest form:", *table(lines), *background(bench))
-        yield from targets(lines)
+    if lines := speeds(bench):
+        yield from ("", "Speed:", *table(lines), *background(bench))
     if lines := stages(bench):
-        yield from ("", "Stages, ms and as part of the sparse forward:", *table(lines))
-    names = ("shape", "density", "impl", "stage", "ms_p50", "tflops", "speedup_vs_dense", "rel_l2")
-    for name in ("gpu_model", "gpu_forms"):
+        yield from ("", "Stages, ms and as part of the exact tiles:", *table(lines))
+    names = (
+        "shape",
+        "density",
+        "impl",
+        "stage",
+        "blocks",
+        "ms_p50",
+        "tflops",
+        "speedup_vs_dense",
+        "rel_l2",
+    )
+    for name in ("gpu_forms", "gpu_model", "gpu_tune"):
         rows = [row for row in own(name, Result) if row.ms_p50 is not None]
         if rows:
             lines = [{column: getattr(row, column) for column in names} for row in rows]
@@ -67,6 +70,9 @@ def report(folder: Path, seen: Watched, unmet: Mapping[str, Sequence[str]]) -> I
     counts = Counter(t.outcome for t in tried)
     numbers = ", ".join(f"{n} {outcome}" for outcome, n in counts.most_common())
     yield from ("", f"units: {numbers or 'none'}, {len(seen.late)} not run for lack of time")
+    if checks or bench:
+        shape = DRY if facts.get("gpu") == "interpreter" else SHAPE
+        yield from ("", *decision(checks, bench, own("gpu_tune", Result), facts["gpu"], shape))
 
 
 def failed(seen: Watched, unmet: Mapping[str, Sequence[str]]) -> bool:
@@ -88,20 +94,6 @@ def verdicts(checks: list[Check]) -> list[dict[str, Any]]:
                       "nearest to its limit": f"{worst.check}; {worst.shape}",
                       "error": worst.error, "limit": worst.limit})  # fmt: skip
     return lines
-
-
-def targets(lines: list[dict[str, Any]]) -> Iterator[str]:
-    """Of each target for which there is a number."""
-    at = {(line["shape"], line["density"]): line for line in lines}
-    for shape, density, column, wanted in TARGETS:
-        value = at.get((shape, density), {}).get(column)
-        if value is None or value != value:
-            continue
-        most = column == "overhead"
-        met = value <= wanted if most else value >= wanted
-        bound = f"at {'most' if most else 'least'} {wanted}"
-        verdict = "met" if met else "MISSED"
-        yield f"target {verdict}: {shape} d {density} {column} {value:.3g}, {bound}"
 
 
 def listed(title: str, lines: list[str]) -> Iterator[str]:

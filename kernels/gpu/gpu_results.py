@@ -88,11 +88,17 @@ def facts() -> dict[str, Any]:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = os.environ.get("VIDSPARSE_COMMIT", "unknown")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "interpreter"
+    gpu = device_name() if torch.cuda.is_available() else "interpreter"
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     here = Facts(commit, sources(), date, gpu, torch.__version__, torch.version.cuda or "none",
                  triton.__version__)  # fmt: skip
     return asdict(here)
+
+
+def device_name() -> str:
+    """Such as "NVIDIA H100 80GB HBM3, sm_90"."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()}, sm_{major}{minor}"
 
 
 def sources() -> str:

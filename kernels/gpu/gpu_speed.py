@@ -24,6 +24,7 @@ from gpu_bench import (
 )
 from gpu_bench_stages import STAGES, stage_unit
 from gpu_cases import SHAPES, SIZES, TINY, Shape, exact_plan, full_blocks, method, work
+from gpu_decide import AROUND, DENSITIES, SHAPE
 from gpu_dense import Flex, dense_act, dense_names
 from gpu_results import Machine, interleaved
 from gpu_rows import Result
@@ -33,25 +34,19 @@ from sampled import sampled_error
 
 from vidsparse.plan import SKIP
 
-DENSITIES = (0.1, 0.2, 1.0)
-"""Of the table."""
-
 OTHERS = (0.3, 0.05, 0.5)
 """Densities of the first shape beside the table."""
-
-AROUND = ("pool", "draft", "select", "rest")
-"""Stages around the exact tiles, which are its overhead."""
 
 
 def table(machine: Machine) -> Iterator[Unit]:
     """Wan 2.1 14B: dense, every engine at every size of blocks, and what else the targets need."""
-    shape = TINY if machine.dry else SHAPES["wan2.1-14b-720p"]
+    shape = TINY if machine.dry else SHAPES[SHAPE]
     yield from dense_units(machine, shape, "table")
-    for density in (0.3, 1.0) if machine.dry else DENSITIES:
+    for density in DENSITIES:
         for one in here(machine):
             for sizes in one.sizes(machine, shape.head_dim)[: 1 if machine.dry else None]:
                 yield from engine_units(machine, shape, density, one, sizes, "table")
-    first, second = (0.3, 0.3) if machine.dry else DENSITIES[:2]
+    first, second, _ = DENSITIES
     if not machine.dry:
         yield flex_unit(machine, shape, second, "table")
     yield int8_unit(machine, shape, second, "table")
@@ -65,7 +60,7 @@ def shapes(machine: Machine) -> Iterator[Unit]:
         yield from one_shape(machine, replace(TINY, name="tiny, other"), (0.5,))
         yield from stage_units(machine, TINY, (0.3,))
         return
-    large = SHAPES["wan2.1-14b-720p"]
+    large = SHAPES[SHAPE]
     for name in ("wan2.1-1.3b-480p", "hunyuanvideo-720p", "cogvideox-5b"):
         yield from one_shape(machine, SHAPES[name], (0.2,))
     for density in OTHERS:

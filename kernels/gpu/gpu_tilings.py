@@ -92,12 +92,6 @@ def label(shape: Tiling) -> str:
     return f"{shape.block_m}x{shape.block_n} w{shape.warps} s{shape.stages}{limit}"
 
 
-def numbers(text: str) -> str:
-    """The arguments of `Tiling` of a label."""
-    sizes, *others = text.split(" ")
-    return ", ".join([*sizes.split("x"), *(word[1:] for word in others)])
-
-
 def tiling_unit(
     machine: Machine, shape: Shape, dtype: torch.dtype, name: str, tiling: Tiling
 ) -> Unit:
