@@ -26,7 +26,7 @@ from vidsparse.config import SparseConfig, presets
 from vidsparse.decision import check_config
 from vidsparse.estimator import mean
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, rest, support
+from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, rest, support, work
 from vidsparse.pipelines import guard
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import StepContext
@@ -36,7 +36,7 @@ GRID = TokenGrid(5, 16, 22, text_tokens=77, text_first=True)
 CACHES: tuple[Any, ...] = (
     *(geometry.plan_geometry, mean._pieces, engine._rows, levels_engine.key_layout),
     *(exact_engine.key_place, exact_engine._full_rows, exact_engine._rows_of_tokens),
-    *(rest._blocks, rest._bias),
+    *(rest._blocks, rest._bias, work._tables),
 )
 
 
@@ -49,16 +49,29 @@ class FakeGPU(FakeTensorMode):
 
     within = False
 
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        self.launched: list[str] = []
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [*tree_leaves((args, kwargs))]
         fake = any(isinstance(x, FakeTensor) for x in given) or DEVICE in given
         if not (fake or self.within):
             return func(*args, **kwargs or {})
+        if not self.within and str(func.overloadpacket) not in FREE:
+            self.launched.append(str(func.overloadpacket))
         outer, self.within = self.within, True
         try:
             return super().__torch_dispatch__(func, types, args, kwargs)
         finally:
             self.within = outer
+
+
+FREE = {
+    *("aten.empty", "aten.new_empty", "aten.transpose", "aten.slice", "aten.detach", "aten.expand"),
+    *("aten.view", "aten.unsqueeze", "aten.alias", "prim.device"),
+}
+"""Operators that launch nothing."""
 
 
 @pytest.fixture
@@ -74,7 +87,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         cache.cache_clear()
 
 
-def run(device: torch.device, preset: str, *changes: str, hoisted: bool = True) -> Any:
+def run(
+    device: torch.device, preset: str, *changes: str, hoisted: bool = True, watch: bool = True
+) -> Any:
     config = SparseConfig.load(
         preset, ["schedule.min_tokens=0", "schedule.name=constant", *changes]
     )
@@ -82,7 +97,7 @@ def run(device: torch.device, preset: str, *changes: str, hoisted: bool = True) 
     sizes = 2, GRID.tokens, 3, 128
     q, k, v = (torch.empty(sizes, dtype=torch.bfloat16, device=device) for _ in range(3))
     how: Any = {"grid": GRID, "config": config, "hoisted": hoisted, "return_lse": True}
-    how["watch"] = True
+    how["watch"] = watch
     return attend(q, k, v, **how)
 
 
@@ -105,6 +120,27 @@ def test_presets(preset: str, hoisted: bool, cuda: torch.device) -> None:
 def test_forms(how: str, cuda: torch.device) -> None:
     result = run(cuda, "balanced", f"kernel.{how}", "kernel.block_q=128")
     assert result.reason is None and result.out.device == cuda
+
+
+@pytest.mark.parametrize("preset", ["balanced", "pisa"])
+def test_launches_of_a_call(preset: str, cuda: torch.device) -> None:
+    """No small launches between those of the kernels; the density and the watch apart.
+
+    The summary of a call with a moment is two, so that Taylor takes eight.
+    """
+    changes = "kernel.block_q=128", "selector.name=topk", "schedule.density=0.2"
+    run(cuda, preset, *changes)  # fills what is kept of a cut
+    mode = torch.utils._python_dispatch._get_current_dispatch_mode()
+    assert isinstance(mode, FakeGPU)
+    mode.launched.clear()
+    run(cuda, preset, *changes, watch=False)
+    density = mode.launched.index("vidsparse.row_shares")
+    assert mode.launched[density:] == ["vidsparse.row_shares", "aten.sum"]
+    assert mode.launched[:density] == [f"vidsparse.{name}" for name in KERNELS]
+
+
+KERNELS = ("summarise", "block_means", "draft_scores", "select", "pack_exact", "exact_tiles",
+           "rest_merge")  # fmt: skip
 
 
 def test_the_density_is_read_on_demand(cuda: torch.device) -> None:

@@ -4,6 +4,7 @@ TRITON_INTERPRET=1 pytest tests/test_triton_lists.py
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET", "0") != "1":
 
 from cuts import GRIDS
 
-from vidsparse.kernels.gpu import levels_engine
+from vidsparse.kernels.gpu import levels_engine, work
 from vidsparse.kernels.gpu.exact_lists import pack_exact
 
 pytestmark = pytest.mark.interp
@@ -58,6 +59,18 @@ def test_plain_lists(nk: int) -> None:
     strided = levels.mT.contiguous().mT
     again = pack_exact(strided, first, 2, 64, width)
     assert torch.equal(again[1], count)
+
+
+@pytest.mark.parametrize("rest", ["skip", "centroid"])
+@pytest.mark.parametrize("blocks", [(64, 128), (32, 16)], ids=str)
+def test_density(blocks: tuple[int, int], rest: str) -> None:
+    """Counted on the device as by the definition, short blocks of both cuts with it."""
+    plan = plan_of(blocks, mixed=True)
+    plan = replace(plan, levels=torch.cat([plan.levels, plan.levels.flip(2)]))
+    plan = plan if rest == "skip" else plan.with_rest(plan.k_blocks.levels)
+    found = work.head_density(plan)
+    assert found.dtype == torch.float64
+    assert (found - plan.density.mean(0)).abs().max() < 1e-14
 
 
 def plan_of(blocks: tuple[int, int], mixed: bool) -> BlockPlan:

@@ -90,6 +90,12 @@ def pack_exact() -> list[tuple[Any, ...]]:
     return [(levels, torch.arange(11, dtype=torch.int32) * 64, 2, 32, 23)]
 
 
+def row_shares() -> list[tuple[Any, ...]]:
+    levels = torch.randint(SKIP, 2, (2, 2, 3, 11), dtype=torch.int8)
+    groups, count = torch.arange(33).view(3, 11), torch.tensor([16, 16, 3])
+    return [(levels, groups, count, torch.tensor([99.0]).double())]
+
+
 def summarise() -> list[tuple[Any, ...]]:
     video = (~BLOCKS.text).int()
     return [(tokens(), tokens(), *PLACE, video, order, n) for order, n in ((None, 70), (ORDER, 0))]
@@ -179,7 +185,7 @@ CALLS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     f"vidsparse::{call.__name__}": call
     for call in (
         *(block_means, fill_keys, draft_scores, select, pack_exact, exact_tiles, rest_merge),
-        *(summarise, block_moments, pack_tiles, levels_forward),
+        *(summarise, block_moments, pack_tiles, levels_forward, row_shares),
         *(key_mean, quantise_keys, quantise_queries, cudnn_tiles, fa4_tiles),
     )
 }

@@ -24,6 +24,7 @@ from vidsparse.geometry import Geometry, plan_geometry
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import dense
 from vidsparse.kernels.executor import Executor, Trial
+from vidsparse.kernels.gpu import support
 from vidsparse.plan import BlockPlan, StepContext
 
 
@@ -171,11 +172,16 @@ def _attend(
             q, k, v = (x.index_select(1, geometry.order) for x in (q, k, v))
             order = None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    plan = _plan(q, k, order, geometry, config, decision.density, seconds)
+    with _timed(seconds, "estimate"):
+        summary = executor.summarise(k, v, geometry.k_blocks, config, order)
+    key_means = None if summary is None else summary.means
+    plan = _plan(q, k, key_means, order, geometry, config, decision.density, seconds)
     if requested(config, impl) == "auto" and too_dense(plan, config, choice.crossover):
         return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds, choice)
     with _timed(seconds, "kernel"):
         how: Any = {"kernel": config.kernel, "order": order, "return_lse": return_lse}
+        if summary is not None:
+            how["summary"] = summary
         out, lse = executor.execute(q, k, v, plan, **how)
     out = out.transpose(1, 2)
     if permuted:
@@ -183,7 +189,14 @@ def _attend(
             out = out.index_select(1, geometry.inverse)
             lse = lse.index_select(2, geometry.inverse) if lse is not None else None
     finite = _finite(q_in, k_in, v_in, out) if watch else None
-    return AttentionResult(out, lse, plan, plan.density.mean(0), None, choice, seconds, finite)
+    return AttentionResult(out, lse, plan, _head_density(plan), None, choice, seconds, finite)
+
+
+def _head_density(plan: BlockPlan) -> Tensor:
+    """Of each head over the batch, float64 [H], where the plan is."""
+    work = support.kernels("work", plan.levels)
+    density: Tensor = plan.density.mean(0) if work is None else work.head_density(plan)
+    return density
 
 
 def _finite(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor | None:
@@ -236,6 +249,7 @@ def trial_of(config: SparseConfig, hoisted: bool) -> Trial:
 def _plan(
     q: Tensor,
     k: Tensor,
+    key_means: Tensor | None,
     order: Tensor | None,
     geometry: Geometry,
     config: SparseConfig,
@@ -248,7 +262,8 @@ def _plan(
     selector = registry.method("selector", config.selector.name)
     compensation = registry.method("compensation", config.compensation.name)
     with _timed(seconds, "estimate"):
-        scores = estimator.estimate(q, k, q_blocks, k_blocks, config.estimator, order)
+        cuts = q_blocks, k_blocks
+        scores = estimator.estimate(q, k, *cuts, config.estimator, order, key_means)
     with _timed(seconds, "select"):
         forced = geometry.forced
         budgeted = forced if config.force.in_budget else torch.zeros_like(forced)

@@ -4,7 +4,8 @@ A method is a file here with
 
     class Params
         frozen dataclass, first field `name`; its other fields are the YAML keys. `first_order`:
-        the term that it asks of the executor, "none", "block" or "global".
+        the term that it asks of the executor, "none", "block" or "global"; `centroids`: whether
+        `rest` is the centroid level.
     def complete(plan: BlockPlan, params: Params) -> BlockPlan
         the same lists with the treatment of everything unlisted (`rest`, `first_order`).
 

@@ -16,6 +16,7 @@ class Params:
 
     name: str = "centroid"
     first_order: ClassVar[FirstOrder] = "none"
+    centroids: ClassVar[bool] = True
 
 
 def complete(plan: BlockPlan, params: Params) -> BlockPlan:

@@ -12,6 +12,7 @@ class Params:
 
     name: str = "none"
     first_order: ClassVar[FirstOrder] = "none"
+    centroids: ClassVar[bool] = False
 
 
 def complete(plan: BlockPlan, params: Params) -> BlockPlan:

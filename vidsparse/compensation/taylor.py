@@ -9,7 +9,7 @@ product per query; on compact blocks it is often no better than the plain centro
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 from vidsparse.config import require
 from vidsparse.plan import BlockPlan, FirstOrder
@@ -21,6 +21,7 @@ class Params:
 
     name: str = "taylor"
     scope: str = "global"
+    centroids: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(

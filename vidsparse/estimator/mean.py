@@ -38,6 +38,7 @@ def estimate(
     k_blocks: Blocks,
     params: Params,
     order: Tensor | None = None,
+    key_means: Tensor | None = None,
 ) -> Scores:
     """Logits float32 [B, H, nq, nk]. Formula in the module docstring."""
     scale = q.shape[-1] ** -0.5
@@ -45,7 +46,9 @@ def estimate(
     able = sizes <= set(support.BLOCK_SIZES) and q.shape[-1] <= support.MAX_HEAD_DIM
     if able and support.kernels("draft", q):
         cuts = q_blocks, k_blocks
-        return Scores(_estimate_in_triton(q, k, *cuts, params.sub_blocks, order), "logit")
+        return Scores(
+            _estimate_in_triton(q, k, *cuts, params.sub_blocks, order, key_means), "logit"
+        )
     if order is not None:
         q, k = (x.index_select(2, order) for x in (q, k))
     if params.sub_blocks == 1:
@@ -66,13 +69,17 @@ def _estimate_in_triton(
     k_blocks: Blocks,
     sub_blocks: int,
     order: Tensor | None,
+    key_means: Tensor | None,
 ) -> Tensor:
     """`estimate` on a GPU."""
     draft, pool = support.kernels("draft", q), support.kernels("pool", q)
     means, counts = [], []
     for x, blocks in ((q, q_blocks), (k, k_blocks)):
         start, count = _pieces(blocks, sub_blocks, q.device)
-        means.append(pool.block_means(x, start, count, blocks.size // sub_blocks, order))
+        made = key_means if x is k and sub_blocks == 1 else None
+        if made is None:
+            made = pool.block_means(x, start, count, blocks.size // sub_blocks, order)
+        means.append(made)
         counts.append(count)
     scores: Tensor = draft.draft_scores(*means, *counts, sub_blocks, q.shape[-1] ** -0.5)
     return scores

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vidsparse import registry
+from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
 from vidsparse.plan import BlockPlan, FirstOrder
 
@@ -64,6 +65,17 @@ class Refusal:
 
     why: str
     code: str | None = None
+
+
+@dataclass(frozen=True)
+class KeySummary:
+    """Of the key blocks of a call, from one read of keys and values before the estimate.
+
+    means: float32 [B, H, nk, D], of the keys. kept: what else the executor wants back.
+    """
+
+    means: Tensor
+    kept: Any
 
 
 @dataclass(frozen=True)
@@ -176,6 +188,15 @@ class Executor(ABC):
 
     def forget(self) -> None:  # noqa: B027  (most measure nothing)
         """Measure again what was measured on this machine."""
+
+    def summarise(
+        self, k: Tensor, v: Tensor, blocks: Blocks, config: SparseConfig, order: Tensor | None
+    ) -> KeySummary | None:
+        """What `execute` will need of k and v [B, H, S, D] and an estimate can use; None: nothing.
+
+        order: as for `execute`, which is given the summary as `summary` if there is one.
+        """
+        return None
 
     @abstractmethod
     def execute(

@@ -37,6 +37,7 @@ def execute(
     form: str = "auto",
     qk: str = "native",
     engine: str = "auto",
+    summary: rest.Summary | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention by a plan; formulas in `vidsparse.kernels`. Inference only.
 
@@ -51,6 +52,8 @@ def execute(
     form: of the Triton engine, "pointer", "tma" or "ws"; "auto": "pointer".
     qk: "native", or "int8" for products of 8-bit queries and keys, relative error about 1e-2.
     engine: which exact engine runs plans of level 0, or "auto".
+    summary: what `rest.summary_of` gave for k, v, this cut, order and first-order term; None: it is
+        made where it is needed.
 
     Returns out, shape, dtype and memory layout like q, and the LSE float32 [B, H, Sq] (natural log)
     or None.
@@ -77,11 +80,12 @@ def execute(
     if one is None:
         levels_engine.run(q, k, v, plan, rows, order_k, out, lse, qk)
         start = plan.k_blocks.on(q.device).start
-        rest.merge(q, k, v, plan, rows, out, lse, start, order_k)
+        rest.merge(q, k, v, plan, rows, out, lse, start, order_k, None, summary)
     else:
         keys = exact_engine.run(one, asked, q, k, v, plan, rows, order_k, out, lse)
         place = keys.place
-        rest.merge(q, keys.k, keys.v, plan, rows, out, lse, place.start, None, place.short)
+        operands = q, keys.k, keys.v, plan, rows, out, lse, place.start
+        rest.merge(*operands, None, place.short, summary)
     return out, lse if return_lse else None
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vidsparse import registry
+from vidsparse.blocks import Blocks
 from vidsparse.config import FORMS, Kernel
 from vidsparse.kernels import executor
-from vidsparse.kernels.executor import Form, Refusal
+from vidsparse.kernels.executor import Form, KeySummary, Refusal
 from vidsparse.kernels.gpu import support
 from vidsparse.plan import BlockPlan
+
+if TYPE_CHECKING:  # nothing of it at run time
+    from vidsparse.config import SparseConfig
 
 CROSSOVER_DENSITY = 0.7
 """Above this density a call with impl "auto" goes dense on a GPU.
@@ -59,6 +63,17 @@ class Executor(executor.Executor):
     def crossover(self, form: Form) -> float:
         return CROSSOVER_DENSITY
 
+    def summarise(
+        self, k: Tensor, v: Tensor, blocks: Blocks, config: SparseConfig, order: Tensor | None
+    ) -> KeySummary | None:
+        from vidsparse.kernels.gpu import rest
+
+        compensation = config.compensation
+        if not compensation.centroids or k.numel() == 0:
+            return None
+        made = rest.summary_of(k, v, blocks, order, compensation.first_order)
+        return KeySummary(made.draft, made)
+
     def execute(
         self,
         q: Tensor,
@@ -69,10 +84,12 @@ class Executor(executor.Executor):
         kernel: Kernel,
         order: Tensor | None = None,
         return_lse: bool = False,
+        summary: KeySummary | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         from vidsparse.kernels.gpu import engine
 
-        how = {"form": kernel.form, "qk": kernel.qk, "engine": kernel.engine}
+        how: Any = {"form": kernel.form, "qk": kernel.qk, "engine": kernel.engine}
+        how["summary"] = None if summary is None else summary.kept
         return engine.execute(q, k, v, plan, order=order, return_lse=return_lse, **how)
 
 

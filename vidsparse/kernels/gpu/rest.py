@@ -14,10 +14,23 @@ from vidsparse.kernels.gpu.operands import QueryRows, padded_width
 from vidsparse.kernels.gpu.pool import block_means
 from vidsparse.kernels.gpu.rest_merge import Means, ShortBlocks, rest_merge
 from vidsparse.kernels.gpu.summary import block_moments, rows_for, summarise
-from vidsparse.plan import SKIP, BlockPlan
+from vidsparse.plan import SKIP, BlockPlan, FirstOrder
 
 MOMENT_BYTES = 256 * 2**20
 """Of the block moments, and of the moments of query blocks, that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of the key blocks of a call.
+
+    draft: float32 [B, H, nk, D], means of the keys; means: of keys and values in the input's dtype;
+    moment: of each head, None without the "global" first-order term.
+    """
+
+    draft: Tensor
+    means: Means
+    moment: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -82,29 +95,56 @@ def merge(
     start: Tensor,
     order: Tensor | None = None,
     short: ShortBlocks | None = None,
+    summary: Summary | None = None,
 ) -> None:
     """Add to out and lse, in place, what the lists of a plan leave out.
 
     k, v [B, H, R, D']: block j of the plan from position start[j] on, int64 [nk], position t at row
     order[.., t], None: t. short: blocks that are read here if they are listed; None: there is none.
+    summary: what `summary_of` gave for them, None: it is made here.
     """
     levels = plan.levels.contiguous()
     if plan.rest == SKIP:
         if short is not None:
             Operands(q, k, v, levels, rows, out, lse, None, None, short).merge(None)
         return
-    count, moved, video = _blocks(plan.k_blocks, q.device)
-    depth, place = q.shape[3], (start, count, plan.k_blocks.size)
-    k, v = k.narrow(3, 0, depth), v.narrow(3, 0, depth)
-    tokens = video if plan.first_order == "global" else 0
-    draft, mean_k, mean_v, moment = summarise(k, v, *place, moved, order, tokens)
-    means = Means(mean_k, mean_v, _bias(plan.k_blocks, q.device))
+    k, v = (x.narrow(3, 0, q.shape[3]) for x in (k, v))
+    if summary is None:
+        summary = _summary(k, v, plan.k_blocks, start, order, plan.first_order)
     tilt = None if plan.rest_bias is None else plan.rest_bias.contiguous()
-    operands = Operands(q, k, v, levels, rows, out, lse, means, tilt, short)
+    operands = Operands(q, k, v, levels, rows, out, lse, summary.means, tilt, short)
     if plan.first_order == "row":
-        _merge_by_rows(operands, plan, start, count, order, draft)
+        count, _, _ = _blocks(plan.k_blocks, q.device)
+        _merge_by_rows(operands, plan, start, count, order, summary.draft)
     else:
-        operands.merge(moment if tokens else None)
+        operands.merge(summary.moment)
+
+
+def summary_of(
+    k: Tensor, v: Tensor, blocks: Blocks, order: Tensor | None, first_order: FirstOrder
+) -> Summary:
+    """What `merge` needs of k and v [B, H, S, D] for plans of this cut.
+
+    order: int64 [S] or [B, H, S]: position t of the blocks is token order[.., t]; None: t.
+    """
+    order = None if order is None else order.contiguous()
+    return _summary(k, v, blocks, blocks.on(k.device).start, order, first_order)
+
+
+def _summary(
+    k: Tensor,
+    v: Tensor,
+    blocks: Blocks,
+    start: Tensor,
+    order: Tensor | None,
+    first_order: FirstOrder,
+) -> Summary:
+    count, moved, video = _blocks(blocks, k.device)
+    tokens = video if first_order == "global" else 0
+    place = start, count, blocks.size, moved, order, tokens
+    draft, mean_k, mean_v, moment = summarise(k, v, *place)
+    means = Means(mean_k, mean_v, _bias(blocks, k.device))
+    return Summary(draft, means, moment if tokens else None)
 
 
 def _merge_by_rows(

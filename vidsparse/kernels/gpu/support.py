@@ -68,6 +68,7 @@ def kernels(name: str, x: torch.Tensor) -> Any:
 
     A CPU tensor takes the code in torch, with Triton's interpreter on too.
     """
-    if x.device.type == "cpu" or x.dtype not in DTYPES or not runs(x.device):
+    known = (*DTYPES, torch.int8)
+    if x.device.type == "cpu" or x.dtype not in known or not runs(x.device):
         return None
     return import_module(f"vidsparse.kernels.gpu.{name}")
