@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -44,6 +45,24 @@ def refusal(device: torch.device) -> str | None:
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability of a device; a CPU, in Triton's interpreter, stands for a Hopper GPU."""
     return (9, 0) if device.type == "cpu" else torch.cuda.get_device_capability(device)
+
+
+@lru_cache(maxsize=16)
+def lacks(package: str, least: str, extra: str) -> str | None:
+    """Why an optional package cannot be used, with the cure; None if it can. Imports nothing of it.
+
+    least: the oldest release; extra: that of vidsparse which installs it.
+    """
+    cure = f'pip install "vidsparse[{extra}]"'
+    try:
+        here = version(package)
+    except PackageNotFoundError:
+        return f"{package} is not installed; {cure}"
+    from packaging.version import Version
+
+    if Version(here) < Version(least):
+        return f"{package} {here}: needed is {least} or newer; {cure}"
+    return None
 
 
 def runs(device: torch.device) -> bool:
