@@ -21,6 +21,8 @@ INDIRECT = {"accelerate", "ftfy"}
 """Needed by what we call, not imported by us; pyproject.toml says by whom."""
 OPTIONAL = {"lpips"}
 """Taken where they are found; `vidsparse compare` says so where they are not."""
+LIBRARIES = {"cudnn": "nvidia-cudnn-frontend", "flash_attn": "flash-attn-4"}
+"""Modules of the extra "hopper", and the distributions that hold them."""
 TOOLS = {"ruff", "mypy", "types-pyyaml", "hatchling", "hatch-fancy-pypi-readme", "pytest-xdist"}
 """Run as programs."""
 
@@ -132,7 +134,7 @@ def imported(folder: str) -> set[str]:
 
 def distributions(names: set[str], own: set[str]) -> set[str]:
     """Distributions that provide top-level names of other people's packages, normalised."""
-    known = packages_distributions()
+    known = packages_distributions() | {name: [held] for name, held in LIBRARIES.items()}
     foreign = names - set(sys.stdlib_module_names) - own
     return {plain(known[name][0] if name in known else name) for name in foreign}
 
@@ -144,7 +146,9 @@ def plain(requirement: str) -> str:
 def test_dependencies_are_those_that_the_package_imports():
     declared = {plain(r) for r in PROJECT["dependencies"]}
     needed = distributions(imported("vidsparse"), {"vidsparse"})
-    assert needed - declared == OPTIONAL
+    hopper = {plain(r) for r in PROJECT["optional-dependencies"]["hopper"]}
+    assert hopper == set(LIBRARIES.values())
+    assert needed - declared == OPTIONAL | hopper
     assert declared - needed == INDIRECT
 
 

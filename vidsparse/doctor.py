@@ -68,6 +68,7 @@ def examine(remeasure: bool = False) -> dict[str, Any]:
             }
             for executor in registry.executors().values()
         },
+        "exact_engines": _exact_engines(),
         "auto": [cell for kind in dict.fromkeys(("cpu", device.type)) for cell in _auto(kind)],
         "ffmpeg": _ffmpeg(),
         "demo_model": _demo_model(),
@@ -92,7 +93,8 @@ def report(facts: dict[str, Any]) -> str:
         "demo model": facts["demo_model"] or "missing",
     }
     text = [f"{name:15} {value}" for name, value in lines.items()]
-    text += _executor_lines(facts["executors"])
+    text += _lines("engine", facts["executors"])
+    text += _lines("exact", facts["exact_engines"])
     for device in dict.fromkeys(cell["device"] for cell in facts["auto"]):
         text += _auto_lines(device, [c for c in facts["auto"] if c["device"] == device], facts)
     if facts["missing"]:
@@ -129,12 +131,21 @@ def _missing_of(executor: Executor) -> str | None:
     return None if None in reasons else reasons[0]
 
 
-def _executor_lines(executors: dict[str, Any]) -> list[str]:
-    """What can execute sparse calls, a line each, and why not here."""
+def _exact_engines() -> dict[str, Any]:
+    """What runs the listed blocks of plans without levels on a GPU, and why not on this one."""
+    found = {name: registry.engine(name) for name in registry.engines()}
+    device = torch.device("cuda")
+    return {
+        name: {"about": one.about, "missing": one.available(device)} for name, one in found.items()
+    }
+
+
+def _lines(kind: str, found: dict[str, Any]) -> list[str]:
+    """What can execute sparse calls, or the exact blocks of such a call: each, and why not here."""
     return [
-        f"{'engine ' + name:15} {facts['about']}"
+        f"{f'{kind} {name}':15} {facts['about']}"
         + (f"; not here: {why}" if (why := facts["missing"]) else "")
-        for name, facts in executors.items()
+        for name, facts in found.items()
     ]
 
 
