@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_rows import Check, Result, Tried, load, rewrite, tidy
 from gpu_start import folder_for, machine_for, ways
-from gpu_units import LEDGER, Hand, to_pipe, work
+from gpu_units import LEDGER, Hand, in_words, to_pipe, work
 from gpu_watch import Watch, Watched
 
 if TYPE_CHECKING:
@@ -62,11 +62,15 @@ def watch(script: Path, options: argparse.Namespace, *extra: str) -> Watched:
     for name, kind in {**FILES, LEDGER.removesuffix(".csv"): Tried}.items():
         if trouble := tidy(folder / f"{name}.csv", kind):
             say(trouble)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the process too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("SIGTERM"))  # ends the process too
     run = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     seconds = 1e9 if options.dry_run else options.budget_s
     this = Watch(command(script, options, *extra), folder, run, start + seconds, say)
-    return this.until_done()
+    try:
+        return this.until_done()
+    except (SystemExit, KeyboardInterrupt) as ended:
+        this.seen.trouble.append(f"ended from outside: {in_words(ended)}")
+        return this.seen
 
 
 def bring(source: Path, folder: Path) -> None:
@@ -101,7 +105,6 @@ def serve(
 
     from gpu_results import facts
     from gpu_rows import Facts
-    from gpu_units import in_words
 
     emit = to_pipe(options.events) if options.events else lambda event: None
     hand = Hand(folder, Facts(**facts()), options.run, emit, lambda: machine.left, machine.settle,

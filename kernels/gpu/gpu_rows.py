@@ -194,6 +194,16 @@ def typed(hint: Any, text: str) -> Any:
     return int(number) if hint is int else number
 
 
+def figures(row: Any) -> str:
+    """What a row found, in a few words."""
+    if isinstance(row, Check):
+        return "" if row.error is None else f"error {row.error:g} of {row.limit:g}"
+    ms = "" if row.ms_p50 is None else f"{row.ms_p50:.4g} ms"
+    speed = f"{row.speedup_vs_dense}x {row.dense_impl}" if row.speedup_vs_dense else ""
+    error = "" if row.rel_l2 is None else f"error {row.rel_l2:.1e}"
+    return ", ".join(filter(None, (ms, speed, error)))
+
+
 def fault(row: Any) -> str:
     """What is wrong with a row, in words; empty if nothing."""
     if isinstance(row, Check) and row.verdict == "absent":

@@ -32,7 +32,7 @@ def units(machine: Machine) -> Iterator[Unit]:
             blank = Check(**facts(), check=tool, shape="ragged", dtype="bfloat16", impl=one.name,
                           limit=0.0)  # fmt: skip
             act = partial(sanitize, machine, tool, one.name, blank)
-            seconds = 0.0 if machine.dry else 15.0
+            seconds = 0.0 if machine.dry else 12.0
             yield Unit(f"sanitize: {tool}, {one.name}", blank, act, "gpu_checks",
                        f"{tool} {one.name}", seconds, LIMIT)  # fmt: skip
 

@@ -41,7 +41,8 @@ OTHERS = (0.3, 0.05, 0.5)
 def table(machine: Machine) -> Iterator[Unit]:
     """Wan 2.1 14B: dense, every engine at every size of blocks, and what else the targets need."""
     shape = TINY if machine.dry else SHAPES[SHAPE]
-    yield from dense_units(machine, shape, "table")
+    for name in dense_names(machine.device):
+        yield dense_unit(machine, shape, name, "table")
     for density in DENSITIES:
         for one in here(machine):
             for sizes in one.sizes(machine, shape.head_dim)[: 1 if machine.dry else None]:
@@ -71,12 +72,13 @@ def shapes(machine: Machine) -> Iterator[Unit]:
 
 
 def one_shape(machine: Machine, shape: Shape, densities: tuple[float, ...]) -> Iterator[Unit]:
-    """Dense, then every engine at the first size of blocks that it takes."""
-    yield from dense_units(machine, shape, "shapes")
+    """Dense attention of torch, then every engine at the first size of blocks that it takes."""
+    for name in dense_names(machine.device)[:2]:
+        yield dense_unit(machine, shape, name, "shapes")
     for density in densities:
         for one in here(machine):
             if taken := one.sizes(machine, shape.head_dim):
-                yield from engine_units(machine, shape, density, one, taken[0], "shapes")
+                yield call_unit(machine, shape, density, one, taken[0], "whole", "shapes")
         if not machine.dry:
             yield flex_unit(machine, shape, density, "shapes")
         for one in here(machine)[:1]:
@@ -89,11 +91,6 @@ def stage_units(machine: Machine, shape: Shape, densities: tuple[float, ...]) ->
         for name in STAGES:
             yield stage_unit(machine, shape, density, name, "shapes")
     yield permute_unit(machine, shape, "shapes")
-
-
-def dense_units(machine: Machine, shape: Shape, part: str) -> Iterator[Unit]:
-    for name in dense_names(machine.device):
-        yield dense_unit(machine, shape, name, part)
 
 
 def engine_units(

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpu_rows import Check, Facts, Result, Row, Tried, add, fault, load
+from gpu_rows import Check, Facts, Result, Row, Tried, add, fault, figures, load
 
 LEDGER = "gpu_units.csv"
 RESTART = 75
@@ -124,6 +124,7 @@ def run(unit: Unit, hand: Hand) -> bool:
         for row in unit.act():
             hand.settle()
             add(hand.folder / f"{unit.file}.csv", row)
+            hand.emit({"row": figures(row) or row.message})
             if why := fault(row):
                 outcome, message = "wrong", why
         hand.settle()

@@ -52,6 +52,7 @@ class Watch:
     say: Callable[[str], None] = print
     seen: Watched = field(default_factory=Watched)
     begun: dict[str, Any] | None = None
+    figures: str = ""
     since: float = 0.0
     start: float = field(default_factory=time.monotonic)
 
@@ -105,10 +106,14 @@ class Watch:
     def heard(self, event: dict[str, Any]) -> None:
         seen = self.seen
         if "facts" in event:
+            if not seen.facts:
+                self.say(", ".join(f"{name} {text}" for name, text in event["facts"].items()))
             seen.facts, seen.units = event["facts"], event["units"]
             seen.todo = max(seen.todo, event["todo"])
         elif "begin" in event:
-            self.begun = event
+            self.begun, self.figures = event, ""
+        elif "row" in event:
+            self.figures = event["row"]
         elif "late" in event:
             seen.late = list(dict.fromkeys([*seen.late, event["late"]]))
         elif "trouble" in event:
@@ -124,7 +129,7 @@ class Watch:
         seen.outcomes[unit] = outcome, message
         took = time.monotonic() - self.start
         count = f"{len(seen.outcomes)}/{seen.todo}"
-        note = f": {message}" if message else ""
+        note = "".join(f": {text}" for text in (self.figures, message) if text)
         self.say(f"{took:5.0f} s  {count:>9}  {outcome:7} {seconds:5.1f} s  {unit}{note}")
 
     def stop(self, process: subprocess.Popen[bytes], late: bool) -> int:

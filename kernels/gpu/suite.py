@@ -77,6 +77,8 @@ def main() -> int:
     if options.needs:
         print(needs.report({part: PARTS[part] for part in options.only}))
         return 0
+    if options.plan:
+        return plan(options, parser)
     if options.plot:
         return draw(options)
     if options.first_call:
@@ -154,10 +156,10 @@ def units_of(part: str, machine: Machine) -> list[Unit]:
 def conclude(options: argparse.Namespace, seen: Watched, unmet: dict[str, list[str]]) -> int:
     """Pictures and summary; the exit status."""
     folder = folder_for(options.dry_run, options.out)
-    if {"table", "shapes"} & set(options.only):
-        draw(options)
     text = "\n".join(report(folder, seen, unmet))
     (folder / SUMMARY).write_text(text + "\n")
+    if {"table", "shapes"} & set(options.only) and not seen.trouble:
+        draw(options)
     print(f"\n{text}")
     return int(failed(seen, unmet))
 
@@ -185,6 +187,24 @@ def first_call(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
 
     print(*gpu_model.first_call(machine))
     return 0
+
+
+def plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """How many units every part has on this machine, and about how long they take."""
+    folder = folder_for(options.dry_run, options.out)
+    machine = machine_for(options.dry_run, folder, 1e9, tuple(options.engines), parser.error)
+    print("\n".join(planned(options, machine)))
+    return 0
+
+
+def planned(options: argparse.Namespace, machine: Machine) -> Iterator[str]:
+    """A line per part; seconds are what its units say of themselves, a guess for a GPU."""
+    until = 0.0
+    for part, listed in sources(options, machine):
+        units = listed()
+        taken = sum(unit.seconds for unit in units)
+        until += taken
+        yield f"{part:9} {len(units):4} units {taken:5.0f} s, until {until:5.0f} s"
 
 
 def draw(options: argparse.Namespace) -> int:

@@ -1,0 +1,130 @@
+"""The parts of the GPU suite: what they take, and that a failure in one reaches no other."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from gpu_suite import KERNELS, SUITE, outcomes, watched
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+import gpu_cases
+import gpu_dense
+import gpu_rows
+import gpu_speed
+import gpu_start
+import suite
+from gpu_check_stages import PLACES
+from gpu_compare import LIMITS
+from gpu_results import Machine
+from gpu_rows import Check, Tried
+from gpu_ways import Way
+
+SECOND_CALL = 360.0
+"""Seconds of a call that goes on: both fit a quarter of an hour."""
+
+
+def test_parts_fit_their_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a GPU that runs every engine: what decides in the first call, all of it in two."""
+    monkeypatch.setattr(Way, "sizes", lambda *_: list(gpu_cases.SIZES))
+    monkeypatch.setattr(Way, "refusal", lambda *_, **__: None)
+    monkeypatch.setattr(Way, "absence", lambda *_: None)
+    monkeypatch.setattr(gpu_speed, "dense_names", lambda device: list(gpu_dense.DENSE))
+    ways = *gpu_start.ways(), *(f"engine{n}" for n in range(5 - len(gpu_start.ways())))
+    machine = Machine(torch.device("cuda"), tmp_path, 1e9, ways)
+    taken = {part: sum(unit.seconds for unit in suite.units_of(part, machine))
+             for part in suite.PARTS}  # fmt: skip
+    first = [*suite.PARTS][: [*suite.PARTS].index("shapes")]
+    assert first == ["first", "table", "check", "select", "forms"]
+    assert sum(taken[part] for part in first) <= suite.BUDGET
+    assert sum(taken.values()) <= suite.BUDGET + SECOND_CALL
+    names = [unit.name for part in suite.PARTS for unit in suite.units_of(part, machine)]
+    assert len(names) == len(set(names))
+
+
+def test_every_dtype_and_grid_is_a_place() -> None:
+    assert {dtype for _, dtype, _ in PLACES} == set(LIMITS)
+    assert {depth for _, _, depth in PLACES} == {64, 96, 128}
+
+
+def test_a_row_is_on_disk_at_once(tmp_path: Path) -> None:
+    """What a unit found before it hangs stays, however the process ends."""
+    seen = watched(
+        tmp_path,
+        """
+import time
+def rows():
+    yield replace(blank, error=0.25, verdict="right")
+    time.sleep(600)
+blank = Check(**vars(FACTS), check="early", shape="", dtype="bfloat16", impl="x", limit=1.0)
+units = [Unit("long", replace(blank, check="late"), rows, "gpu_checks", limit=2.0)]""",
+    )
+    assert outcomes(seen) == {"long": "hung"}
+    found = {r.check: r.verdict for r in gpu_rows.load(tmp_path / "gpu_checks.csv", Check)}
+    assert found == {"early": "right", "late": "failed"}
+
+
+INJECTED = """
+import os, signal, sys, time
+sys.path[:0] = {paths!r}
+import suite
+from dataclasses import replace
+suite.__file__ = __file__
+listed = suite.units_of
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)
+def fails():
+    raise RuntimeError("CUDA error: an illegal instruction was encountered")
+ACTS = {{"raises": fails, "crashes": crash, "hangs": lambda: time.sleep(600)}}
+def units_of(part, machine):
+    few = listed(part, machine)[: {few}]
+    def bad(name):
+        return replace(few[0], name=f"{{part}} {{name}}", act=ACTS[name], limit=1.5, process="",
+                       family=f"{{part}} {{name}}")
+    kinds = ("raises", *({kinds} or ("crashes", "hangs")[list(suite.PARTS).index(part) % 2 :][:1]))
+    return [*map(bad, kinds), *few]
+suite.units_of = units_of
+sys.exit(suite.main())
+"""
+
+
+@pytest.mark.slow
+def test_failures_in_each_part(tmp_path: Path) -> None:
+    """Every part does what it has left; a dry run of all of it, in under three minutes."""
+    script = tmp_path / "injected.py"
+    paths = [str(KERNELS), str(SUITE)]
+    script.write_text(INJECTED.format(paths=paths, few=3, kinds=()))
+    command = [sys.executable, str(script), "--dry-run", "--out", str(tmp_path)]
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert time.monotonic() - start < 180
+    assert done.returncode == 1, done.stderr
+    tried = {row.unit: row.outcome for row in gpu_rows.load(tmp_path / "gpu_units.csv", Tried)}
+    for n, part in enumerate(suite.PARTS):
+        assert tried.pop(f"{part} raises") == "failed"
+        kind, outcome = ("hangs", "hung") if n % 2 else ("crashes", "died")
+        assert tried.pop(f"{part} {kind}") == outcome
+    assert len(tried) == 3 * len(suite.PARTS) and {*tried.values()} == {"done"}
+    assert done.stdout.splitlines()[-1].startswith("levels_forward.py TILINGS: ")
+
+
+def test_ended_from_outside(tmp_path: Path) -> None:
+    """SIGTERM: what is known is said, and the process at work ends too."""
+    script = tmp_path / "injected.py"
+    paths = [str(KERNELS), str(SUITE)]
+    script.write_text(INJECTED.format(paths=paths, few=1, kinds=("hangs",)).replace("1.5", "500"))
+    command = [sys.executable, str(script), "--dry-run", "--out", str(tmp_path), "--only", "first"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "first raises" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    said = process.stdout.read()
+    assert process.wait(timeout=60) == 1
+    assert "Trouble (1):\n- ended from outside: SystemExit: SIGTERM" in said
+    assert "checks: 0 right, wrong or failed 1: engine runs here" in said
