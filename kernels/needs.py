@@ -10,7 +10,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,16 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-KERNELS = ("torch", "triton", "numpy")
+KERNELS = ("torch", "triton")
 METHODS = (*KERNELS, "omegaconf", "yaml")
 """Of what reads a `SparseConfig`: a whole call, an estimator, a selector."""
 
-MODELS = (*METHODS, "diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors",
-          "PIL", "regex", "requests", "filelock")  # fmt: skip
-USUAL = ("omegaconf", "diffusers")
-"""What images with PyTorch, Triton and transformers lack."""
-
-GATE = (*METHODS, "rich")
+MODELS = (*METHODS, "numpy", "diffusers", "transformers", "accelerate", "huggingface_hub",
+          "safetensors", "PIL", "regex", "requests", "filelock")  # fmt: skip
+GATE = (*METHODS, "numpy", "rich")
 BENCH = ("torch", "numpy", "omegaconf", "yaml", "rich")
 
 DISTRIBUTIONS = {"yaml": "PyYAML", "PIL": "Pillow"}
@@ -78,7 +75,7 @@ def requirement(module: str) -> str:
     wanted = normal(distribution(module))
     for line in declared():
         text = line.split(";")[0].strip()
-        if normal(re.split(r"[<>=!~ \[]", text)[0]) == wanted:
+        if normal(bare(text)) == wanted:
             return text
     return distribution(module)
 
@@ -96,37 +93,88 @@ def declared() -> list[str]:
 def report(parts: Mapping[str, Sequence[str]]) -> str:
     """What every part needs, what is missing here, and the two commands for elsewhere.
 
-    What is missing here need not be missing there.
+    Elsewhere nothing but torch is installed: what is missing here need not be missing there.
     """
     lines = [f"python {sys.version.split()[0]}; part: modules (version here)"]
     for part, modules in parts.items():
         beyond = [name for name in modules if name not in KERNELS]
         have = ", ".join(f"{name} ({here(name)})" for name in beyond)
-        lines.append(f"  {part}: torch, triton, numpy{', ' if have else ''}{have}")
-    needed = {name for modules in parts.values() for name in modules}
-    wheels = [name for name in USUAL if name in needed]
-    if not wheels:
-        return "\n".join([*lines, "nothing to bring to a machine with these"])
+        lines.append(f"  {part}: torch, triton{', ' if have else ''}{have}")
+    wheels = beside_torch(name for modules in parts.values() for name in modules)
     platforms = " ".join(f"--platform {name}" for name in PLATFORMS)
-    wanted = " ".join(f"'{requirement(name)}'" for name in wheels)
+    wanted = " ".join(f"'{name}'" for name in wheels)
     lines += [
         "",
-        f"images with torch and transformers lack {' and '.join(wheels)}: add what else --needs",
-        "shows as missing there. Here, with a network (3.12: the Python of the other machine):",
+        "where nothing but torch is installed. Here, with a network (3.12: the Python there):",
         "  python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 "
-        f"--implementation cp {platforms} -d wheels {wanted}",
+        f"--implementation cp --abi cp312 --abi abi3 --abi none {platforms} -d wheels {wanted}",
         "there, without one:",
         "  python3 -m pip install --no-index --no-deps --target site wheels/*.whl && "
         "PYTHONPATH=site python3 kernels/gpu/suite.py",
+        "other exact engines: their wheels into the same folder (python -m vidsparse doctor)",
     ]
     return "\n".join(lines)
+
+
+def beside_torch(modules: Iterable[str]) -> list[str]:
+    """Requirements of the distributions that modules need and torch does not bring, at any depth.
+
+    As far as they are installed here: others are for other systems.
+    """
+    wanted: list[str] = []
+    left = [
+        distribution(name) for name in dict.fromkeys(modules) if name not in ("torch", "triton")
+    ]
+    brought = {normal(name) for name in required_at_all("torch")}
+    while left:
+        name = normal(left.pop(0))
+        if name not in brought and name not in wanted:
+            wanted.append(name)
+            left += required_by(name)
+    return [pinned(name) for name in wanted]
+
+
+def required_at_all(name: str) -> set[str]:
+    """A distribution and what it requires, at any depth."""
+    found, left = set(), [name]
+    while left:
+        one = normal(left.pop())
+        if one not in found:
+            found.add(one)
+            left += required_by(one)
+    return found
+
+
+def required_by(name: str) -> list[str]:
+    """Names of what a distribution requires without extras, as far as it is installed here."""
+    try:
+        lines = requires(name) or []
+    except PackageNotFoundError:
+        return []
+    names = [bare(line) for line in lines if "extra ==" not in line]
+    return [one for one in names if installed(one)]
+
+
+def installed(name: str) -> str:
+    """The version of a distribution, empty if it is not here."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def bare(requirement: str) -> str:
+    """The name in a requirement."""
+    return re.split(r"[<>=!~; \[(]", requirement)[0]
+
+
+def pinned(name: str) -> str:
+    """Name and version as they are here; without a version if it is not here."""
+    return f"{name}=={found}" if (found := installed(name)) else name
 
 
 def here(module: str) -> str:
     """The version that is installed, "missing" if none is."""
     if not found(module):
         return "missing"
-    try:
-        return version(distribution(module))
-    except PackageNotFoundError:
-        return "present"
+    return installed(distribution(module)) or "present"

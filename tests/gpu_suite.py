@@ -82,12 +82,14 @@ def bare(tmp_path: Path, *command: str, without: tuple[str, ...]) -> subprocess.
     """A script from another folder, in a Python that has neither vidsparse nor some modules."""
     (tmp_path / "sitecustomize.py").write_text(f"""
 import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {without!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent())
-sys.meta_path = [f for f in sys.meta_path if "editable" not in type(f).__module__]
+from importlib.machinery import PathFinder
+class Rest(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        gone = name.partition(".")[0] in {without!r}
+        return None if gone else PathFinder.find_spec(name, path, target)
+others = [f for f in sys.meta_path if "editable" not in type(f).__module__]
+sys.meta_path = [Rest if f is PathFinder else f for f in others]
 """)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)

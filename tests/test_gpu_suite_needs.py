@@ -60,10 +60,34 @@ def test_a_part_without_its_packages_is_named_and_the_others_run(tmp_path: Path)
     assert row.verdict == "right" and row.gpu == "interpreter" and row.check == "block means"
 
 
+def test_a_gpu_needs_no_numpy(tmp_path: Path) -> None:
+    """Its parts but the models are imported where nothing but torch and two wheels are."""
+    parts = "gpu_check, gpu_check_select, gpu_model, gpu_sanitize, gpu_speed, gpu_tilings"
+    code = f"""
+import sys
+sys.path[:0] = [{str(KERNELS)!r}, {str(SUITE)!r}]
+import needs
+import {parts}
+from vidsparse.attention import attend
+print("imported")
+"""
+    absent = ("numpy", "rich", "diffusers", "transformers", "accelerate", "typer", "matplotlib")
+    done = bare(tmp_path, "-c", code, without=absent)
+    assert done.stdout == "imported\n", done.stderr
+
+
 def test_needs_names_every_wheel() -> None:
+    """Of what torch does not bring, at any depth; not what it brings."""
     said = needs.report({"check": needs.KERNELS, "model": needs.MODELS})
     here, download = said.split("pip download")
     assert all(name in here for name in needs.MODELS)
-    assert "'omegaconf>=2.4' 'diffusers>=" in download and "--no-index" in download
-    assert "torch" not in download
-    assert "nothing to bring" in needs.report({"check": needs.KERNELS})
+    assert "--no-index" in download
+    wheels = needs.beside_torch(needs.MODELS)
+    names = {name.partition("==")[0] for name in wheels}
+    assert {"omegaconf", "pyyaml", "pillow", "tokenizers", "tqdm", "huggingface-hub"} <= names
+    assert not names & {"torch", "triton", "filelock", "fsspec", "typing-extensions"}
+    assert all(f"'{name}'" in download for name in wheels)
+    assert {n.partition("==")[0] for n in needs.beside_torch(needs.METHODS)} == {
+        "omegaconf",
+        "pyyaml",
+    }
