@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from gpu_suite import KERNELS, SUITE, outcomes, watched
 pytest.importorskip("triton", reason="triton is not installed")
 
 import gpu_cases
+import gpu_check
 import gpu_dense
 import gpu_rows
 import gpu_speed
 import gpu_start
+import gpu_ways
 import suite
 from gpu_check_stages import PLACES
 from gpu_compare import LIMITS
@@ -66,6 +69,28 @@ units = [Unit("long", replace(blank, check="late"), rows, "gpu_checks", limit=2.
     assert outcomes(seen) == {"long": "hung"}
     found = {r.check: r.verdict for r in gpu_rows.load(tmp_path / "gpu_checks.csv", Check)}
     assert found == {"early": "right", "late": "failed"}
+
+
+def test_an_engine_that_is_not_here_is_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its reason; one that cannot even be asked is a failure of its own, of no other."""
+    machine = Machine(torch.device("cpu"), tmp_path, 1e9, ("triton-pointer", "absent", "broken"))
+
+    def asked(self: Way, *given: Any, **more: Any) -> str | None:
+        if self.name == "broken":
+            raise AttributeError("no such thing")
+        return "it is not installed" if self.name == "absent" else None
+
+    monkeypatch.setattr(Way, "refusal", asked)
+    units = list(gpu_check.first(machine))
+    assert [unit.process for unit in units] == [*["triton-pointer"] * 3, "absent", "broken"]
+    (row,) = units[3].act()
+    assert isinstance(row, Check) and (row.verdict, gpu_rows.fault(row)) == ("absent", "")
+    assert row.message == "it is not installed"
+    with pytest.raises(AttributeError, match="no such thing"):
+        list(units[4].act())
+    assert [one.name for one in gpu_ways.here(machine)] == ["triton-pointer"]
 
 
 INJECTED = """

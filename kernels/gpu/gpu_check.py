@@ -93,8 +93,10 @@ def first(machine: Machine) -> Iterator[Unit]:
         how: dict[str, Any] = {"process": one.name, "seconds": 4.0}
         yield check("engine runs here", "", HALF, one.name, 0.0, partial(presence, one, machine),
                     process=one.name)  # fmt: skip
+        if not one.runs(machine):
+            continue
         case = Case(machine, HALF, 64 if machine.dry else 128).fit(one)
-        if one.absence(machine) is None and case is not None:
+        if case is not None:
             yield exact_unit(case, one, **how)
             yield engine_unit(replace(case, rest="global"), one, **how)
 

@@ -89,8 +89,8 @@ def verdicts(checks: list[Check]) -> list[dict[str, Any]]:
         own = [c for c in checks if (c.impl, c.dtype) == (impl, dtype)]
         counts = Counter(c.verdict for c in own)
         worst = max(own, key=lambda c: (c.error or 0.0) / (c.limit or 1.0))
-        lines.append({"impl": impl, "dtype": dtype, "right": counts["right"],
-                      "wrong": counts["wrong"], "failed": counts["failed"],
+        named = {name: counts[name] for name in ("right", "wrong", "failed", "absent")}
+        lines.append({"impl": impl, "dtype": dtype, **named,
                       "nearest to its limit": f"{worst.check}; {worst.shape}",
                       "error": worst.error, "limit": worst.limit})  # fmt: skip
     return lines

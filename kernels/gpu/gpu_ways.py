@@ -59,6 +59,13 @@ class Way:
         """Why it runs nothing here: the reason for the presets' blocks."""
         return None if self.sizes(machine) else self.refusal(machine)
 
+    def runs(self, machine: Machine) -> bool:
+        """Whether it runs something here; if to ask it fails, its first check says so."""
+        try:
+            return self.absence(machine) is None
+        except Exception:
+            return False
+
 
 def way(name: str) -> Way:
     """By a name of `gpu_start.ways`."""
@@ -68,7 +75,7 @@ def way(name: str) -> Way:
 
 def here(machine: Machine) -> list[Way]:
     """Those that run something on this machine, as far as it was asked for."""
-    return [one for one in map(way, machine.ways) if one.absence(machine) is None]
+    return [one for one in map(way, machine.ways) if one.runs(machine)]
 
 
 def sound(machine: Machine) -> list[Way]:
