@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import gpu_rows
 from gpu_decide import MOST, SHAPE, TARGETS, decision
+from gpu_plot import plot
 from gpu_report import failed, report
 from gpu_rows import Check, Result
 from gpu_watch import Watched
@@ -119,3 +120,14 @@ def test_a_report_ends_in_the_decision(tmp_path: Path) -> None:
     want = decision([CHECK, ABSENT], BENCH, TUNED, GPU)
     assert len(want) <= MOST and lines[-len(want) :] == want
     assert gpu_rows.fault(ABSENT) == "" and not failed(seen, {})
+
+
+def test_pictures(tmp_path: Path) -> None:
+    """Of any engine's rows; one is drawn for each GPU."""
+    for row in BENCH:
+        gpu_rows.add(tmp_path / "gpu_bench.csv", row)
+    written = [path.name for path in plot(tmp_path)]
+    assert written == ["gpu_speedup.png", "gpu_stages.png"]
+    assert all((tmp_path / name).stat().st_size > 5000 for name in written)
+    with pytest.raises(FileNotFoundError, match=r"run kernels/gpu/suite\.py first"):
+        plot(tmp_path / "nothing")

@@ -13,6 +13,7 @@ from gpu_suite import KERNELS, SUITE, outcomes, watched
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+import gpu_bench
 import gpu_cases
 import gpu_check
 import gpu_dense
@@ -91,6 +92,28 @@ def test_an_engine_that_is_not_here_is_a_row(
     with pytest.raises(AttributeError, match="no such thing"):
         list(units[4].act())
     assert [one.name for one in gpu_ways.here(machine)] == ["triton-pointer"]
+
+
+def test_a_call_that_waits_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time stays; while torch forbids to wait, and no longer, the call is made."""
+    modes = [0]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    machine = Machine(torch.device("meta"), tmp_path, 1e9, ())
+    bench = gpu_bench.Bench(machine, gpu_cases.TINY, (torch.zeros(1).bfloat16(),) * 3)
+    monkeypatch.setattr(gpu_bench.Bench, "beside_dense", lambda self, acts: {"whole": [2.0, 3.0]})
+
+    def call() -> None:
+        if modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    how = 0.1, "triton-ws", "whole", 1.0, 1e-3, (128, 64)
+    right, wrong = gpu_speed.timed(bench, call, *how)
+    assert modes == [0, "error", 0]
+    assert gpu_rows.fault(right) == "" and right.ms_p50 == wrong.ms_p50 == 2.5
+    assert gpu_rows.fault(wrong).startswith("waits for the device: RuntimeError: called a sync")
+    (right,) = gpu_speed.timed(bench, lambda: None, *how)
+    assert gpu_rows.fault(right) == ""
 
 
 INJECTED = """

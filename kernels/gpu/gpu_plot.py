@@ -10,15 +10,20 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gpu_tables import OTHERS, STAGES
+
 Line = dict[str, str]
-STAGES = ("sparse", "pool", "draft", "select", "lists", "fill", "compensate")
-FORMS = ("triton-pointer", "triton-tma", "triton-ws")
 SERIES = (
-    (FORMS, "sparse", "sparse forward", "o-", "#0b6e99"),
-    (FORMS, "whole", "whole operator", "s-", "#c4501b"),
-    (("flex",), "sparse", "FlexAttention, same mask", "^--", "#777777"),
+    ("", "sparse", "exact tiles", "o-", "#0b6e99"),
+    ("", "whole", "whole operator", "s-", "#c4501b"),
+    ("flex", "sparse", "FlexAttention, same mask", "^--", "#777777"),
 )
-"""Implementations of which the fastest counts, stage, label, style, colour."""
+"""Implementation, "": the fastest exact engine, stage, label, style, colour."""
+
+
+def of(line: Line, impl: str) -> bool:
+    """Whether a line is of an implementation, or of any exact engine."""
+    return line["impl"] == impl if impl else line["impl"] not in OTHERS
 
 
 def plot(folder: Path) -> list[Path]:
@@ -71,10 +76,10 @@ def _speedups(lines: list[Line], gpu: str) -> Any:
     for axis, shape in zip(axes, shapes, strict=True):
         own = [line for line in lines if line["shape"] == shape and line["speedup_vs_dense"]]
         densities: set[float] = set()
-        for impls, stage, name, style, colour in SERIES:
+        for impl, stage, name, style, colour in SERIES:
             best: dict[float, float] = {}
             for line in own:
-                if line["impl"] in impls and line["stage"] == stage:
+                if of(line, impl) and line["stage"] == stage:
                     x, y = float(line["density"]), float(line["speedup_vs_dense"])
                     best[x] = max(y, best.get(x, 0.0))
             points = sorted(best.items())
@@ -102,13 +107,13 @@ def _stages(lines: list[Line], gpu: str) -> Any:
     for axis, shape in zip(axes, shapes, strict=True):
         own: dict[tuple[float, str], float] = {}
         for line in lines:
-            if line["shape"] == shape and line["impl"] in ("triton", *FORMS):
+            if line["shape"] == shape and (line["impl"] == "triton" or of(line, "")):
                 key, ms = (float(line["density"]), line["stage"]), float(line["ms_p50"])
                 own[key] = min(ms, own.get(key, ms))
         densities = sorted({density for density, stage in own if stage == "whole"})
         names = [f"{density:g}" for density in densities]
         bottom = [0.0] * len(densities)
-        for n, stage in enumerate(STAGES):
+        for n, stage in enumerate(STAGES[:-1]):
             height = [max(0.0, own.get((density, stage), 0.0)) for density in densities]
             axis.bar(names, height, bottom=bottom, label=stage, color=f"C{n}", width=0.6)
             bottom = [a + b for a, b in zip(bottom, height, strict=True)]
