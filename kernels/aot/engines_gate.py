@@ -8,8 +8,10 @@
 
 An engine is asked about every call, and one that it does not refuse is run as on the GPU, on
 tensors without memory: the library checks what it is given, chooses its kernel and compiles it;
-only the launch is left out. Exit status 1 if a call is not refused and does not compile, or
-multiplies without tensor cores. It shows neither that results are right nor how fast they come.
+only the launch is left out, and a library that read a value back would raise. Exit status 1 if a
+call is not refused and does not compile, or multiplies without tensor cores. Spills, and products
+that each have a fence of their own, are shown: they are the library's. The gate shows neither that
+results are right nor how fast they come.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ needs.demand(needs.GATE)
 
 import torch
 from aot_inspect import nvidia_code
+from aot_loops import loops_of
 from aot_targets import ARCHITECTURES
 from rich.console import Console
 from rich.table import Table
@@ -58,7 +61,8 @@ MULTIPROCESSORS, SHARED = 132, 228 * 1024
 """Of a GPU that stands for all: the libraries ask for it."""
 
 COLUMNS = ("engine", "arch", "dtype", "D", "blocks", "kernel", "regs", "spills", "tensor cores",
-           "seconds", "verdict")  # fmt: skip
+           "loops", "seconds", "verdict")  # fmt: skip
+"""loops: instructions of a turn, of which products, of each loop with products."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def main() -> int:
                     good &= fine
     if table.row_count:
         table.title = f"nvidia-cutlass-dsl {version('nvidia-cutlass-dsl')}"
-        Console(width=None if sys.stdout.isatty() else 160).print(table)
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
     return int(not good or (options.require and bool(absent)))
 
 
@@ -246,11 +250,16 @@ def table_row(case: Case, kernel: Kernel) -> tuple[tuple[str, ...], bool]:
     arch, dtype = ARCHITECTURES[case.arch], str(case.dtype).removeprefix("torch.")
     head = case.engine, arch.name, dtype, str(case.head_dim), " ".join(kernel.blocks)
     if kernel.reason:
-        return (*head, *("",) * 5, f"does not compile: {kernel.reason}"), False
+        return (*head, *("",) * 6, f"does not compile: {kernel.reason}"), False
     code = nvidia_code({"cubin": kernel.cubin})
     products = len(findall(rf"\b(?:{arch.products})\b", code.text))
-    numbers = str(code.registers), str(code.spills), str(products), f"{kernel.seconds:.1f}"
-    return (*head, kernel.name, *numbers, "ok" if products else "no tensor core"), products > 0
+    loops = loops_of(code.text, arch.products)
+    verdict = "ok" if products else "no tensor core"
+    verdict += "; a fence for each product" * any(loop.serialised for loop in loops)
+    numbers = str(code.registers), str(code.spills), str(products)
+    turns = " ".join(f"{loop.instructions}/{loop.products}" for loop in loops)
+    shown = kernel.name, *numbers, turns, f"{kernel.seconds:.1f}", verdict
+    return (*head, *shown), products > 0
 
 
 if __name__ == "__main__":
