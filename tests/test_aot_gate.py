@@ -76,8 +76,8 @@ def launch(
     [
         ({}, {}, []),
         ({"spills": 1}, {}, ["spills"]),
-        ({"spills": 201}, {"kind": "fp32"}, ["spills"]),
-        ({"spills": 200, "tensor_core": 0, "ring": ()}, {"kind": "fp32"}, []),
+        ({"spills": 401}, {"kind": "fp32"}, ["spills"]),
+        ({"spills": 400, "tensor_core": 0, "ring": ()}, {"kind": "fp32"}, []),
         ({"shared": 232_449}, {}, ["shared > 232448"]),
         ({"shared": 115_713}, {"maxnreg": 128}, ["shared > 115712"]),
         ({"shared": 65_537}, {"arch": "gfx942"}, ["shared > 65536"]),

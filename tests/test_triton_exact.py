@@ -203,7 +203,6 @@ def test_tilings_divide_their_blocks(
     form: str, arch: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ours.support, "capability", lambda device: arch)
-    ours.tiling.cache_clear()
     sizes, offered = (16, 32, 64, 128), 0
     for block_q, block_k, depth, dtype in product(sizes, sizes, (40, 64, 128), TOLERANCES):
         question = asked(form=form, block_q=block_q, block_k=block_k, head_dim=depth, dtype=dtype)
@@ -215,19 +214,16 @@ def test_tilings_divide_their_blocks(
         assert block_q % shape.block_m == 0 and block_k % shape.block_n == 0
         assert ours.ENGINE.tile(question) == shape.block_n >= 16
     assert bool(offered) == (form == "pointer" or arch[0] in (9, 10))
-    ours.tiling.cache_clear()
 
 
 def test_an_unknown_device_takes_the_portable_tiling_and_says_so_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ours.support, "capability", lambda device: (13, 1))
-    for cache in (ours.say_unknown, ours.tiling):
-        cache.cache_clear()
+    ours.say_unknown.cache_clear()
     for head_dim in (128, 64, 128):
         assert ours.tiling(asked(head_dim=head_dim)) == ours.PORTABLE
     assert [record.getMessage()[:23] for record in caplog.records] == ["compute capability 13.1"]
-    ours.tiling.cache_clear()
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +246,5 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
             ours.exact_tiles(*operands.values(), given.lists, given.rows, *outputs, shape, "ws")
     for arch in ((8, 0), (8, 9), (12, 0)):
         monkeypatch.setattr(ours.support, "capability", lambda device, arch=arch: arch)
-        ours.tiling.cache_clear()
         with pytest.raises(ValueError, match=r"9\.x and 10\.x.*'pointer'"):
             ours.tiling(asked(form="tma"))
-    ours.tiling.cache_clear()

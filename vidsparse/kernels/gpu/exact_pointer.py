@@ -108,6 +108,14 @@ def exact_tiles_kernel(  # type: ignore[no-untyped-def]
         b_max, b_sum, b_acc = take_products(b_s, scale, b_v, b_max, b_sum, b_acc)
 
     b_out, b_lse = finish(b_max, b_sum, b_acc)
+    # offsets and masks are made anew: kept through the loop they would take registers
+    m_m = o_m < tl.load(p_rows + i_block, volatile=True)
+    m_q = m_m[:, None]
+    if D < DP:
+        m_q = m_q & (o_d < D)[None, :]
+    o_q = tl.load(p_start + i_block, volatile=True) + o_m
+    if ORDERED:
+        o_q = tl.load(p_order + i_bh * order_head + o_q, mask=m_m, other=0, volatile=True)
     p_o = p_out + i_b * out_batch + i_h * out_head + o_q[:, None] * out_token + o_d[None, :]
     tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=m_q)
     tl.store(p_lse + i_bh * tokens + o_q, b_lse, mask=m_m)

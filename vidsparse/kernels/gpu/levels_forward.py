@@ -8,8 +8,6 @@ engine instead (`vidsparse.kernels.gpu.exact`), whose loop is half as long.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
@@ -47,8 +45,7 @@ def tiling(
     """
     if dtype == torch.float32:
         return FLOAT32.within(block_q, block_k)
-    shape = TILINGS.get((capability[0], width), PORTABLE).within(block_q, block_k)
-    return replace(shape, warps=min(shape.warps, max(4, shape.block_m // 16)))
+    return TILINGS.get((capability[0], width), PORTABLE).within(block_q, block_k)
 
 
 RUN_TIME = ["order_head", "heads", "tokens", "q_blocks", "width", "shared", "key_tiles"]

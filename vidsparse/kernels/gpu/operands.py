@@ -40,9 +40,10 @@ class Tiling:
     split: bool = True
 
     def within(self, block_q: int, block_k: int) -> Tiling:
-        """The same with tiles no larger than the blocks."""
-        sizes = min(self.block_m, block_q), min(self.block_n, block_k)
-        return replace(self, block_m=sizes[0], block_n=sizes[1])
+        """The same with tiles no larger than the blocks, and no more warps than rows keep busy."""
+        block_m, block_n = min(self.block_m, block_q), min(self.block_n, block_k)
+        warps = self.warps if block_m == self.block_m else min(self.warps, max(4, block_m // 16))
+        return replace(self, block_m=block_m, block_n=block_n, warps=warps)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ TILINGS = {
 }
 """Compute capability -> for bfloat16 and float16."""
 
-FLOAT32 = Tiling(32, 32, 8, 1)
+FLOAT32 = Tiling(32, 16, 8, 1)
 PORTABLE = Tiling(64, 32, 4, 2)
 
 SHORT = 32
@@ -197,6 +197,17 @@ def rest_merge_kernel(  # type: ignore[no-untyped-def]
             b_max, b_sum, b_acc, alpha, part = take_tile(b_s, b_v, b_max, b_sum, b_acc)
             b_rest = b_rest * alpha + part
 
+    # offsets and masks are made anew: kept through the loops they would take registers
+    m_m = o_m < tl.load(p_rows + i_block, volatile=True)
+    m_q = m_m[:, None]
+    if D < DP:
+        m_q = m_q & (o_d < D)[None, :]
+    o_q = tl.load(p_start + i_block, volatile=True) + o_m
+    if ORDERED:
+        o_q = tl.load(p_order + i_bh * order_head + o_q, mask=m_m, other=0, volatile=True)
+    q_base = p_q + i_b * q_batch + i_h * q_head + o_q[:, None] * q_token
+    p_o = p_out + i_b * out_batch + i_h * out_head + o_q[:, None] * out_token + o_d[None, :]
+    p_l = p_lse + i_bh * tokens + o_q
     b_share = b_rest / tl.where(b_sum == 0.0, 1.0, b_sum) * root
     b_acc, b_lse = finish(b_max, b_sum, b_acc)
     if ORDER:
@@ -317,7 +328,7 @@ def rest_merge_operator(
             PARTS=parts,
             BM=shape.block_m,
             BN=shape.block_n,
-            BS=SHORT,
+            BS=min(SHORT, shape.block_n),
             BK=STEP,
             REST=mean_k is not None,
             TILT=tilt is not None,

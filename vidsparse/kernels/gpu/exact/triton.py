@@ -49,9 +49,9 @@ WS = {
     (9, 64, 128): Tiling(128, 128, 4, 3),
     (9, 128, 64): Tiling(128, 64, 4, 3),
     (9, 128, 128): Tiling(128, 128, 4, 2),
-    (10, 64, 64): Tiling(128, 64, 8, 3),
-    (10, 64, 128): Tiling(128, 128, 8, 3),
-    (10, 128, 64): Tiling(128, 64, 8, 3),
+    (10, 64, 64): Tiling(128, 64, 8, 2),
+    (10, 64, 128): Tiling(128, 128, 8, 2),
+    (10, 128, 64): Tiling(128, 64, 8, 2),
     (10, 128, 128): Tiling(128, 128, 8, 2),
 }
 """Generation, padded head dim, keys of a tile."""
@@ -100,7 +100,6 @@ def form_of(asked: Question) -> str:
     return "pointer" if asked.form == "auto" else asked.form
 
 
-@lru_cache(maxsize=256)
 def tiling(asked: Question) -> Tiling:
     """Tiling of the form that is asked for.
 
