@@ -159,7 +159,7 @@ for head, token in ((D, 2**24), (2**30 + 1024, D)):  # the last tokens, the last
 rows = 2**24  # of a head, of which the first few are written
 out = virtual((HEADS - 1) * rows * D + 128 * D, torch.float16)
 fill_keys_kernel[(1, HEADS)](
-    k, start, count, start, out, *k.stride()[:3], HEADS, 1, rows, (0,), (128,),
+    k, start, count, start, out, *k.stride()[:3], 0, HEADS, 1, rows, (0,), (128,),
     D=D, DP=D, SIZE=128, LOW=8, HIGH=16, LEVELS=1, TOP=0, ORDERED=False,
 )
 assert torch.equal(out[2 * rows * D :].view(128, D), k[0, 2, :128])

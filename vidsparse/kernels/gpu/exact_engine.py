@@ -17,7 +17,7 @@ from torch import Tensor
 from vidsparse.blocks import Blocks
 from vidsparse.kernels.gpu.exact import ExactEngine, ExactLists, Question
 from vidsparse.kernels.gpu.exact_lists import ABSENT, pack_exact
-from vidsparse.kernels.gpu.operands import QueryRows, padded_width
+from vidsparse.kernels.gpu.operands import QueryRows, padded_width, scatter
 from vidsparse.kernels.gpu.pool import fill_keys
 from vidsparse.kernels.gpu.rest_merge import ShortBlocks
 from vidsparse.plan import BlockPlan
@@ -87,7 +87,11 @@ def run(
     engine.run(queries, k, v, lists, full, found, found_lse, asked)
     at = _rows_of_tokens(plan.q_blocks, q.device)
     for x, into in ((found, out), (found_lse, lse)):
-        _put(into, x.index_select(2, at), rows.order)
+        x = x.index_select(2, at)
+        if rows.order is None:
+            into.copy_(x)
+        else:
+            scatter(into, x, rows.order)
     return KeysInPlace(k, v, place)
 
 
@@ -149,13 +153,3 @@ def _rows_of_tokens(blocks: Blocks, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         inside = torch.arange(blocks.tokens) - blocks.start[blocks.owner]
         return (blocks.owner * blocks.size + inside).to(device)
-
-
-def _put(into: Tensor, x: Tensor, order: Tensor | None) -> None:
-    """into[.., order[.., t]] = x[.., t]; into and x [B, H, S] or [B, H, S, D]."""
-    if order is None:
-        into.copy_(x)
-    elif order.ndim == 1:
-        into.index_copy_(2, order, x)
-    else:
-        into.scatter_(2, (order if x.ndim == 3 else order[..., None].expand(x.shape)), x)

@@ -10,6 +10,7 @@ Same lists, results and launcher as `exact_pointer`, in two forms:
 from __future__ import annotations
 
 from contextvars import copy_context
+from dataclasses import replace
 
 import torch
 import triton
@@ -19,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vidsparse.kernels.gpu.exact import ExactLists
 from vidsparse.kernels.gpu.exact_pointer import launch
-from vidsparse.kernels.gpu.operands import QueryRows, Tiling, padded_width
+from vidsparse.kernels.gpu.operands import QueryRows, Tiling, gathered, padded_width, scatter
 from vidsparse.kernels.gpu.softmax import LOWEST, finish, take_products
 
 GRID_BYTES = 16
@@ -134,13 +135,18 @@ def exact_tiles(
     shape: Tiling,
     form: str,
 ) -> None:
-    """`ExactEngine.run` in form "tma" or "ws".
+    """`ExactEngine.run` in form "tma" or "ws", which takes queries in another order as a copy.
 
     Raises ValueError for tensors off TMA's grid of 16 bytes.
     """
     special = form == "ws"
     if special and rows.order is not None:
-        q = _gathered(q, rows.order)
+        moved, straight = gathered(q, rows.order), replace(rows, order=None)
+        found, found_lse = torch.empty_like(moved), torch.empty_like(lse)
+        exact_tiles(moved, k, v, lists, straight, found, found_lse, shape, form)
+        scatter(out, found, rows.order)
+        scatter(lse, found_lse, rows.order)
+        return
     for name, x in (("k", k), ("v", v), *[("q", q)] * special):
         _check_grid(name, x, form)
     tile = [1, 1, shape.block_n, padded_width(q.shape[3])]
@@ -153,13 +159,6 @@ def exact_tiles(
         launch(exact_tiles_hopper_kernel, keys, (), *operands, SPECIALISED=special)
 
     copy_context().run(run)  # what run sets is gone after it: the caller's allocator stays
-
-
-def _gathered(q: Tensor, order: Tensor) -> Tensor:
-    """q [B, H, S, D] in an order of all heads, int64 [S], or of each, [B, H, S]."""
-    if order.ndim == 1:
-        return q.index_select(2, order)
-    return q.gather(2, order[..., None].expand(q.shape))
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:

@@ -97,6 +97,21 @@ def order_head(order: Tensor | None) -> int:
     return 0 if order is None or order.ndim == 1 else order.shape[-1]
 
 
+def gathered(x: Tensor, order: Tensor) -> Tensor:
+    """x [B, H, S, D] in an order of all heads, int64 [S], or of each, [B, H, S]."""
+    if order.ndim == 1:
+        return x.index_select(2, order)
+    return x.gather(2, order[..., None].expand(x.shape))
+
+
+def scatter(into: Tensor, x: Tensor, order: Tensor) -> None:
+    """into[.., order[.., t]] = x[.., t]; into and x [B, H, S] or [B, H, S, D]."""
+    if order.ndim == 1:
+        into.index_copy_(2, order, x)
+    else:
+        into.scatter_(2, order if x.ndim == 3 else order[..., None].expand(x.shape), x)
+
+
 @dataclass(frozen=True)
 class Scales:
     """Of int8 q and k, as `quant` makes them; contiguous float32.
