@@ -46,6 +46,7 @@ def reason(method, grid=GRID, device=CPU, **call):
 def engine(monkeypatch):
     """The Triton engine runs on every device."""
     monkeypatch.setattr(support, "refusal", lambda device: None)
+    monkeypatch.setattr(support, "capability", lambda device: (9, 0))
 
 
 @given(

@@ -44,7 +44,7 @@ def gpus(monkeypatch):
     def found(count):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        properties = SimpleNamespace(name="A GPU", total_memory=8e10)
+        properties = SimpleNamespace(name="A GPU", total_memory=8e10, major=9, minor=0)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: properties)
         monkeypatch.setattr(support, "refusal", lambda device: None)
 

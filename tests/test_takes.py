@@ -54,6 +54,7 @@ IMAGES = (
 REFUSED = {
     "CogVideoXFunControlPipeline": "a control video",
     "ConsisIDPipeline": "embeddings of a face",
+    "Cosmos2_5_TransferPipeline": "control videos",
     "EasyAnimateInpaintPipeline": "a mask",
     "FluxControlImg2ImgPipeline": "a control image",
     "FluxControlInpaintPipeline": "a control image",

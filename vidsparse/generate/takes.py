@@ -36,6 +36,7 @@ SETTINGS = tuple(name for name in NAMES if name not in (*INPUTS, "fps"))
 FOREIGN = {
     "control_image": "a control image",
     "control_video": "a control video",
+    "controls": "control videos",
     "face_video": "a video of a face",
     "id_cond": "embeddings of a face",
     "layers": "a number of layers, and makes images with transparency",
