@@ -28,7 +28,7 @@ from vidsparse.kernels.gpu import engine, exact_engine, exact_lists, rest, summa
 from vidsparse.kernels.gpu import rest_merge as rest_merge_module
 from vidsparse.kernels.gpu.exact import ExactLists
 from vidsparse.kernels.gpu.exact import triton as ours
-from vidsparse.kernels.gpu.operands import Tiling
+from vidsparse.kernels.gpu.operands import Means, Tiling
 from vidsparse.plan import SKIP, BlockPlan
 
 pytestmark = pytest.mark.interp
@@ -221,7 +221,7 @@ def test_one_graph() -> None:
         out, lse = torch.zeros_like(q), torch.zeros(q.shape[:3])
         ours.exact_tiles(q, k, v, lists, rows, out, lse, shape, "pointer")
         _, *pair, moment = summary.summarise(k, v, *PLACE, video, None, 70)
-        operands = q, k, v, levels, rows, out, lse, rest_merge_module.Means(*pair, bias)
+        operands = q, k, v, levels, rows, out, lse, Means(*pair, bias)
         rest_merge_module.rest_merge(*operands, None, moment, place.short)
         return out, lse
 

@@ -18,8 +18,8 @@ from cuts import GRIDS
 
 from vidsparse.blocks import Blocks
 from vidsparse.kernels.gpu import exact_engine, oracles, rest, summary
-from vidsparse.kernels.gpu.operands import QueryRows
-from vidsparse.kernels.gpu.rest_merge import Means, rest_merge
+from vidsparse.kernels.gpu.operands import Means, QueryRows
+from vidsparse.kernels.gpu.rest_merge import rest_merge
 from vidsparse.plan import SKIP, BlockPlan
 
 pytestmark = pytest.mark.interp
@@ -151,8 +151,8 @@ def test_a_heavy_rest_takes_over() -> None:
 
 def test_offsets_past_2_31_elements() -> None:
     far.assert_passes("""
-from vidsparse.kernels.gpu.operands import QueryRows
-from vidsparse.kernels.gpu.rest_merge import Means, ShortBlocks, rest_merge
+from vidsparse.kernels.gpu.operands import Means, QueryRows, ShortBlocks
+from vidsparse.kernels.gpu.rest_merge import rest_merge
 from vidsparse.plan import BlockPlan
 HEADS, N, D = 3, 130, 64
 text = torch.zeros(2, dtype=torch.bool)

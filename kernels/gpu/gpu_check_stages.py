@@ -15,8 +15,7 @@ from torch import Tensor
 from vidsparse.kernels import reference
 from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, oracles, rest
 from vidsparse.kernels.gpu.exact_lists import pack_exact
-from vidsparse.kernels.gpu.operands import Keys
-from vidsparse.kernels.gpu.rest_merge import ShortBlocks
+from vidsparse.kernels.gpu.operands import Keys, ShortBlocks
 from vidsparse.plan import SKIP, BlockPlan
 
 BLOCK_N = 64

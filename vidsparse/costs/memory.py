@@ -30,6 +30,7 @@ def memory(forward: Forward, method: Method | None, weights: int) -> dict[str, f
     if method is not None:
         rows, columns = (-(-forward.tokens // n) for n in (method.block_q, method.block_k))
         cells = float(forward.heads) * rows * columns
-        # copies of keys and values; scores float32, levels int8, lists int32
-        found["sparse buffers"] = 2 * passed + (4 + 1 + 4) * cells
+        # scores float32, levels int8, lists int32; copies of keys and values in another order
+        copies = 0 if forward.hoisted else 2 * passed
+        found["sparse buffers"] = copies + (4 + 1 + 4) * cells
     return found

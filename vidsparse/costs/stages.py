@@ -114,41 +114,48 @@ def dense_layer(forward: Forward) -> list[Stage]:
 
 
 def sparse_layer(forward: Forward, method: Method, density: float) -> list[Stage]:
-    """Self-attention of one layer at a density, every stage of it."""
+    """Self-attention of one layer at a density, every stage of it.
+
+    Bytes and launches are those of the kernels of the executor for GPUs, which reads keys and
+    values where they stand (`tests/test_fake_gpu.py` counts its launches).
+    """
     tokens, width, heads = forward.tokens, forward.width, forward.heads
     passed = tokens * width * forward.bytes  # one reading of queries, keys, values or the output
     rows, columns = -(-tokens // method.block_q), -(-tokens // method.block_k)
     cells = float(heads) * rows * columns
     pairs = density * float(tokens) ** 2
     stages = [
-        Stage(PERMUTATION, bytes=0 if forward.hoisted else 8 * passed, launches=4),
+        Stage(
+            PERMUTATION,
+            bytes=0 if forward.hoisted else 4 * passed,  # copies of keys and values
+            launches=0 if forward.hoisted else 2,
+        ),
         Stage(
             ESTIMATOR,
             flops=2.0 * rows * columns * width,
-            bytes=2 * passed + 4 * cells,
-            launches=5,
+            bytes=(3 if method.centroids else 2) * passed + 4 * cells,  # values for their means
+            launches=4 if method.first_order else 3,
         ),
-        Stage(SELECTOR, bytes=(2 * 4 + 2 + 8 * density) * cells, launches=30),
+        Stage(SELECTOR, bytes=(4 + 1 + 2 + 4 * density) * cells, launches=4),
         Stage(
             EXACT,
             flops=4 * pairs * width,
-            bytes=8 * passed,  # among them the copies of keys and values, in the order of tiles
+            bytes=4 * passed,
             exps=pairs * heads,
-            launches=2,
+            launches=1,
             unit="sparse",
         ),
     ]
     if method.centroids:
         means = float(tokens) * columns
-        more = 5 * passed if method.first_order else 0
         state = 4.0 * tokens * width * forward.head_dim if method.first_order else 0.0
         stages.append(
             Stage(
                 REST,
                 flops=4 * means * width + state,
-                bytes=2 * passed + more,
+                bytes=3 * passed,  # the queries, and the output read and written again
                 exps=means * heads,
-                launches=3,
+                launches=1,
                 unit="sparse",
             )
         )

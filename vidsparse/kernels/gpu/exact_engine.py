@@ -17,9 +17,8 @@ from torch import Tensor
 from vidsparse.blocks import Blocks
 from vidsparse.kernels.gpu.exact import ExactEngine, ExactLists, Question
 from vidsparse.kernels.gpu.exact_lists import ABSENT, pack_exact
-from vidsparse.kernels.gpu.operands import QueryRows, padded_width, scatter
+from vidsparse.kernels.gpu.operands import QueryRows, ShortBlocks, padded_width, scatter
 from vidsparse.kernels.gpu.pool import fill_keys
-from vidsparse.kernels.gpu.rest_merge import ShortBlocks
 from vidsparse.plan import BlockPlan
 
 
@@ -133,8 +132,9 @@ def _consecutive(blocks: Blocks) -> bool:
 
 def _in_blocks(x: Tensor, blocks: Blocks, order: Tensor | None) -> Tensor:
     """[B, H, n * size, P]: block j of x [B, H, S, D] from row j * size on, zero past its end."""
-    cut, rows = blocks.on(x.device), len(blocks) * blocks.size
-    place = cut.start, cut.count.int(), blocks.size, [0], rows, padded_width(x.shape[3])
+    (_, count), rows = _full_rows(blocks, x.device), len(blocks) * blocks.size
+    start = blocks.on(x.device).start
+    place = start, count, blocks.size, [0], rows, padded_width(x.shape[3])
     placed: Tensor = fill_keys(x, *place, order)
     return placed
 

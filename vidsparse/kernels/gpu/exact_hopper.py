@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from vidsparse.kernels.gpu.exact import ExactLists
 from vidsparse.kernels.gpu.exact_pointer import launch
 from vidsparse.kernels.gpu.operands import QueryRows, Tiling, gathered, padded_width, scatter
-from vidsparse.kernels.gpu.softmax import LOWEST, finish, take_products
+from vidsparse.kernels.gpu.softmax import LOWEST, finish, query_rows, take_products
 
 GRID_BYTES = 16
 """TMA's alignment of bases and strides."""
@@ -75,21 +75,16 @@ def exact_tiles_hopper_kernel(  # type: ignore[no-untyped-def]
     o_m = first + tl.arange(0, BM)
     o_d = tl.arange(0, DP)
     rows = tl.load(p_rows + i_block)
-    start = tl.load(p_start + i_block)
+    p_own = p_order + i_bh * order_head
     q_base = p_q + i_b * q_batch + i_h * q_head
     if SPECIALISED:
         d_q = tl.make_tensor_descriptor(
             q_base, shape=[tokens, D], strides=[q_token, 1], block_shape=[BM, DP]
         )
+        start = tl.load(p_start + i_block)
         b_q = d_q.load([(start + first).to(tl.int32), 0])
     else:
-        m_m = o_m < rows
-        m_q = m_m[:, None]
-        if D < DP:
-            m_q = m_q & (o_d < D)[None, :]
-        o_q = start + o_m
-        if ORDERED:
-            o_q = tl.load(p_order + i_bh * order_head + o_q, mask=m_m, other=0)
+        o_q, m_m, m_q = query_rows(p_start, p_rows, p_own, i_block, o_m, D, DP, ORDERED, False)
         b_q = tl.load(q_base + o_q[:, None] * q_token + o_d[None, :], mask=m_q, other=0.0)
     i_row = i_bh * q_blocks + i_block
     p_next = p_entry + i_row * width
@@ -111,14 +106,7 @@ def exact_tiles_hopper_kernel(  # type: ignore[no-untyped-def]
         b_max, b_sum, b_acc = take_products(b_s, scale, b_v, b_max, b_sum, b_acc)
 
     b_out, b_lse = finish(b_max, b_sum, b_acc)
-    # offsets and masks are made anew: kept through the loop they would take 40 registers
-    m_m = o_m < tl.load(p_rows + i_block, volatile=True)
-    m_q = m_m[:, None]
-    if D < DP:
-        m_q = m_q & (o_d < D)[None, :]
-    o_q = tl.load(p_start + i_block, volatile=True) + o_m
-    if ORDERED:
-        o_q = tl.load(p_order + i_bh * order_head + o_q, mask=m_m, other=0, volatile=True)
+    o_q, m_m, m_q = query_rows(p_start, p_rows, p_own, i_block, o_m, D, DP, ORDERED, True)
     p_o = p_out + i_b * out_batch + i_h * out_head + o_q[:, None] * out_token + o_d[None, :]
     tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=m_q)
     tl.store(p_lse + i_bh * tokens + o_q, b_lse, mask=m_m)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vidsparse.kernels.gpu.exact import ExactLists
 from vidsparse.kernels.gpu.operands import QueryRows, Tiling, padded_width
-from vidsparse.kernels.gpu.softmax import LOG2_E, LOWEST, finish, take_products
+from vidsparse.kernels.gpu.softmax import LOG2_E, LOWEST, finish, query_rows, take_products
 
 
 def interpreted() -> bool:
@@ -76,13 +76,8 @@ def exact_tiles_kernel(  # type: ignore[no-untyped-def]
     o_n = tl.arange(0, BN)
     o_d = tl.arange(0, DP)
     rows = tl.load(p_rows + i_block)
-    m_m = o_m < rows
-    m_q = m_m[:, None]
-    if D < DP:
-        m_q = m_q & (o_d < D)[None, :]
-    o_q = tl.load(p_start + i_block) + o_m
-    if ORDERED:
-        o_q = tl.load(p_order + i_bh * order_head + o_q, mask=m_m, other=0)
+    p_own = p_order + i_bh * order_head
+    o_q, m_m, m_q = query_rows(p_start, p_rows, p_own, i_block, o_m, D, DP, ORDERED, False)
     p_query = p_q + i_b * q_batch + i_h * q_head + o_q[:, None] * q_token + o_d[None, :]
     b_q = tl.load(p_query, mask=m_q, other=0.0)
     p_kt = p_k + i_b * k_batch + i_h * k_head + o_n[None, :] * k_token + o_d[:, None]
@@ -108,14 +103,7 @@ def exact_tiles_kernel(  # type: ignore[no-untyped-def]
         b_max, b_sum, b_acc = take_products(b_s, scale, b_v, b_max, b_sum, b_acc)
 
     b_out, b_lse = finish(b_max, b_sum, b_acc)
-    # offsets and masks are made anew: kept through the loop they would take registers
-    m_m = o_m < tl.load(p_rows + i_block, volatile=True)
-    m_q = m_m[:, None]
-    if D < DP:
-        m_q = m_q & (o_d < D)[None, :]
-    o_q = tl.load(p_start + i_block, volatile=True) + o_m
-    if ORDERED:
-        o_q = tl.load(p_order + i_bh * order_head + o_q, mask=m_m, other=0, volatile=True)
+    o_q, m_m, m_q = query_rows(p_start, p_rows, p_own, i_block, o_m, D, DP, ORDERED, True)
     p_o = p_out + i_b * out_batch + i_h * out_head + o_q[:, None] * out_token + o_d[None, :]
     tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=m_q)
     tl.store(p_lse + i_bh * tokens + o_q, b_lse, mask=m_m)

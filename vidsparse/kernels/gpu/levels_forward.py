@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vidsparse.kernels.gpu.levels_lists import SHIFT_AT, TILE_MASK
 from vidsparse.kernels.gpu.operands import Keys, QueryRows, Scales, TileLists, Tiling
-from vidsparse.kernels.gpu.softmax import LOG2_E, LOWEST, finish, take_tile
+from vidsparse.kernels.gpu.softmax import LOG2_E, LOWEST, finish, query_rows, take_tile
 
 TILINGS = {
     (8, 64): Tiling(128, 64, 8, 3, split=False),
@@ -112,13 +112,8 @@ def levels_forward_kernel(  # type: ignore[no-untyped-def]
     o_n = tl.arange(0, BN)
     o_d = tl.arange(0, DP)
     rows = tl.load(p_rows + i_block)
-    m_m = o_m < rows
-    m_q = m_m[:, None]
-    if D < DP:
-        m_q = m_q & (o_d < D)[None, :]
-    o_q = tl.load(p_start + i_block) + o_m
-    if ORDERED:
-        o_q = tl.load(p_order + i_bh * order_head + o_q, mask=m_m, other=0)
+    p_own = p_order + i_bh * order_head
+    o_q, m_m, m_q = query_rows(p_start, p_rows, p_own, i_block, o_m, D, DP, ORDERED, False)
     q_base = p_q + i_b * q_batch + i_h * q_head
     b_q = tl.load(q_base + o_q[:, None] * q_token + o_d[None, :], mask=m_q, other=0.0)
     key_base = i_b * key_batch + i_h * key_head

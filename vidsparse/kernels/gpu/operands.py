@@ -97,6 +97,28 @@ def order_head(order: Tensor | None) -> int:
     return 0 if order is None or order.ndim == 1 else order.shape[-1]
 
 
+@dataclass(frozen=True)
+class Means:
+    """Centroids: k, v [B, H, R, DP], equal strides, the rows of a head contiguous, R >= nk.
+
+    bias float32 [R]: log2 of the tokens behind a row, -inf past the last block. R is a multiple of
+    every tile's height.
+    """
+
+    k: Tensor
+    v: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class ShortBlocks:
+    """int32 [n] each: id, first row and rows of the key blocks that no tile of an engine covers."""
+
+    block: Tensor
+    first: Tensor
+    count: Tensor
+
+
 def gathered(x: Tensor, order: Tensor) -> Tensor:
     """x [B, H, S, D] in an order of all heads, int64 [S], or of each, [B, H, S]."""
     if order.ndim == 1:

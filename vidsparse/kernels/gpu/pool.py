@@ -89,20 +89,9 @@ def block_means_kernel(  # type: ignore[no-untyped-def]
     i_tile = tl.program_id(0)
     i_bh = tl.program_id(1).to(tl.int64)
     x_base = p_x + i_bh // heads * x_batch + i_bh % heads * x_head
+    p_order += i_bh * order_head
     b_x = load_tile(
-        x_base,
-        p_start,
-        p_count,
-        p_order + i_bh * order_head,
-        i_tile,
-        x_token,
-        blocks,
-        D,
-        DP,
-        SIZE,
-        LOW,
-        HIGH,
-        ORDERED,
+        x_base, p_start, p_count, p_order, i_tile, x_token, blocks, D, DP, SIZE, LOW, HIGH, ORDERED
     )
     b_sum = tl.sum(b_x.to(tl.float32), 0)
     b_sum = tl.sum(tl.reshape(b_sum, [PER_TILE, SIZE // LOW, DP]), 1)
@@ -196,20 +185,9 @@ def fill_keys_kernel(  # type: ignore[no-untyped-def]
     i_tile = tl.program_id(0)
     i_bh = tl.program_id(1).to(tl.int64)
     x_base = p_x + i_bh // heads * x_batch + i_bh % heads * x_head
+    p_order += i_bh * order_head
     b_x = load_tile(
-        x_base,
-        p_start,
-        p_count,
-        p_order + i_bh * order_head,
-        i_tile,
-        x_token,
-        blocks,
-        D,
-        DP,
-        SIZE,
-        LOW,
-        HIGH,
-        ORDERED,
+        x_base, p_start, p_count, p_order, i_tile, x_token, blocks, D, DP, SIZE, LOW, HIGH, ORDERED
     )
     out_base = p_out + i_bh * rows * DP
     store_groups(out_base, b_x, i_tile, first[0], end[0])

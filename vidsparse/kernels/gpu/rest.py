@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vidsparse.blocks import Blocks
-from vidsparse.kernels.gpu.operands import QueryRows, padded_width
+from vidsparse.kernels.gpu.operands import Means, QueryRows, ShortBlocks, padded_width
 from vidsparse.kernels.gpu.pool import block_means
-from vidsparse.kernels.gpu.rest_merge import Means, ShortBlocks, rest_merge
+from vidsparse.kernels.gpu.rest_merge import rest_merge
 from vidsparse.kernels.gpu.summary import block_moments, rows_for, summarise
 from vidsparse.plan import SKIP, BlockPlan, FirstOrder
 

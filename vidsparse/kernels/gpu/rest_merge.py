@@ -14,16 +14,14 @@ Sources: `vidsparse.compensation`; merging by LSE, flash decoding (Dao and other
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.gpu import support
-from vidsparse.kernels.gpu.operands import QueryRows, Tiling, padded_width
-from vidsparse.kernels.gpu.softmax import LN_2, LOG2_E, LOWEST, finish, take_tile
+from vidsparse.kernels.gpu.operands import Means, QueryRows, ShortBlocks, Tiling, padded_width
+from vidsparse.kernels.gpu.softmax import LN_2, LOG2_E, LOWEST, finish, query_rows, take_tile
 
 TILINGS = {
     (8, 0): Tiling(128, 32, 8, 3),
@@ -44,28 +42,6 @@ SHORT = 32
 
 STEP = 32
 """Columns of q that are multiplied by the moment at a time."""
-
-
-@dataclass(frozen=True)
-class Means:
-    """Centroids: k, v [B, H, R, DP], equal strides, the rows of a head contiguous, R >= nk.
-
-    bias float32 [R]: log2 of the tokens behind a row, -inf past the last block. R is a multiple of
-    every tile's height.
-    """
-
-    k: Tensor
-    v: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True)
-class ShortBlocks:
-    """int32 [n] each: id, first row and rows of the key blocks that no tile of an engine covers."""
-
-    block: Tensor
-    first: Tensor
-    count: Tensor
 
 
 RUN_TIME = ["order_head", "heads", "tokens", "q_blocks", "k_blocks", "shorts", "i_first"]
@@ -140,14 +116,8 @@ def rest_merge_kernel(  # type: ignore[no-untyped-def]
     first = (i_part % PARTS) * BM
     o_m = first + tl.arange(0, BM)
     o_d = tl.arange(0, DP)
-    rows = tl.load(p_rows + i_block)
-    m_m = o_m < rows
-    m_q = m_m[:, None]
-    if D < DP:
-        m_q = m_q & (o_d < D)[None, :]
-    o_q = tl.load(p_start + i_block) + o_m
-    if ORDERED:
-        o_q = tl.load(p_order + i_bh * order_head + o_q, mask=m_m, other=0)
+    p_own = p_order + i_bh * order_head
+    o_q, m_m, m_q = query_rows(p_start, p_rows, p_own, i_block, o_m, D, DP, ORDERED, False)
     q_base = p_q + i_b * q_batch + i_h * q_head + o_q[:, None] * q_token
     b_q = tl.load(q_base + o_d[None, :], mask=m_q, other=0.0)
     p_o = p_out + i_b * out_batch + i_h * out_head + o_q[:, None] * out_token + o_d[None, :]
@@ -179,7 +149,6 @@ def rest_merge_kernel(  # type: ignore[no-untyped-def]
 
     if REST:
         o_n = tl.arange(0, BN)
-        o_d = tl.arange(0, DP)
         mean_base = i_b * mean_batch + i_h * mean_head
         p_kt = p_mean_k + mean_base + o_n[None, :] * DP + o_d[:, None]
         p_vn = p_mean_v + mean_base + o_n[:, None] * DP + o_d[None, :]
@@ -197,14 +166,7 @@ def rest_merge_kernel(  # type: ignore[no-untyped-def]
             b_max, b_sum, b_acc, alpha, part = take_tile(b_s, b_v, b_max, b_sum, b_acc)
             b_rest = b_rest * alpha + part
 
-    # offsets and masks are made anew: kept through the loops they would take registers
-    m_m = o_m < tl.load(p_rows + i_block, volatile=True)
-    m_q = m_m[:, None]
-    if D < DP:
-        m_q = m_q & (o_d < D)[None, :]
-    o_q = tl.load(p_start + i_block, volatile=True) + o_m
-    if ORDERED:
-        o_q = tl.load(p_order + i_bh * order_head + o_q, mask=m_m, other=0, volatile=True)
+    o_q, m_m, m_q = query_rows(p_start, p_rows, p_own, i_block, o_m, D, DP, ORDERED, True)
     q_base = p_q + i_b * q_batch + i_h * q_head + o_q[:, None] * q_token
     p_o = p_out + i_b * out_batch + i_h * out_head + o_q[:, None] * out_token + o_d[None, :]
     p_l = p_lse + i_bh * tokens + o_q

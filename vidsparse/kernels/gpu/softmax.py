@@ -1,4 +1,6 @@
-"""Steps of an online softmax in log2 units, and what stands at its end, for every kernel of it.
+"""What every kernel of an online softmax does: the rows of its queries, its steps, its end.
+
+Steps are in log2 units.
 
 In kernels: p_ pointer, d_ descriptor, o_ offsets, m_ mask, i_ index, b_ block in registers.
 """
@@ -12,6 +14,33 @@ LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = 1.4426950408889634
 LOWEST = tl.constexpr(-1e30)
 """A running maximum of nothing: finite, as a tile may be masked for every row."""
+
+
+@triton.jit
+def query_rows(  # type: ignore[no-untyped-def]
+    p_start,
+    p_rows,
+    p_order,
+    i_block,
+    o_m,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    ORDERED: tl.constexpr,
+    AGAIN: tl.constexpr,
+):
+    """Tokens of the rows o_m of a query block, which of them there are, the mask of their elements.
+
+    p_order: of the head. AGAIN: for the store after a loop; loaded anew, as what is kept through
+    the loop takes registers.
+    """
+    m_m = o_m < tl.load(p_rows + i_block, volatile=AGAIN)
+    m_q = m_m[:, None]
+    if D < DP:
+        m_q = m_q & (tl.arange(0, DP) < D)[None, :]
+    o_q = tl.load(p_start + i_block, volatile=AGAIN) + o_m
+    if ORDERED:
+        o_q = tl.load(p_order + o_q, mask=m_m, other=0, volatile=AGAIN)
+    return o_q, m_m, m_q
 
 
 @triton.jit

@@ -243,12 +243,8 @@ def summarise(
     [B, H, R, P], zero past n and past D, R the next multiple of `HEIGHT`, P 64 or 128; and M
     [B, H, P, P] in the dtype of k, empty if it is not wanted.
     """
-    batch, heads, _, depth = k.shape
-    blocks, padded = start.numel(), padded_width(depth)
-    draft = k.new_empty(batch, heads, blocks, depth, dtype=torch.float32)
-    mean_k, mean_v = (k.new_empty(batch, heads, rows_for(blocks), padded) for _ in range(2))
-    wanted = moment_tokens > 0
-    moment = k.new_empty(batch, heads, *[padded if wanted else 0] * 2)
+    draft, mean_k, mean_v, moment = _summary(k, start, moment_tokens)
+    wanted, blocks = moment_tokens > 0, start.numel()
     shape = shape_for(k.dtype, support.capability(k.device), size, wanted)
     slabs = triton.cdiv(triton.cdiv(blocks * size, max(size, shape.rows)), SLAB)
     sums = k.new_empty(slabs if wanted else 0, *moment.shape, dtype=torch.float32)
@@ -277,6 +273,11 @@ def _(
     order: Tensor | None,
     moment_tokens: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _summary(k, start, moment_tokens)
+
+
+def _summary(k: Tensor, start: Tensor, moment_tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `summarise` returns, not yet filled."""
     batch, heads, _, depth = k.shape
     blocks, padded = start.shape[0], padded_width(depth)
     draft = k.new_empty(batch, heads, blocks, depth, dtype=torch.float32)
