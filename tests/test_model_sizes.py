@@ -10,8 +10,8 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidsparse.generate.model import find_model
-from vidsparse.generate.model_files import InputError
+from vidsparse.generate.model import Model, find_model
+from vidsparse.generate.model_files import INDEX, InputError
 from vidsparse.generate.sizes import check_size
 
 
@@ -138,3 +138,26 @@ def test_what_the_files_leave_open_is_as_in_wan(model):
         assert check_size(bare, *size) == check_size(shaped(model), *size)
     assert check_size(bare, 480, 832, 81) == math.prod((480 // 16, 832 // 16, 80 // 4 + 1))
     assert not accepts(bare, width=16384 + 16) and not accepts(bare, frames=4 * 1024 + 1)
+
+
+@given(
+    st.integers(1, 5), st.integers(1, 40), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4)
+)
+def test_sizes_that_are_taken_are_whole_tokens(temporal, spatial, time_patch, patch, count):
+    """Patches over several frames too, the last of which a pipeline fills up."""
+    files = {
+        INDEX: {
+            "transformer": ["diffusers", "WanTransformer3DModel"],
+            "vae": ["diffusers", "AutoencoderKLWan"],
+        },
+        "vae/config.json": {"scale_factor_spatial": spatial, "scale_factor_temporal": temporal},
+        "transformer/config.json": {"patch_size": [time_patch, patch, patch]},
+    }
+    latents = count * time_patch
+    frames = temporal * (latents - 1) + 1  # the first frame is a latent of its own
+    side = math.lcm(16, spatial * patch) * count
+    tokens = check_size(Model("any", "", files), side, side, frames)
+    assert tokens == count * (side // (spatial * patch)) ** 2
+    if temporal > 1:
+        with pytest.raises(InputError, match="near it"):
+            check_size(Model("any", "", files), side, side, frames + 1)
