@@ -8,8 +8,8 @@ Loaded by `run.py` into a run of the tests of a diffusers checkout; VIDSPARSE_PE
     late     as dense, but accelerated by the pipeline's first call, after all that a test sets
 
 The diffusers under test is the installed one. A transformer that a test builds alone gets a
-pipeline around it, and `vidsparse.step(1, 2)`. Small stand-ins take the place of the tokenizers,
-text and image encoders that the tests would load from a hub.
+pipeline around it by its first call, in every mode, and `vidsparse.step(1, 2)`. Small stand-ins
+take the place of the tokenizers, text and image encoders that tests would load from a hub.
 """
 
 import functools
@@ -115,8 +115,7 @@ def change_model(adapter: Any) -> None:
             return forward(self, *args, **kwargs)
         if self not in around:
             around[self] = Around(self)
-            if MODE != "late":
-                accelerate(around[self])
+            accelerate(around[self])
         with vidsparse.step(1, 2):
             try:
                 return forward(self, *args, **kwargs)
