@@ -17,7 +17,7 @@ import vidsparse
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-INDIRECT = {"accelerate", "ftfy"}
+INDIRECT = {"ftfy"}
 """Needed by what we call, not imported by us; pyproject.toml says by whom."""
 OPTIONAL = {"lpips"}
 """Taken where they are found; `vidsparse compare` says so where they are not."""
@@ -146,9 +146,10 @@ def plain(requirement: str) -> str:
 def test_dependencies_are_those_that_the_package_imports():
     declared = {plain(r) for r in PROJECT["dependencies"]}
     needed = distributions(imported("vidsparse"), {"vidsparse"})
-    hopper = {plain(r) for r in PROJECT["optional-dependencies"]["hopper"]}
+    extras = PROJECT["optional-dependencies"]
+    hopper, ray = ({plain(r) for r in extras[name]} for name in ("hopper", "ray"))
     assert hopper == set(LIBRARIES.values())
-    assert needed - declared == OPTIONAL | hopper
+    assert needed - declared == OPTIONAL | hopper | ray
     assert declared - needed == INDIRECT
 
 

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 import vidsparse
 from vidsparse import interrupts
+from vidsparse.batch.command import batch
 from vidsparse.compare.command import compare
 from vidsparse.ending import fail, leave
 from vidsparse.inspecting.command import inspect
@@ -30,6 +31,7 @@ from vidsparse.options import (
     Json,
     LastImage,
     Model,
+    NegativePrompt,
     Overrides,
     Pipeline,
     Pixels,
@@ -97,9 +99,7 @@ def top(
 def generate(
     model: Model = None,
     prompt: Prompt = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="What it should not show.", show_default="the model's")
-    ] = None,
+    negative_prompt: NegativePrompt = None,
     image: Image = None,
     last_image: LastImage = None,
     video: Video = None,
@@ -176,6 +176,7 @@ def _generate(asked: dict[str, Any]) -> dict[str, Any]:
         leave(f"; {printable('; '.join(said))}")
 
 
+app.command()(batch)
 app.command()(predict)
 app.command()(compare)
 app.command()(inspect)

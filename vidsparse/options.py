@@ -17,6 +17,9 @@ Prompt = Annotated[
     str | None,
     typer.Option(help="What the video shows.", show_default="from the model's list, by seed"),
 ]
+NegativePrompt = Annotated[
+    str | None, typer.Option(help="What it should not show.", show_default="the model's")
+]
 Pipeline = Annotated[
     str | None,
     typer.Option(help="Class to put its parts into.", show_default="the one that it names"),

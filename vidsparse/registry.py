@@ -1,8 +1,9 @@
-"""What is found by its file: methods of the stages, and executors.
+"""What is found by its file: methods of the stages, executors, engines.
 
 `vidsparse/<stage>/<name>.py` is the method <name> of that stage in YAML. In `vidsparse/kernels` a
 file with an `EXECUTOR`, or a folder with an `executor.py` that has one, is an executor. A file of
-`vidsparse/kernels/gpu/exact` is an exact engine of the executor for GPUs.
+`vidsparse/kernels/gpu/exact` is an exact engine of the executor for GPUs, one of
+`vidsparse/batch/engines` an engine of `vidsparse batch`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 ENGINES = "vidsparse.kernels.gpu.exact"
+BATCH = "vidsparse.batch.engines"
 STAGES = ("layout", "estimator", "selector", "compensation", "schedule")
 
 
@@ -70,3 +72,17 @@ def engine(name: str) -> Any:
     if name not in engines():
         raise ValueError(f"kernel.engine={name!r}: allowed are auto, {', '.join(engines())}")
     return importlib.import_module(f"{ENGINES}.{name}").ENGINE
+
+
+@cache
+def batch_engines() -> tuple[str, ...]:
+    """Names of the engines of `vidsparse batch`, sorted."""
+    package = importlib.import_module(BATCH)
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__)))
+
+
+def batch_engine(name: str) -> ModuleType:
+    """The module of one of them. Raises ValueError with the existing names if there is none."""
+    if name not in batch_engines():
+        raise ValueError(f"--engine {name}: no such engine; there are {', '.join(batch_engines())}")
+    return importlib.import_module(f"{BATCH}.{name}")

@@ -37,7 +37,8 @@ class Job:
 
     fingerprint: of the model's files. takes: what its pipeline is called with. settings: by our
     names, those that are None left out. inputs: in the size of the video.
-    tokens: of the video. notes: what the user should know of it.
+    tokens: of the video. threads: of torch on a CPU, None: its own number.
+    notes: what the user should know of it.
     """
 
     model: Model
@@ -56,6 +57,7 @@ class Job:
     compare_dense: bool
     out: Path
     overwrite: bool
+    threads: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -95,6 +97,8 @@ class Job:
             facts["inputs"] = {one.option: one.sha256 for one in self.inputs}
         if "flow_shift" in self.settings:
             facts["flow_shift"] = self.settings["flow_shift"]
+        if self.threads is not None:
+            facts["threads"] = self.threads
         return job_id({**facts, "pipeline": self.takes.pipeline})
 
 
@@ -102,7 +106,7 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
     """Complete and check a request. say: is told what takes a while. Raises InputError."""
     check_texts(request)
     check_numbers(request)
-    device = _device(request.device)
+    device = device_of(request.device)
     if request.dtype not in (None, *DTYPES):
         raise InputError(f"--dtype {request.dtype}: expected one of {', '.join(DTYPES)}")
     if request.preset is not None:  # what needs no model, before one is looked for
@@ -113,6 +117,8 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
         model = with_pipeline(model, request.pipeline)
     takes = what_it_takes(request, model, pipeline_class(model))
     preset, config, overrides = chosen_method(request, model)
+    if device == "cpu":
+        config, overrides = _pinned(config, overrides)
     dtype = request.dtype or _dtype(device, model)
     for name in model.transformers:
         _check_method(config, device, dtype, model.head_dim(name))
@@ -140,12 +146,19 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
         compare_dense=request.compare_dense,
         out=Path(),
         overwrite=request.overwrite,
+        threads=request.threads if device == "cpu" else None,
         notes=(*_notes(request, model, takes), *notes),
     )
     _check_memory(job)
-    name = folder_name(job.prompt, preset, job.size, job.seed, job.id)
-    out = Path("outputs") / name if request.out is None else os.path.expanduser(request.out)
-    return replace(job, out=Path(out))
+    return placed(job, request.out)
+
+
+def placed(job: Job, out: Path | str | None) -> Job:
+    """The job in a folder; None: one of its own in outputs/."""
+    if out is not None:
+        return replace(job, out=Path(os.path.expanduser(out)))
+    name = folder_name(job.prompt, job.preset, job.size, job.seed, job.id)
+    return replace(job, out=Path("outputs") / name)
 
 
 def _method(
@@ -169,6 +182,22 @@ def chosen_method(request: Request, model: Model) -> tuple[str, SparseConfig, tu
     if card is None:
         return (PRESET, *_method(PRESET, asked))
     return (card.name, *_method(card.name, (*card.overrides, *asked)))
+
+
+def _pinned(
+    config: SparseConfig, overrides: tuple[str, ...]
+) -> tuple[SparseConfig, tuple[str, ...]]:
+    """With the route that the environment asks for: it decides the pixels, wherever that is."""
+    from vidsparse.kernels.cpu import contest
+
+    try:
+        route = contest.pinned(config.kernel.cpu_route)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if route == config.kernel.cpu_route:
+        return config, overrides
+    change = f"kernel.cpu_route={route}"
+    return config.override(change), (*overrides, change)
 
 
 def _dtype(device: str, model: Model | None) -> str:
@@ -214,7 +243,8 @@ def _notes(request: Request, model: Model, takes: Takes) -> tuple[str, ...]:
     return (f"note: {model.name} has the config of {model.card.name}, and gets its defaults",)
 
 
-def _device(name: str | None) -> str:
+def device_of(name: str | None) -> str:
+    """What is asked for, if it is here; None: cuda if there is one. Raises InputError."""
     import torch  # seconds: not before the cheaper checks
 
     if name is None:

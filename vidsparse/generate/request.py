@@ -15,6 +15,9 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 MOST_GUIDANCE = 100.0
 """Published models use 1 to 20; a scale of 1e30 is a slip that ends in a video of nothing."""
 
+MOST_THREADS = 1024
+"""More than a machine has."""
+
 SHIFTS = (0.01, 100.0, "; 1 is none")
 """Least and largest shift of time steps, and what to know of them: published are 1 to 17."""
 
@@ -32,6 +35,8 @@ class Request:
     seed: of the noise; it also picks the prompt from the model's list. 0 .. 2^63 - 1.
     dtype: fp32 | bf16 | fp16; None: fp32 on a CPU, bf16 on a GPU.
     device: cpu | cuda | cuda:N; None: cuda if there is one.
+    threads: of torch on a CPU, part of the job as they change the last bits; None: its own number,
+        a condition that is noted.
     compare_dense: run the dense pipeline too, and measure against it.
     out: folder for the files, ~ is the home folder; None: one of its own in outputs/, see
         `vidsparse.jobs.layout`.
@@ -56,6 +61,7 @@ class Request:
     seed: int = 0
     dtype: str | None = None
     device: str | None = None
+    threads: int | None = None
     compare_dense: bool = False
     out: Path | str | None = None
     overwrite: bool = False
@@ -84,13 +90,16 @@ def check_texts(request: Request) -> None:
 
 def check_numbers(request: Request) -> None:
     """Raise InputError for numbers that no model takes."""
-    for name in ("height", "width", "frames", "steps", "seed"):
+    for name in ("height", "width", "frames", "steps", "seed", "threads"):
         value = getattr(request, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
             raise InputError(f"--{name} {value!r}: expected a whole number")
     steps = request.steps
     if steps is not None and steps < 1:
         raise InputError(f"--steps {steps}: expected 1 or more")
+    threads = request.threads
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"--threads {threads}: expected 1 .. {MOST_THREADS}")
     bounds = {"guidance": (0.0, MOST_GUIDANCE, "; 1 switches it off"), "flow_shift": SHIFTS}
     for name, (least, most, hint) in bounds.items():
         value = getattr(request, name)

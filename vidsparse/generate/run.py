@@ -41,13 +41,24 @@ def execute(job: Job, listener: Listener, pipe: Any = None) -> dict[str, Any]:
     computed is kept elsewhere when it cannot be written. Raises InputError for what is found out
     late.
     """
-    with placing(job, job.id) as stage:
+    with placing(job, job.id) as stage, threads(job):
         check_encoder(stage.folder)
         with interruptible():
             announce(job, stage, listener)
             pipe = load(job, listener) if pipe is None else pipe
         content = render(pipe, job, stage, listener)
     return {**content, "out": str(job.out.resolve())}
+
+
+@contextmanager
+def threads(job: Job) -> Iterator[None]:
+    """As many of torch inside as a job asks for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(job.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """What makes two jobs the same job: all that decides the pixels, hashed.
 
-The versions of packages and the threads are no part of it: they are conditions that the sidecar
-records, and the same job done again under others replaces its folder.
+The versions of packages are no part of it, nor what a job leaves to the machine, as the number of
+threads, the route of the CPU engine and the density above which it goes dense: they are conditions
+that the sidecar records, and the same job done again under others replaces its folder. What is
+pinned of these is a part.
 """
 
 from __future__ import annotations

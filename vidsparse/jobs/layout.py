@@ -90,6 +90,14 @@ def read_sidecar(folder: Path, schemas: Container[str] = (SCHEMA,)) -> dict[str,
     return content if known else None
 
 
+def read_finished(folder: Path, id: str) -> dict[str, Any] | None:
+    """metrics.json of a folder that holds this very job, whole; None if it does not."""
+    sidecar = read_sidecar(folder)
+    if sidecar is None or sidecar.get("id") != id:
+        return None
+    return sidecar if all((folder / name).is_file() for name in sidecar["files"]) else None
+
+
 def read_report(folder: Path) -> dict[str, Any] | None:
     """The run report of a job's folder, as `RunReport.to_dict` gives it; None if there is none."""
     try:

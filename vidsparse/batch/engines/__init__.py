@@ -1,0 +1,1 @@
+"""Engines of `vidsparse batch`, found by their file names; `vidsparse.batch` is their contract."""

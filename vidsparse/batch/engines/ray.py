@@ -1,0 +1,136 @@
+"""Ray Data: a pool of actors, each with a pipeline of its own, on this machine or on a cluster.
+
+A task whose actor dies is begun again by another one. Ray does so without end, workers count.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from vidsparse.batch.task import Broken, Outcome, Task
+from vidsparse.batch.worker import Worker
+from vidsparse.generate.model_files import InputError, first_line
+
+STORE = 100 * 2**20
+"""Bytes for objects on this machine: tasks and outcomes are small, videos go to the disk."""
+
+SETTINGS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor without a GPU keeps the variables it has
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+class Actor:
+    """A worker in a process of Ray."""
+
+    def __init__(self, tasks: Sequence[Task], worker: Worker) -> None:
+        self.tasks, self.worker = tasks, worker
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """place: of tasks -> their outcomes, pickled."""
+        made = [self.worker(self.tasks[int(place)]) for place in batch["place"]]
+        return {"outcome": [pickle.dumps(outcome) for outcome in made]}
+
+
+def run(tasks: Sequence[Task], worker: Worker) -> Iterator[Outcome]:
+    """As `vidsparse.batch` says."""
+    _check(worker.device, worker.resources.gpus)
+    with _connected(worker) as (size, needs):
+        import ray
+        from ray.data import ActorPoolStrategy
+
+        actors = min(size, len(tasks))
+        items = [{"place": place} for place in range(len(tasks))]
+        places = ray.data.from_items(items, override_num_blocks=len(tasks))
+        # One task in flight for each actor: a second one would wait while others are idle.
+        pool = ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1)
+        made = places.map_batches(
+            Actor,
+            fn_constructor_args=(tasks, worker.on(worker.device)),
+            batch_size=1,
+            compute=pool,
+            **needs,
+        )
+        try:
+            for batch in made.iter_batches(batch_size=1, prefetch_batches=0):
+                yield pickle.loads(batch["outcome"][0])
+        except ray.exceptions.RayError as error:
+            raise Broken(f"Ray has given up: {first_line(error)}") from error
+
+
+def _check(device: str, gpus: float | None) -> None:
+    """Raise InputError for what needs no Ray to be refused."""
+    if device.startswith("cuda:"):
+        raise InputError(
+            f"--device {device}: --engine ray gives each worker its GPU; take --device cuda"
+        )
+    if device == "cpu" and gpus is not None:
+        raise InputError(f"--gpus-per-worker {gpus:g}: on a CPU there are none; leave it out")
+
+
+@contextmanager
+def _connected(worker: Worker) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Ray, as it was before at the end; yields how many actors, and what each of them needs.
+
+    Raises InputError.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)  # read when it is imported
+    try:
+        import ray
+        from ray.data import DataContext
+    except ImportError as error:
+        raise InputError(
+            f"--engine ray: {first_line(error)}; pip install 'vidsparse[ray]', or take another "
+            "engine"
+        ) from error
+    asked, ours = worker.resources, not ray.is_initialized()
+    gpus = 0.0 if asked.device == "cpu" else asked.gpus or 1.0
+    cores = len(os.sched_getaffinity(0))
+    cpus = max(1, cores // asked.workers) if asked.workers and asked.address is None else 1
+    if ours:
+        _start(ray, asked.address, max(cores, cpus * (asked.workers or 1)))
+    try:
+        context = DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        size = asked.workers or _all(ray, gpus)
+        yield size, {"num_gpus": gpus, "num_cpus": cpus}
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _start(ray: Any, address: str | None, cpus: int) -> None:
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address is not None:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=STORE, **quiet)
+    except Exception as error:  # of the network, of a version: none of them is ours
+        where = f"--ray-address {address}" if address is not None else "--engine ray"
+        raise InputError(
+            f"{where}: {first_line(error)}; `ray status` says what runs, `ray start --head` "
+            "starts a cluster"
+        ) from error
+
+
+def _all(ray: Any, gpus: float) -> int:
+    """How many actors there is room for."""
+    if not gpus:
+        return 1
+    found = ray.cluster_resources().get("GPU", 0.0)
+    if found < gpus:
+        raise InputError(
+            f"--gpus-per-worker {gpus:g}: Ray sees {found:g} GPUs; take --device cpu, or a cluster "
+            "that has some by --ray-address"
+        )
+    return int(found // gpus)
