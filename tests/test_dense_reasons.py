@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,15 +144,32 @@ def test_the_oldest_gpu_that_is_new_enough(monkeypatch):
         support.refusal.cache_clear()
         assert (support.refusal(CUDA) is None) == runs == support.runs(CUDA), capability
         assert reason(config(), device=CUDA) == (None if runs else "no-kernel")
-    monkeypatch.setattr(torch.version, "hip", "6.0")
-    support.refusal.cache_clear()
-    assert "AMD" in support.refusal(CUDA)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     support.refusal.cache_clear()
     assert "no CUDA device" in support.refusal(CUDA) and "no CUDA device" in support.refusal(
         torch.device("mps")
     )
     support.refusal.cache_clear()
+
+
+def test_the_amd_gpus_for_which_the_kernels_are_compiled(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    for name, runs in (("gfx942:sramecc+:xnack-", True), ("gfx90a:sramecc+", False)):
+        facts = SimpleNamespace(gcnArchName=name)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d, f=facts: f)
+        support.refusal.cache_clear()
+        assert support.capability(CUDA) == support.AMD
+        why = support.refusal(CUDA)
+        assert why is None if runs else why == "AMD gfx90a: the kernels compile for gfx942 alone"
+        assert reason(config(), device=CUDA) == (None if runs else "no-kernel")
+    support.refusal.cache_clear()
+    monkeypatch.setattr(support, "refusal", lambda device: None)
+    for form, runs in (("auto", True), ("pointer", True), ("tma", False), ("ws", False)):
+        method = SparseConfig.load("balanced", [f"kernel.form={form}", "kernel.block_q=128"])
+        refused = gpu.EXECUTOR.refuses(Form(method, GRID, CUDA, torch.bfloat16, 128))
+        assert refused is None if runs else "an AMD GPU: form" in refused.why
 
 
 def test_the_first_reason_of_the_list_wins(monkeypatch):

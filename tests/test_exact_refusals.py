@@ -46,6 +46,29 @@ def asked(dtype=torch.bfloat16, head_dim=128, block_q=128, block_k=128, form="au
     return Question(GPU, dtype, head_dim, block_q, block_k, form)
 
 
+def test_an_amd_gpu_runs_no_library(machine):
+    machine(support.AMD, "99")
+    for name in PACKAGES:
+        assert str(engine(name).available(GPU)).startswith("an AMD GPU: ")
+
+
+def test_a_device_that_nobody_knows_is_remarked_on_once(machine, caplog: pytest.LogCaptureFixture):
+    for capability, said in (
+        (support.AMD, "untested on AMD GPUs"),
+        ((13, 1), "compute capability 13.1 is unknown"),
+        ((12, 1), None),
+        ((8, 0), None),
+    ):
+        machine(capability)
+        caplog.clear()
+        support.say_remark.cache_clear()
+        for _ in range(2):
+            support.say_remark(GPU)
+        found = [record.getMessage() for record in caplog.records]
+        assert len(found) == (said is not None) and all(text.startswith(said) for text in found)
+    support.say_remark.cache_clear()
+
+
 def test_no_library_is_asked_before_there_are_figures():
     assert exact.PREFERRED == ("triton",)
     assert set(registry.engines()) == {"triton", *PACKAGES}

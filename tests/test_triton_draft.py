@@ -90,7 +90,8 @@ for rows, wide in ((2**23, 64), (64, 2**23)):  # query blocks of a head, key blo
         x.copy_(torch.randn(64, D))
     out = virtual((4 * rows + 64) * wide, torch.float32)
     draft_scores_kernel[(1, 1, 5)](
-        q, k, one, one, out, 1.0, rows, wide, D=D, BM=64, BN=64, BK=32, SUB=1, STAGES=2
+        q, k, one, one, out, 1.0, rows, wide, D=D, BM=64, BN=64, BK=32, SUB=1, STAGES=2,
+        WHOLE=False,
     )
     assert close(out[4 * rows * wide :].view(64, wide)[:, :64], a.double() @ b.double().T)
 """)

@@ -22,7 +22,7 @@ import far
 import triton
 
 from vidsparse.blocks import Blocks
-from vidsparse.kernels.gpu import oracles
+from vidsparse.kernels.gpu import levels_forward, oracles, rest_merge, support
 from vidsparse.kernels.gpu.exact import ExactLists, Question
 from vidsparse.kernels.gpu.exact import triton as ours
 from vidsparse.kernels.gpu.operands import QueryRows, Tiling
@@ -216,14 +216,24 @@ def test_tilings_divide_their_blocks(
     assert bool(offered) == (form == "pointer" or arch[0] in (9, 10))
 
 
-def test_an_unknown_device_takes_the_portable_tiling_and_says_so_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("arch", [(13, 1), support.AMD], ids=str)
+def test_an_unknown_device_takes_the_portable_tiling(
+    arch: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ours.support, "capability", lambda device: (13, 1))
-    ours.say_unknown.cache_clear()
+    monkeypatch.setattr(support, "capability", lambda device: arch)
     for head_dim in (128, 64, 128):
         assert ours.tiling(asked(head_dim=head_dim)) == ours.PORTABLE
-    assert [record.getMessage()[:23] for record in caplog.records] == ["compute capability 13.1"]
+    for form in ("tma", "ws"):
+        with pytest.raises(
+            ValueError, match=rf": form '{form}' was built for NVIDIA's .*'pointer'"
+        ):
+            ours.tiling(asked(form=form))
+
+
+def test_generations_are_those_of_the_tilings() -> None:
+    assert {major for major, _ in ours.POINTER} == set(support.GENERATIONS)
+    assert {major for major, _ in levels_forward.TILINGS} == set(support.GENERATIONS)
+    assert {major for major, _ in rest_merge.TILINGS} == set(support.GENERATIONS)
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

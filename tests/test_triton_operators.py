@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET", "0") != "1":
 import libraries
 from tiles import problem
 from torch import Tensor
-from torch.library import CustomOpDef, opcheck
+from torch.library import opcheck
 
 import vidsparse.kernels.gpu
 from vidsparse.blocks import Blocks
@@ -29,6 +29,7 @@ from vidsparse.kernels.gpu import rest_merge as rest_merge_module
 from vidsparse.kernels.gpu.exact import ExactLists
 from vidsparse.kernels.gpu.exact import triton as ours
 from vidsparse.kernels.gpu.operands import Means, Tiling
+from vidsparse.kernels.gpu.operator import Operator
 from vidsparse.plan import SKIP, BlockPlan
 
 pytestmark = pytest.mark.interp
@@ -39,15 +40,15 @@ PLACE = BLOCKS.start, BLOCKS.count.int(), 16
 ORDER = torch.randperm(GRID.tokens)
 
 
-def operators() -> dict[str, CustomOpDef]:
+def operators() -> dict[str, Operator]:
     """Of all modules of Triton kernels, by their names in torch."""
     folder = Path(vidsparse.kernels.gpu.__file__).parent
     found = {}
     for path in sorted(folder.glob("**/[a-z]*.py")):
         inside = ".".join(path.relative_to(folder).with_suffix("").parts)
         for value in vars(import_module(f"vidsparse.kernels.gpu.{inside}")).values():
-            if isinstance(value, CustomOpDef):
-                found[value._qualname] = value
+            if isinstance(value, Operator):
+                found[f"vidsparse::{value.name}"] = value
     return found
 
 
@@ -205,7 +206,7 @@ def test_all_operators_are_here() -> None:
 def test_operator(name: str) -> None:
     """Schema, what it writes, shapes and strides of the fake, use in a graph of any sizes."""
     for arguments in CALLS[name]():
-        opcheck(operators()[name], arguments)
+        opcheck(operators()[name].overload, arguments)
 
 
 def test_one_graph() -> None:

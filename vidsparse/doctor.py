@@ -64,6 +64,7 @@ def examine(remeasure: bool = False) -> dict[str, Any]:
             executor.name: {
                 "about": executor.about,
                 "missing": _missing_of(executor),
+                "remark": _remark_of(executor),
                 "figures": executor.figures(),
             }
             for executor in registry.executors().values()
@@ -126,9 +127,18 @@ def _cpu() -> dict[str, Any]:
 
 def _missing_of(executor: Executor) -> str | None:
     """Why an executor runs nowhere on this machine, None if it runs somewhere."""
-    devices = [torch.device(name) for name in executor.preferred] or [torch.device("cpu")]
-    reasons = [executor.available(device) for device in devices]
+    reasons = [executor.available(device) for device in _devices_of(executor)]
     return None if None in reasons else reasons[0]
+
+
+def _remark_of(executor: Executor) -> str | None:
+    """What is to be known of an executor on the devices of this machine that it runs on."""
+    devices = [one for one in _devices_of(executor) if executor.available(one) is None]
+    return "; ".join(filter(None, map(executor.remark, devices))) or None
+
+
+def _devices_of(executor: Executor) -> list[torch.device]:
+    return [torch.device(name) for name in executor.preferred or ("cpu",)]
 
 
 def _exact_engines() -> dict[str, Any]:
@@ -136,7 +146,8 @@ def _exact_engines() -> dict[str, Any]:
     found = {name: registry.engine(name) for name in registry.engines()}
     device = torch.device("cuda")
     return {
-        name: {"about": one.about, "missing": one.available(device)} for name, one in found.items()
+        name: {"about": one.about, "missing": one.available(device), "remark": None}
+        for name, one in found.items()
     }
 
 
@@ -145,6 +156,7 @@ def _lines(kind: str, found: dict[str, Any]) -> list[str]:
     return [
         f"{f'{kind} {name}':15} {facts['about']}"
         + (f"; not here: {why}" if (why := facts["missing"]) else "")
+        + (f"; {said}" if (said := facts["remark"]) else "")
         for name, facts in found.items()
     ]
 

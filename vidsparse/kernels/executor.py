@@ -137,6 +137,10 @@ class Executor(ABC):
         """Why nothing runs on a device, in one line with the cure; None if it can."""
         return None
 
+    def remark(self, device: torch.device) -> str | None:
+        """What users are to know before they rely on it on an available device; None: nothing."""
+        return None
+
     def refuses(self, form: Form) -> Refusal | None:
         """Why a call is not taken, None if it is. Asked of available ones, before any call.
 

@@ -2,7 +2,8 @@
 
 With pieces, a tile of piece logits is reduced in registers; only block scores reach memory.
 Products are "tf32x3": each float32 factor is split into two tf32 ones and three of the four
-products are kept, which leaves an error below 2^-20 sum_d |q_d k_d| per score.
+products are kept, which leaves an error below 2^-20 sum_d |q_d k_d| per score. AMD's matrix cores
+have no such split and multiply float32 as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vidsparse.kernels.gpu import support
 from vidsparse.kernels.gpu.operands import Tiling
+from vidsparse.kernels.gpu.operator import operator
 from vidsparse.kernels.gpu.softmax import LN_2, LOG2_E
 
 STEP = 32
@@ -50,11 +53,12 @@ def draft_scores_kernel(  # type: ignore[no-untyped-def]
     BK: tl.constexpr,
     SUB: tl.constexpr,
     STAGES: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """s = scale q k^T; out = ln 2 log2 of the mean over the pairs of tokens of 2^(log2(e) s).
 
     scale: includes log2(e) if SUB > 1. SUB = 1: out = s. q_rows, k_rows: means of a head, SUB to a
-    block. Grid (q tiles, k tiles, B * H).
+    block. WHOLE: factors are not split. Grid (q tiles, k tiles, B * H).
     """
     i_q = tl.program_id(0)
     i_k = tl.program_id(1)
@@ -71,12 +75,13 @@ def draft_scores_kernel(  # type: ignore[no-untyped-def]
     p_qm = p_q + (i_bh * q_rows + o_m)[:, None] * D
     p_kn = p_k + (i_bh * k_rows + o_n)[None, :] * D
     b_s = tl.zeros([BM, BN], tl.float32)
+    PRECISION: tl.constexpr = "ieee" if WHOLE else "tf32x3"
     for i_d in tl.range(0, D, BK, num_stages=STAGES):
         o_d = i_d + tl.arange(0, BK)
         m_d = o_d < D
         b_q = tl.load(p_qm + o_d[None, :], mask=m_m[:, None] & m_d[None, :], other=0.0)
         b_k = tl.load(p_kn + o_d[:, None], mask=m_n[None, :] & m_d[:, None], other=0.0)
-        b_s = tl.dot(b_q, b_k, b_s, input_precision="tf32x3")
+        b_s = tl.dot(b_q, b_k, b_s, input_precision=PRECISION)
     b_s = b_s * scale
     if SUB > 1:
         b_s = tl.reshape(b_s + b_wq[:, None] + b_wk[None, :], [BM // SUB, SUB, BN // SUB, SUB])
@@ -91,7 +96,7 @@ def draft_scores_kernel(  # type: ignore[no-untyped-def]
     tl.store(p_s, b_s, mask=(o_i < q_blocks)[:, None] & (o_j < k_blocks)[None, :])
 
 
-@torch.library.custom_op("vidsparse::draft_scores", mutates_args=())
+@operator("draft_scores")
 def draft_scores(
     q_means: Tensor,
     k_means: Tensor,
@@ -131,6 +136,7 @@ def draft_scores(
             BK=STEP,
             SUB=sub_blocks,
             STAGES=shape.stages,
+            WHOLE=support.capability(q_means.device) == support.AMD,
             num_warps=shape.warps,
             enable_fp_fusion=True,
         )

@@ -6,7 +6,8 @@
 The rest merge adds what is not in the lists: short blocks, centroids, the first-order term. It is
 left out where a plan drops its rest and no block is short.
 
-Needs a CUDA device of compute capability 8.0 or newer, or TRITON_INTERPRET=1 set before the import.
+Needs a CUDA device of compute capability 8.0 or newer, AMD's gfx942, or TRITON_INTERPRET=1 set
+before the import.
 Scores, softmax and sums are fp32; means of keys and values are rounded to the input's dtype.
 """
 
@@ -62,6 +63,7 @@ def execute(
     support.
     """
     _check(q, k, v, plan, order)
+    support.say_remark(q.device)
     sizes = plan.q_blocks.size, plan.k_blocks.size
     asked = Question(q.device, q.dtype, q.shape[3], *sizes, form)
     levels = plan.listed != (0,)

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vidsparse.kernels.gpu.operator import operator
+
 CHUNK = 1024
 """Key blocks that a program looks at in one turn."""
 
@@ -48,7 +50,7 @@ def pack_exact_kernel(  # type: ignore[no-untyped-def]
     tl.store(p_count + i_row, used)
 
 
-@torch.library.custom_op("vidsparse::pack_exact", mutates_args=())
+@operator("pack_exact")
 def pack_exact(
     levels: Tensor, first: Tensor, pieces: int, step: int, width: int
 ) -> tuple[Tensor, Tensor]:

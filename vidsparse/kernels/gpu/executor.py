@@ -30,7 +30,7 @@ class Executor(executor.Executor):
     """Block-sparse attention in Triton."""
 
     name = "triton"
-    about = "Triton kernels for NVIDIA GPUs of compute capability 8.0 and newer"
+    about = "Triton kernels for NVIDIA GPUs of compute capability 8.0 and newer, and AMD's gfx942"
     preferred: ClassVar = {"cuda": 0}
     takes_order = True
     executes = support.EXECUTES
@@ -42,6 +42,9 @@ class Executor(executor.Executor):
 
     def available(self, device: torch.device) -> str | None:
         return support.refusal(device)
+
+    def remark(self, device: torch.device) -> str | None:
+        return support.remark(device)
 
     def refuses(self, form: Form) -> Refusal | None:
         from vidsparse.kernels.gpu import engine  # needs triton, which a CPU need not have

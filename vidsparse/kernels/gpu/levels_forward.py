@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vidsparse.kernels.gpu.levels_lists import SHIFT_AT, TILE_MASK
 from vidsparse.kernels.gpu.operands import Keys, QueryRows, Scales, TileLists, Tiling
+from vidsparse.kernels.gpu.operator import operator
 from vidsparse.kernels.gpu.softmax import LOG2_E, LOWEST, finish, query_rows, take_tile
 
 TILINGS = {
@@ -206,7 +207,7 @@ def levels_forward(
     )
 
 
-@torch.library.custom_op("vidsparse::levels_forward", mutates_args=("out", "lse"))
+@operator("levels_forward", mutates=("out", "lse"))
 def levels_forward_operator(
     q: Tensor,
     k: Tensor,

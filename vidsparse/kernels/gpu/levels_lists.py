@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.gpu.operands import TileLists
+from vidsparse.kernels.gpu.operator import operator
 
 TILE_MASK = tl.constexpr(0xFFFFFF)
 SHIFT_AT = tl.constexpr(24)
@@ -134,7 +135,7 @@ def pack_lists(levels: Tensor, segments: list[Segment], block_n: int) -> TileLis
     return TileLists(entry, bits if bits.numel() else None, count, whole)
 
 
-@torch.library.custom_op("vidsparse::pack_tiles", mutates_args=())
+@operator("pack_tiles")
 def pack_tiles(
     levels: Tensor, codes: list[int], firsts: list[int], heights: list[int], block_n: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.gpu.operands import order_head
+from vidsparse.kernels.gpu.operator import operator
 
 TILE = 128
 """Tokens of one program, the largest block."""
@@ -205,7 +206,7 @@ def fill_keys_kernel(  # type: ignore[no-untyped-def]
                 store_zeros(out_base, written, end[LEVEL], DP)
 
 
-@torch.library.custom_op("vidsparse::block_means", mutates_args=())
+@operator("block_means")
 def block_means(
     x: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None = None
 ) -> Tensor:
@@ -251,7 +252,7 @@ def _(x: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None =
     return x.new_empty(*x.shape[:2], start.shape[0], x.shape[3], dtype=torch.float32)
 
 
-@torch.library.custom_op("vidsparse::fill_keys", mutates_args=())
+@operator("fill_keys")
 def fill_keys(
     x: Tensor,
     start: Tensor,

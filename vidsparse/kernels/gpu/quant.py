@@ -23,6 +23,7 @@ from vidsparse.kernels.gpu.operands import (
     order_head,
     padded_width,
 )
+from vidsparse.kernels.gpu.operator import operator
 
 SLAB = 1024
 """Rows that one program of `weighted_sum_kernel` adds up."""
@@ -126,7 +127,7 @@ def quantise_kernel(  # type: ignore[no-untyped-def]
         tl.store(p_shift + o_row, b_shift, mask=m_m)
 
 
-@torch.library.custom_op("vidsparse::key_mean", mutates_args=())
+@operator("key_mean")
 def key_mean(x: Tensor, bias: Tensor) -> Tensor:
     """Mean over the tokens of rows that stand for 2^bias tokens each: float32 [B, H, DP].
 
@@ -157,7 +158,7 @@ def _(x: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:2], x.shape[3], dtype=torch.float32)
 
 
-@torch.library.custom_op("vidsparse::quantise_keys", mutates_args=())
+@operator("quantise_keys")
 def quantise_keys(
     x: Tensor, group: int, bias: Tensor, mean: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -182,7 +183,7 @@ def _(x: Tensor, group: int, bias: Tensor, mean: Tensor | None = None) -> tuple[
     return values, x.new_empty(batch, heads, rows // group, dtype=torch.float32)
 
 
-@torch.library.custom_op("vidsparse::quantise_queries", mutates_args=())
+@operator("quantise_queries")
 def quantise_queries(
     q: Tensor,
     start: Tensor,

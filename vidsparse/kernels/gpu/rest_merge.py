@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vidsparse.kernels.gpu import support
 from vidsparse.kernels.gpu.operands import Means, QueryRows, ShortBlocks, Tiling, padded_width
+from vidsparse.kernels.gpu.operator import operator
 from vidsparse.kernels.gpu.softmax import LN_2, LOG2_E, LOWEST, finish, query_rows, take_tile
 
 TILINGS = {
@@ -227,7 +228,7 @@ def rest_merge(
     )
 
 
-@torch.library.custom_op("vidsparse::rest_merge", mutates_args=("out", "lse"))
+@operator("rest_merge", mutates=("out", "lse"))
 def rest_merge_operator(
     q: Tensor,
     k: Tensor,

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.gpu import support
+from vidsparse.kernels.gpu.operator import operator
 from vidsparse.plan import SKIP, ScoreKind
 
 MAX_BLOCKS = 8192
@@ -234,7 +235,7 @@ def warps(width: int) -> int:
     return 1 if width <= 1024 else 4 if width == 2048 else 8
 
 
-@torch.library.custom_op("vidsparse::select", mutates_args=())
+@operator("select")
 def select(
     value: Tensor,
     forced: Tensor,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vidsparse.kernels.gpu import support
 from vidsparse.kernels.gpu.operands import order_head, padded_width
+from vidsparse.kernels.gpu.operator import operator
 
 SLAB = 64
 """Tiles that one program sums."""
@@ -47,7 +48,7 @@ def shape_for(
     """
     if dtype == torch.float32:  # exact products use no tensor cores and many registers
         return Shape(32, 8, 1)
-    if capability[0] in (8, 12):
+    if capability[0] not in (9, 10):
         return Shape(64, 8, 2)
     return Shape(max(64, size), 8, 3 if moment else 2)
 
@@ -219,7 +220,7 @@ def rows_for(blocks: int) -> int:
     return -(-blocks // HEIGHT) * HEIGHT
 
 
-@torch.library.custom_op("vidsparse::summarise", mutates_args=())
+@operator("summarise")
 def summarise(
     k: Tensor,
     v: Tensor,
@@ -286,7 +287,7 @@ def _summary(k: Tensor, start: Tensor, moment_tokens: int) -> tuple[Tensor, Tens
     return draft, mean_k, mean_v, k.new_empty(batch, heads, side, side)
 
 
-@torch.library.custom_op("vidsparse::block_moments", mutates_args=())
+@operator("block_moments")
 def block_moments(
     k: Tensor, v: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None
 ) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import lru_cache
 from importlib import import_module
@@ -13,8 +14,20 @@ import torch
 
 from vidsparse.kernels.executor import Executes
 
+log = logging.getLogger(__name__)
+
 CAPABILITY = (8, 0)
 """Oldest compute capability with the tensor cores that the kernels use."""
+
+GENERATIONS = (8, 9, 10, 12)
+"""Major compute capabilities with tilings of their own; another one takes the portable ones."""
+
+AMD = (0, 0)
+"""Stands for the compute capability of every AMD GPU, whose numbers mean another thing."""
+
+AMD_GPUS = ("gfx942",)
+"""Those for which the kernels are compiled, in portable tilings and the form "pointer"; none has
+run."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK_SIZES = (16, 32, 64, 128)
@@ -36,15 +49,52 @@ def refusal(device: torch.device) -> str | None:
     if device.type != "cuda" or not torch.cuda.is_available():
         return f"no CUDA device {device}"
     if torch.version.hip:
-        return "AMD GPUs are not supported: nobody has seen the kernels run on one"
+        name = amd_name(device)
+        known = " and ".join(AMD_GPUS)
+        return None if name in AMD_GPUS else f"AMD {name}: the kernels compile for {known} alone"
     if capability(device) < CAPABILITY:
         return f"compute capability {capability(device)}, needed is {CAPABILITY} or newer"
     return None
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a device; a CPU, in Triton's interpreter, stands for a Hopper GPU."""
-    return (9, 0) if device.type == "cpu" else torch.cuda.get_device_capability(device)
+    """Compute capability of a device, `AMD` for theirs.
+
+    A CPU, in Triton's interpreter, stands for a Hopper GPU.
+    """
+    if device.type == "cpu":
+        return 9, 0
+    return AMD if torch.version.hip else torch.cuda.get_device_capability(device)
+
+
+def named(capability: tuple[int, int]) -> str:
+    """In words."""
+    return "an AMD GPU" if capability == AMD else f"compute capability {capability}"
+
+
+def amd_name(device: torch.device) -> str:
+    """The architecture of an AMD GPU, such as "gfx942"."""
+    return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+
+
+def remark(device: torch.device) -> str | None:
+    """What users are to know of a device that runs the kernels, None if there is nothing."""
+    have = capability(device)
+    if have == AMD:
+        return "untested on AMD GPUs: the kernels are compiled for them and have run on none"
+    if have[0] in GENERATIONS:
+        return None
+    return (
+        f"compute capability {have[0]}.{have[1]} is unknown to vidsparse: its Triton kernels run "
+        "in their portable tilings, which may be slow"
+    )
+
+
+@lru_cache(maxsize=16)
+def say_remark(device: torch.device) -> None:
+    """Log it, once for a device."""
+    if said := remark(device):
+        log.warning("%s", said)
 
 
 @lru_cache(maxsize=16)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.blocks import Blocks
+from vidsparse.kernels.gpu.operator import operator
 from vidsparse.plan import SKIP, BlockPlan
 
 CHUNK = 1024
@@ -31,7 +32,7 @@ def row_shares_kernel(  # type: ignore[no-untyped-def]
     tl.store(p_share + i_row, work.to(tl.float64) / tl.load(p_pairs))
 
 
-@torch.library.custom_op("vidsparse::row_shares", mutates_args=())
+@operator("row_shares")
 def row_shares(levels: Tensor, groups: Tensor, count: Tensor, pairs: Tensor) -> Tensor:
     """float64 [B, H, nq]: the work of a row as a share of `pairs`, float64 [1].
 

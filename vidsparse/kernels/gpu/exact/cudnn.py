@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from vidsparse.kernels.gpu import support
 from vidsparse.kernels.gpu.exact import ExactEngine, ExactLists, Question
 from vidsparse.kernels.gpu.operands import QueryRows
+from vidsparse.kernels.gpu.operator import Operator
 
 PACKAGE, LEAST = "nvidia-cudnn-frontend", "1.32.0"
 
@@ -65,7 +66,7 @@ class Engine(ExactEngine):
             return why
         capability = support.capability(device)
         if (capability[0], 64) not in KERNELS:
-            return f"compute capability {capability}: cuDNN has kernels for 9.x to 12.x"
+            return f"{support.named(capability)}: cuDNN has kernels for 9.x to 12.x"
         return support.lacks(PACKAGE, LEAST, "hopper")
 
     def refuses(self, asked: Question) -> str | None:
@@ -77,7 +78,7 @@ class Engine(ExactEngine):
         block = self.tile(asked)
         kernel = KERNELS.get((support.capability(asked.device)[0], block))
         if kernel is None:
-            return f"compute capability {support.capability(asked.device)}: no kernel of cuDNN"
+            return f"{support.named(support.capability(asked.device))}: no kernel of cuDNN"
         what = f"cuDNN's kernel for blocks of {block} tokens on {kernel.name} takes"
         if asked.dtype not in kernel.dtypes:
             return f"{asked.dtype}: {what} {' and '.join(map(_short, kernel.dtypes))}"
@@ -148,9 +149,7 @@ def attend(
     lse.copy_(found["lse_tensor"].narrow(2, 0, tokens))
 
 
-attend_operator = torch.library.custom_op("vidsparse::cudnn_tiles", mutates_args=("out", "lse"))(
-    attend
-)
+attend_operator = Operator("cudnn_tiles", attend, ("out", "lse"))
 
 
 def _fitting(x: Tensor, compact: bool) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from vidsparse.kernels.gpu import support
 from vidsparse.kernels.gpu.exact import ExactEngine, ExactLists, Question
 from vidsparse.kernels.gpu.operands import QueryRows
+from vidsparse.kernels.gpu.operator import Operator
 
 PACKAGE, LEAST = "flash-attn-4", "4.0.0b36"
 
@@ -45,7 +46,7 @@ class Engine(ExactEngine):
             return why
         capability = support.capability(device)
         if capability[0] != CAPABILITY:
-            return f"compute capability {capability}: FlashAttention-4 runs such lists on 9.x alone"
+            return f"{support.named(capability)}: FlashAttention-4 runs such lists on 9.x alone"
         return support.lacks(PACKAGE, LEAST, "hopper")
 
     def refuses(self, asked: Question) -> str | None:
@@ -119,8 +120,6 @@ def attend(
         )
 
 
-attend_operator = torch.library.custom_op("vidsparse::fa4_tiles", mutates_args=("out", "lse"))(
-    attend
-)
+attend_operator = Operator("fa4_tiles", attend, ("out", "lse"))
 
 ENGINE = Engine()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -12,8 +10,7 @@ from torch import Tensor
 from vidsparse.kernels.gpu import support
 from vidsparse.kernels.gpu.exact import ExactEngine, ExactLists, Question
 from vidsparse.kernels.gpu.operands import QueryRows, Tiling, padded_width
-
-log = logging.getLogger(__name__)
+from vidsparse.kernels.gpu.operator import operator
 
 POINTER = {
     (8, 64): Tiling(128, 64, 8, 3),
@@ -103,7 +100,7 @@ def form_of(asked: Question) -> str:
 def tiling(asked: Question) -> Tiling:
     """Tiling of the form that is asked for.
 
-    An unknown capability takes the portable one by pointer and is named in the log once.
+    An unknown capability takes the portable one, by pointer alone.
 
     Raises ValueError for what the form cannot do.
     """
@@ -119,7 +116,7 @@ def tiling(asked: Question) -> Tiling:
         )
     if (capability[0], padded) not in TMA:
         raise ValueError(
-            f"compute capability {capability}: form {form!r} was built for NVIDIA's 9.x and 10.x; "
+            f"{support.named(capability)}: form {form!r} was built for NVIDIA's 9.x and 10.x; "
             "use form 'pointer'"
         )
     if asked.head_dim * asked.dtype.itemsize % 16:
@@ -144,20 +141,7 @@ def tiling(asked: Question) -> Tiling:
 def _pointer(dtype: torch.dtype, capability: tuple[int, int], padded: int) -> Tiling:
     if dtype == torch.float32:
         return FLOAT32
-    shape = POINTER.get((capability[0], padded))
-    if shape is None:
-        say_unknown(capability)
-    return shape or PORTABLE
-
-
-@lru_cache(maxsize=8)
-def say_unknown(capability: tuple[int, int]) -> None:
-    """Log that a device takes the portable tiling."""
-    log.warning(
-        "compute capability %d.%d is unknown to vidsparse: its Triton kernels run in their "
-        "portable tiling, which may be slow",
-        *capability,
-    )
+    return POINTER.get((capability[0], padded), PORTABLE)
 
 
 def exact_tiles(
@@ -179,7 +163,7 @@ def exact_tiles(
     )
 
 
-@torch.library.custom_op("vidsparse::exact_tiles", mutates_args=("out", "lse"))
+@operator("exact_tiles", mutates=("out", "lse"))
 def exact_tiles_operator(
     q: Tensor,
     k: Tensor,
