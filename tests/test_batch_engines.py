@@ -42,7 +42,9 @@ SMALL = ["--height", "32", "--width", "32", "--frames", "5", "--steps", "3", "--
 
 
 @pytest.fixture
-def stub(tmp_path):
+def stub(tmp_path, monkeypatch):
+    """Other processes find it."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     return Stub(tmp_path / "log")
 
 

@@ -20,8 +20,8 @@ from vidsparse.terminal import printable
 
 LINES = 100
 """Lines about tasks that a run writes where there is no terminal; failures have lines beside."""
-FAILURES = 10
-"""That are shown at the end."""
+SHOWN = 10
+"""Of notes about a plan, and of failures at the end."""
 LONGEST = 300
 """Characters of an error that are shown."""
 
@@ -98,8 +98,10 @@ class Display(Watcher):
 
     def plan(self, plan: Plan) -> None:
         """What there is to do."""
-        for note in plan.notes:
+        for note in plan.notes[:SHOWN]:
             self.say(note)
+        if len(plan.notes) > SHOWN:
+            self.line(f"note: {len(plan.notes) - SHOWN:,} more of such notes")
         if plan.twice:
             self.line(f"note: {_jobs(plan.twice)} asked for more than once, each is made once")
         self.line(f"{plan_line(plan)}, in {_near(plan.home)}/")
@@ -114,10 +116,10 @@ class Display(Watcher):
             parts.append(f"{missing} missing")
         self.line(f"{_jobs(len(report.plan.tasks))}: {', '.join(parts)}; {_time(report.seconds)}")
         lost = [row for row in report.rows if row["status"] == "failed"]
-        for row in lost[:FAILURES]:
+        for row in lost[:SHOWN]:
             self.line(f"  {row['job']}: {printable(str(row['error']), LONGEST)}")
-        if len(lost) > FAILURES:
-            self.line(f"  and {len(lost) - FAILURES} more")
+        if len(lost) > SHOWN:
+            self.line(f"  and {len(lost) - SHOWN} more")
         if report.broken:
             self.line(report.broken, "red")
         if report.unwritten:

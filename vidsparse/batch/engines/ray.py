@@ -22,7 +22,6 @@ STORE = 100 * 2**20
 SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor without a GPU keeps the variables it has
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_DATA_LOG_LEVEL": "ERROR",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -100,7 +99,7 @@ def _connected(worker: Worker) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         context = DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what is raised is said
         size = asked.workers or _all(ray, gpus)
         yield size, {"num_gpus": gpus, "num_cpus": cpus}
     finally:
