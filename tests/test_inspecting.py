@@ -115,7 +115,7 @@ def test_captured_plan_is_that_of_the_operator():
     out, plan = vidsparse.sparse_attention(
         *raster, grid=one.grid, config=CONFIG, context=one.context, return_plan=True
     )
-    assert torch.equal(recorder.maps[3, 1, 1].levels, plan.levels[0, 1])
+    assert torch.equal(recorder.maps[3, 1, 1].plan.levels, plan.levels[0, 1])
     torch.testing.assert_close(out, one.result.out.index_select(1, inverse))
 
 

@@ -22,10 +22,12 @@ CALL_KEYS = [
     "context_name",
     "seconds",
     "executor",
+    "ordered",
 ]
 TOTALS = [
     "density",
     "attention_density",
+    "ordered",
     "sparse_calls",
     "dense_calls",
     "dense_reasons",

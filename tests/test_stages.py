@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vidsparse import registry
 from vidsparse.blocks import Blocks
 from vidsparse.config import Force, SparseConfig, presets
+from vidsparse.draft import Draft
 from vidsparse.estimator import mean
 from vidsparse.force import forced_blocks
 from vidsparse.geometry import plan_geometry, token_order
@@ -56,7 +57,7 @@ def test_mean_estimate_is_the_log_mean_exp_over_sub_block_means(sub, dtype):
     q, k = (torch.randn(2, 2, GRID.tokens, 16).to(dtype) for _ in range(2))
     q_cut, k_cut = Blocks.cut(GRID, 32), Blocks.cut(GRID, 16)
     params = mean.Params(sub_blocks=sub)
-    scores = mean.estimate(q, k, q_cut, k_cut, params)
+    scores = mean.estimate(Draft(q, k, k, q_cut, k_cut), params)
     assert scores.kind == "logit" and scores.value.dtype == torch.float32
     wanted = oracles.draft_scores(q, k, q_cut, k_cut, sub)
     torch.testing.assert_close(scores.value.double(), wanted, rtol=1e-4, atol=1e-5)
@@ -223,8 +224,10 @@ def test_nan_scores_still_give_a_plan(name):
 def test_compensation_says_what_unlisted_blocks_give(values, rest, order):
     blocks = k_blocks(3)
     plan = BlockPlan.from_levels(torch.zeros(1, 1, 3, 3, dtype=torch.int8), blocks, blocks)
+    x = torch.randn(1, 1, blocks.tokens, 4)
+    draft = Draft(x, x, x, blocks, blocks)
     done = registry.method("compensation", str(values["name"])).complete(
-        plan, section("compensation", **values)
+        plan, draft, section("compensation", **values)
     )
     assert (done.rest, done.first_order) == (rest, order)
     assert done.levels is plan.levels and done.listed == plan.listed

@@ -19,6 +19,7 @@ from torch import Tensor
 from vidsparse.attention import attend
 from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig
+from vidsparse.draft import Draft
 from vidsparse.estimator import mean
 from vidsparse.geometry import token_order
 from vidsparse.grid import TokenGrid
@@ -165,8 +166,9 @@ def test_estimator(engine: str, sub_blocks: int, monkeypatch: pytest.MonkeyPatch
     cuts = Blocks.cut(grid, 32), Blocks.cut(grid, 16)
     q, k, _ = tensors(grid.tokens, 64, torch.float32)
     params = mean.Params(sub_blocks=sub_blocks)
-    found = mean.estimate(q, k, *cuts, params, order).value
-    moved = mean.estimate(q[:, :, order], k[:, :, order], *cuts, params).value
+    found = mean.estimate(Draft(q, k, k, *cuts, order, order), params).value
+    q, k = q[:, :, order], k[:, :, order]
+    moved = mean.estimate(Draft(q, k, k, *cuts), params).value
     assert torch.equal(found, moved)
 
 

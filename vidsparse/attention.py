@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import count
 from math import inf, isfinite
 from pathlib import Path
 from time import perf_counter
@@ -20,11 +21,13 @@ from torch import Tensor
 from vidsparse import operands, registry
 from vidsparse.config import SparseConfig, resolve
 from vidsparse.decision import Choice, Decision, decide, requested, too_dense, tried
+from vidsparse.draft import Draft
 from vidsparse.geometry import Geometry, plan_geometry
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import dense
 from vidsparse.kernels.executor import Executor, Trial
 from vidsparse.kernels.gpu import support
+from vidsparse.memory import Memory, Recall
 from vidsparse.plan import BlockPlan, StepContext
 
 
@@ -34,7 +37,8 @@ class AttentionResult:
 
     head_density: [H], float64; of a sparse call it is on the device of q, and to read it is to wait
     for a GPU. finite: of a watched call, bool [4] on the device of q: whether all numbers of q, k,
-    v and out are finite; None if it was not watched, or if on a CPU all of out is.
+    v and out are finite; None if it was not watched, or if on a CPU all of out is. ordered: of a
+    layout with orders of heads, bool [B, H] on the device of q, those that have one; else None.
     """
 
     out: Tensor
@@ -45,6 +49,7 @@ class AttentionResult:
     choice: Choice = field(default_factory=Choice)
     seconds: dict[str, float] = field(default_factory=dict)
     finite: Tensor | None = None
+    ordered: Tensor | None = None
 
     @property
     def density(self) -> tuple[float, ...]:
@@ -127,6 +132,7 @@ def attend(
     watch: bool = False,
     dense_path: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     return_lse: bool = False,
+    recall: Recall | None = None,
 ) -> AttentionResult:
     """As `sparse_attention`, with everything that a report needs.
 
@@ -134,10 +140,14 @@ def attend(
     watch: look whether a sparse call gives finite numbers; on a GPU the answer stays there.
     dense_path: (q, k, v) -> out [B, S, H, D], used for dense calls instead of
     scaled_dot_product_attention.
+    recall: what earlier calls of the run have kept for this one, and later ones will find; None:
+    nothing is kept.
     """
     q, k, v = operands.checked(q, k, v, grid)
     with operands.no_autocast(q.device.type):
-        return _attend(q, k, v, grid, config, context, impl, hoisted, watch, dense_path, return_lse)
+        return _attend(
+            q, k, v, grid, config, context, impl, hoisted, watch, dense_path, return_lse, recall
+        )
 
 
 def _attend(
@@ -152,6 +162,7 @@ def _attend(
     watch: bool,
     dense_path: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
     return_lse: bool,
+    recall: Recall | None,
 ) -> AttentionResult:
     """`attend` on checked operands of one dtype, outside autocast."""
     decision = decision_for(
@@ -166,16 +177,25 @@ def _attend(
     geometry = plan_geometry(grid, config.layout, config.force, *sizes, q.device)
     q_in, k_in, v_in = q, k, v
     order = None if hoisted else geometry.order
-    permuted = order is not None and not executor.takes_order
+    per_head = config.layout.per_head
+    permuted = order is not None and not executor.takes_order and not per_head
     if permuted:
         with _timed(seconds, "permute"):
             q, k, v = (x.index_select(1, geometry.order) for x in (q, k, v))
             order = None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    draft = Draft(q, k, v, geometry.q_blocks, geometry.k_blocks, order, order)
+    ordered = None
+    if per_head:
+        with _timed(seconds, "order"):
+            *orders, ordered = _head_orders(draft, grid, config, recall)
+            draft, order = draft.ordered(*orders), None
     with _timed(seconds, "estimate"):
-        summary = executor.summarise(k, v, geometry.k_blocks, config, order)
-    key_means = None if summary is None else summary.means
-    plan = _plan(q, k, key_means, order, geometry, config, decision.density, seconds)
+        summary = executor.summarise(k, v, geometry.k_blocks, config, draft.order_k)
+        draft = draft if summary is None else replace(draft, key_means=summary.means)
+    plan = _plan(draft, geometry, config, decision.density, seconds)
+    if per_head:
+        plan = plan.with_orders(draft.order_q, draft.order_k)
     if requested(config, impl) == "auto" and too_dense(plan, config, choice.crossover):
         return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds, choice)
     with _timed(seconds, "kernel"):
@@ -189,7 +209,25 @@ def _attend(
             out = out.index_select(1, geometry.inverse)
             lse = lse.index_select(2, geometry.inverse) if lse is not None else None
     finite = _finite(q_in, k_in, v_in, out) if watch else None
-    return AttentionResult(out, lse, plan, _head_density(plan), None, choice, seconds, finite)
+    return AttentionResult(
+        out, lse, plan, _head_density(plan), None, choice, seconds, finite, ordered
+    )
+
+
+def _head_orders(
+    draft: Draft, grid: TokenGrid, config: SparseConfig, recall: Recall | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the layout's `head_orders` gives, perhaps some steps ago. Kept in 32 bits: 8 bytes a
+    token and head."""
+    layout = registry.method("layout", config.layout.name)
+
+    def make() -> tuple[Tensor, Tensor, Tensor]:
+        order_q, order_k, who = layout.head_orders(draft, grid, config.layout)
+        return order_q.int(), order_k.int(), who
+
+    form = draft.q.shape, draft.q.device, grid
+    kept = make() if recall is None else recall.get("orders", config.layout.refresh, make, form)
+    return kept[0].long(), kept[1].long(), kept[2]
 
 
 def _head_density(plan: BlockPlan) -> Tensor:
@@ -238,32 +276,31 @@ def decision_for(
 
 
 def trial_of(config: SparseConfig, hoisted: bool) -> Trial:
-    """Makes whole sparse calls of a config, hoisted or not, for timing them."""
+    """Makes whole sparse calls of a config, hoisted or not, for timing them; each is the next step
+    of a run, whose orders of heads are made anew as seldom as there."""
+    memory, steps = Memory(), count()
 
     def trial(name: str, block_q: int, *qkv: Tensor, grid: TokenGrid, density: float) -> None:
-        attend(*qkv, grid=grid, config=tried(config, name, block_q, density), hoisted=hoisted)
+        how = tried(config, name, block_q, density)
+        attend(*qkv, grid=grid, config=how, hoisted=hoisted, recall=memory.of(next(steps)))
 
     return trial
 
 
 def _plan(
-    q: Tensor,
-    k: Tensor,
-    key_means: Tensor | None,
-    order: Tensor | None,
+    draft: Draft,
     geometry: Geometry,
     config: SparseConfig,
     density: float,
     seconds: dict[str, float],
 ) -> BlockPlan:
-    """Estimate, select, complete. q, k [B, H, S, D] in layout order, or to be read by `order`."""
-    q_blocks, k_blocks = geometry.q_blocks, geometry.k_blocks
+    """Estimate, select, complete."""
+    q_blocks, k_blocks = draft.q_blocks, draft.k_blocks
     estimator = registry.method("estimator", config.estimator.name)
     selector = registry.method("selector", config.selector.name)
     compensation = registry.method("compensation", config.compensation.name)
     with _timed(seconds, "estimate"):
-        cuts = q_blocks, k_blocks
-        scores = estimator.estimate(q, k, *cuts, config.estimator, order, key_means)
+        scores = estimator.estimate(draft, config.estimator)
     with _timed(seconds, "select"):
         forced = geometry.forced
         budgeted = forced if config.force.in_budget else torch.zeros_like(forced)
@@ -272,7 +309,7 @@ def _plan(
             levels = levels.masked_fill(forced, 0)
         listed = tuple(sorted({0, *config.selector.levels}))
         plan = BlockPlan.from_levels(levels, q_blocks, k_blocks, listed)
-        complete: BlockPlan = compensation.complete(plan, config.compensation)
+        complete: BlockPlan = compensation.complete(plan, draft, config.compensation)
         return complete
 
 

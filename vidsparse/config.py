@@ -30,9 +30,9 @@ class Force:
     """Blocks that are exact whatever their score.
 
     text: text keys for every query, and every key for text queries. own_block: the keys of the
-    query block itself. first_frame: all blocks that hold tokens of frame 0. same_frame: all blocks
-    that share a frame with the query block. in_budget: forced blocks count inside the density
-    (True) or on top.
+    query block itself; not in a layout with orders of heads, where queries and keys have their own.
+    first_frame: all blocks that hold tokens of frame 0. same_frame: all blocks that share a frame
+    with the query block. in_budget: forced blocks count inside the density (True) or on top.
     """
 
     text: bool = True
@@ -117,7 +117,9 @@ class SparseConfig:
     their defaults. Everywhere overrides are `section.key=value` strings, of which the last one of a
     key counts, or one such string. Values stand for themselves: nothing is interpolated.
 
-    Raises ValueError for a selector that reads coarser than `kernel.block_k` tokens.
+    Raises ValueError for stages that do not go together: a selector that reads coarser than
+    `kernel.block_k` tokens, or needs mass of scores that only rank; forced frames in an order of
+    heads.
     """
 
     layout: Any
@@ -133,6 +135,18 @@ class SparseConfig:
         levels, top = tuple(self.selector.levels), self.kernel.block_k.bit_length() - 1
         allowed = f"levels of at most {top} = log2(kernel.block_k)"
         require(max(levels) <= top, "selector.levels", levels, allowed)
+        if self.selector.needs_mass and self.estimator.kind == "rank":
+            raise ValueError(
+                f"selector.name={self.selector.name!r} needs the mass of blocks, and "
+                f"estimator.name={self.estimator.name!r} only ranks them: use selector.name=topk, "
+                "or estimator.name=mean"
+            )
+        frames = [n for n in ("first_frame", "same_frame") if getattr(self.force, n)]
+        if self.layout.per_head and frames:
+            raise ValueError(
+                f"force.{frames[0]}=True with layout.name={self.layout.name!r}: blocks of an order "
+                "of heads hold tokens of any frame; use layout.name=tile"
+            )
 
     @classmethod
     def load(

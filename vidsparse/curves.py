@@ -1,11 +1,52 @@
-"""Space-filling curves over a 3-D cuboid: neighbours on the curve are neighbours in space."""
+"""Orders of a 3-D cuboid, in which neighbours in the order are neighbours in space."""
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 Vector = tuple[int, int, int]
+
+INNER = ("raster", "morton", "hilbert")
+MAX_TILE = 1 << 20
+
+
+def tile_faults(tile: tuple[int, ...], inner: str) -> dict[str, str]:
+    """What is wrong with a tile and its inner order: the name -> what is allowed."""
+    faults = {}
+    if len(tile) != 3 or min(tile) < 1 or math.prod(tile) > MAX_TILE:
+        axes = "three integers >= 1 (frames, rows, columns)"
+        faults["tile"] = f"{axes}, a product of at most {MAX_TILE:,}"
+    if inner not in INNER:
+        faults["inner"] = ", ".join(INNER)
+    return faults
+
+
+def tiles(sizes: Vector, tile: tuple[int, ...], inner: str) -> Tensor:
+    """Tile by tile. int64 [prod(sizes)]: raster indices.
+
+    tile: its three sizes; tiles follow each other as a snake, inside one the order is `inner`.
+    """
+    coords = torch.meshgrid(*(torch.arange(n) for n in sizes), indexing="ij")
+    counts = [-(-n // t) for n, t in zip(sizes, tile, strict=True)]
+    place = [c // t for c, t in zip(coords, tile, strict=True)]
+    inside = [c % t for c, t in zip(coords, tile, strict=True)]
+    row = place[0] * counts[1]
+    row = row + torch.where(place[0] % 2 == 0, place[1], counts[1] - 1 - place[1])
+    column = torch.where(row % 2 == 0, place[2], counts[2] - 1 - place[2])
+    key = _rank(tile, inner)[tuple(inside)] + math.prod(tile) * (row * counts[2] + column)
+    return torch.argsort(key.flatten())
+
+
+def _rank(tile: tuple[int, ...], inner: str) -> Tensor:
+    """int64 [tile]: the position of each token inside a full tile; partial tiles keep the order."""
+    sizes = tile[0], tile[1], tile[2]
+    rank = torch.arange(math.prod(tile))
+    if inner != "raster":
+        curve = morton if inner == "morton" else hilbert
+        rank[curve(sizes)] = torch.arange(math.prod(tile))
+    return rank.view(sizes)
 
 
 def morton(sizes: Vector) -> Tensor:

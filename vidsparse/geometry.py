@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -55,6 +55,8 @@ def plan_geometry(
     with torch.inference_mode(False):  # the cached tensors must serve every grad mode
         order, inverse = token_order(grid, layout)
         q_blocks, k_blocks = Blocks.cut(grid, block_q), Blocks.cut(grid, block_k)
+        own_block = force.own_block and not (layout is not None and layout.per_head)
+        force = replace(force, own_block=own_block)
         forced = forced_blocks(force, grid, order, q_blocks, k_blocks)
         order, inverse, forced = (x.to(device) for x in (order, inverse, forced))
         return Geometry(order, inverse, q_blocks, k_blocks, forced)

@@ -18,12 +18,15 @@ from vidsparse.blocks import Blocks
 SKIP = -1
 """Level code of a block that is not read at all."""
 
-ScoreKind = Literal["logit", "mass"]
+ScoreKind = Literal["logit", "mass", "rank"]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Block scores. value: float32 [B, H, nq, nk]; kind: "logit", or "mass" (rows sum to 1)."""
+    """Block scores. value: float32 [B, H, nq, nk].
+
+    kind: "logit"; "mass", rows sum to 1; or "rank", which only compares inside a row.
+    """
 
     value: Tensor
     kind: ScoreKind
@@ -36,9 +39,14 @@ class Scores:
         return by_score.gather(-1, torch.argsort(best.gather(-1, by_score), dim=-1, stable=True))
 
     def mass(self, k_blocks: Blocks) -> Tensor:
-        """Row-stochastic mass; logits are normalised as softmax_j(value + ln n_j)."""
+        """Row-stochastic mass; logits are normalised as softmax_j(value + ln n_j).
+
+        Raises ValueError for scores that only rank.
+        """
         if self.kind == "mass":
             return self.value
+        if self.kind == "rank":
+            raise ValueError("scores of kind 'rank' have no mass: use selector topk")
         count = k_blocks.on(self.value.device).count
         return torch.softmax(self.value + count.to(self.value).log(), -1)
 

@@ -13,6 +13,7 @@ from aot_targets import Architecture
 from vidsparse.attention import attend
 from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig, presets
+from vidsparse.draft import Draft
 from vidsparse.estimator import mean
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine, select
@@ -156,7 +157,7 @@ def draft(depth: int, sub_blocks: int) -> Call:
     def call(which: int) -> object:
         x = torch.zeros(1, 2, GRIDS[which].tokens, depth, dtype=torch.bfloat16)
         cuts = Blocks.cut(GRIDS[which], 128), Blocks.cut(GRIDS[which], 64)
-        return mean.estimate(x, x, *cuts, mean.Params(sub_blocks=sub_blocks))
+        return mean.estimate(Draft(x, x, x, *cuts), mean.Params(sub_blocks=sub_blocks))
 
     return call
 

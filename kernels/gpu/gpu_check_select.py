@@ -82,13 +82,15 @@ def draft_error(
     machine: Machine, grid: str, depth: int, dtype: torch.dtype, pieces: int, ordered: bool
 ) -> float:
     """Of the estimator on this device."""
+    from vidsparse.draft import Draft
     from vidsparse.estimator import mean
 
     plan = level_plan(machine, grid, (128, 64), "mixed", "global", batch=2)
     q, k, _ = tokens(machine, plan, depth, dtype, "structured")
     cuts = plan.q_blocks, plan.k_blocks
     order = torch.randperm(q.shape[2], device=q.device) if ordered else None
-    found = mean.estimate(q, k, *cuts, mean.Params(sub_blocks=pieces), order).value
+    draft = Draft(q, k, k, *cuts, order, order)
+    found = mean.estimate(draft, mean.Params(sub_blocks=pieces)).value
     if order is not None:
         q, k = q[:, :, order], k[:, :, order]
     return relative(found, oracles.draft_scores(q, k, *cuts, pieces))

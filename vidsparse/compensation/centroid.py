@@ -7,6 +7,7 @@ never overstates the true mass of the block.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from vidsparse.draft import Draft
 from vidsparse.plan import BlockPlan, FirstOrder
 
 
@@ -19,6 +20,6 @@ class Params:
     centroids: ClassVar[bool] = True
 
 
-def complete(plan: BlockPlan, params: Params) -> BlockPlan:
+def complete(plan: BlockPlan, draft: Draft, params: Params) -> BlockPlan:
     """`rest` = the centroid level."""
     return plan.with_rest(plan.k_blocks.levels)

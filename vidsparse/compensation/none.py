@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from vidsparse.draft import Draft
 from vidsparse.plan import SKIP, BlockPlan, FirstOrder
 
 
@@ -15,6 +16,6 @@ class Params:
     centroids: ClassVar[bool] = False
 
 
-def complete(plan: BlockPlan, params: Params) -> BlockPlan:
+def complete(plan: BlockPlan, draft: Draft, params: Params) -> BlockPlan:
     """`rest` = SKIP."""
     return plan.with_rest(SKIP)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 from vidsparse.config import require
+from vidsparse.draft import Draft
 from vidsparse.plan import BlockPlan, FirstOrder
 
 
@@ -33,6 +34,6 @@ class Params:
         return cast(FirstOrder, self.scope)
 
 
-def complete(plan: BlockPlan, params: Params) -> BlockPlan:
+def complete(plan: BlockPlan, draft: Draft, params: Params) -> BlockPlan:
     """`rest` = the centroid level, with the first-order term."""
     return plan.with_rest(plan.k_blocks.levels, params.first_order)

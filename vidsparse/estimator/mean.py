@@ -7,15 +7,15 @@ attention).
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vidsparse.blocks import Blocks
 from vidsparse.config import require
+from vidsparse.draft import Draft, pieces, taken
 from vidsparse.kernels.gpu import support
-from vidsparse.plan import Scores
+from vidsparse.plan import ScoreKind, Scores
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Params:
 
     name: str = "mean"
     sub_blocks: int = 1
+    kind: ClassVar[ScoreKind] = "logit"
 
     def __post_init__(self) -> None:
         require(
@@ -31,69 +32,38 @@ class Params:
         )
 
 
-def estimate(
-    q: Tensor,
-    k: Tensor,
-    q_blocks: Blocks,
-    k_blocks: Blocks,
-    params: Params,
-    order: Tensor | None = None,
-    key_means: Tensor | None = None,
-) -> Scores:
+def estimate(draft: Draft, params: Params) -> Scores:
     """Logits float32 [B, H, nq, nk]. Formula in the module docstring."""
-    scale = q.shape[-1] ** -0.5
-    sizes = {q_blocks.size, k_blocks.size}
-    able = sizes <= set(support.BLOCK_SIZES) and q.shape[-1] <= support.MAX_HEAD_DIM
-    if able and support.kernels("draft", q):
-        cuts = q_blocks, k_blocks
-        return Scores(
-            _estimate_in_triton(q, k, *cuts, params.sub_blocks, order, key_means), "logit"
-        )
-    if order is not None:
-        q, k = (x.index_select(2, order) for x in (q, k))
     if params.sub_blocks == 1:
-        return Scores(torch.matmul(q_blocks.mean(q) * scale, k_blocks.mean(k).mT).float(), "logit")
-    q_cut, k_cut = q_blocks.split(params.sub_blocks), k_blocks.split(params.sub_blocks)
-    logits = torch.matmul(q_cut.mean(q) * scale, k_cut.mean(k).mT).float()
-    logits = logits + k_cut.on(q.device).count.to(logits).log()
+        return Scores(draft.logits, params.kind)
+    parts = _in_triton if draft.in_triton else _in_torch
+    return Scores(parts(draft, params.sub_blocks), params.kind)
+
+
+def _in_torch(draft: Draft, sub_blocks: int) -> Tensor:
+    q_blocks, k_blocks, device = draft.q_blocks, draft.k_blocks, draft.q.device
+    q_cut, k_cut = q_blocks.split(sub_blocks), k_blocks.split(sub_blocks)
+    q_means = q_cut.mean(taken(draft.q, draft.order_q)) * draft.scale
+    logits = torch.matmul(q_means, k_cut.mean(taken(draft.k, draft.order_k)).mT).float()
+    logits = logits + k_cut.on(device).count.to(logits).log()
     reduced = _log_sum(logits, q_blocks.owner_of(q_cut), q_cut.count, len(q_blocks), -2)
-    reduced = reduced - q_blocks.on(q.device).count.to(reduced).log()[:, None]  # mean over queries
+    reduced = reduced - q_blocks.on(device).count.to(reduced).log()[:, None]  # mean over queries
     total = _log_sum(reduced, k_blocks.owner_of(k_cut), None, len(k_blocks), -1)
-    return Scores(total - k_blocks.on(q.device).count.to(total).log(), "logit")
+    return total - k_blocks.on(device).count.to(total).log()
 
 
-def _estimate_in_triton(
-    q: Tensor,
-    k: Tensor,
-    q_blocks: Blocks,
-    k_blocks: Blocks,
-    sub_blocks: int,
-    order: Tensor | None,
-    key_means: Tensor | None,
-) -> Tensor:
-    """`estimate` on a GPU."""
-    draft, pool = support.kernels("draft", q), support.kernels("pool", q)
+def _in_triton(draft: Draft, sub_blocks: int) -> Tensor:
+    kernels, pool = support.kernels("draft", draft.q), support.kernels("pool", draft.q)
     means, counts = [], []
-    for x, blocks in ((q, q_blocks), (k, k_blocks)):
-        start, count = _pieces(blocks, sub_blocks, q.device)
-        made = key_means if x is k and sub_blocks == 1 else None
-        if made is None:
-            made = pool.block_means(x, start, count, blocks.size // sub_blocks, order)
-        means.append(made)
+    for x, blocks, order in (
+        (draft.q, draft.q_blocks, draft.order_q),
+        (draft.k, draft.k_blocks, draft.order_k),
+    ):
+        start, count = pieces(blocks, sub_blocks, x.device)
+        means.append(pool.block_means(x, start, count, blocks.size // sub_blocks, order))
         counts.append(count)
-    scores: Tensor = draft.draft_scores(*means, *counts, sub_blocks, q.shape[-1] ** -0.5)
+    scores: Tensor = kernels.draft_scores(*means, *counts, sub_blocks, draft.scale)
     return scores
-
-
-@lru_cache(maxsize=16)
-def _pieces(blocks: Blocks, pieces: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """start int64, count int32 [n * pieces]: each block in pieces, some of them without a token."""
-    with torch.inference_mode(False):  # the cached tensors must serve every grad mode
-        size = blocks.size // pieces
-        offset = torch.arange(pieces) * size
-        start = (blocks.start[:, None] + offset).flatten()
-        count = (blocks.count[:, None] - offset).clamp(0, size).flatten()
-        return start.to(device), count.to(device, torch.int32)
 
 
 def _log_sum(x: Tensor, owner: Tensor, weight: Tensor | None, groups: int, dim: int) -> Tensor:

@@ -20,20 +20,18 @@ from vidsparse.config import SparseConfig
 from vidsparse.grid import TokenGrid
 from vidsparse.inspecting.choice import Choice
 from vidsparse.inspecting.measure import HeadFigures, draft, figures, truth
+from vidsparse.inspecting.places import HeadPlan
 from vidsparse.pipelines.observation import ObservedCall
 from vidsparse.plan import BlockPlan
 
 
 @dataclass(frozen=True)
 class Maps:
-    """Of one head of a call, on the CPU. draft, mass: float32 [nq, nk], rows sum to 1.
-
-    levels: int8 [nq, nk], as `BlockPlan.levels`; SKIP where the plan does not list a block.
-    """
+    """Of one head of a call, on the CPU. draft, mass: float32 [nq, nk], rows sum to 1."""
 
     draft: Tensor
     mass: Tensor
-    levels: Tensor
+    plan: HeadPlan
 
 
 @dataclass
@@ -42,15 +40,15 @@ class Recorder:
     branch of guidance, and of a batch at item 0.
 
     figures: (step, layer, head) -> figures, of all layers and heads in the chosen steps.
-    maps: (step, layer, head) -> maps, of the chosen ones. film: step -> levels [nq, nk] of the
-    layer and head `shown`, the reason for a dense call. cuts, grid, rest: of the plans.
+    maps: (step, layer, head) -> maps, of the chosen ones. film: step -> the plan of the layer
+    and head `shown`, the reason for a dense call. cuts, grid, rest: of the plans.
     """
 
     config: SparseConfig
     choice: Choice
     figures: dict[tuple[int, int, int], HeadFigures] = field(default_factory=dict)
     maps: dict[tuple[int, int, int], Maps] = field(default_factory=dict)
-    film: dict[int, Tensor | str] = field(default_factory=dict)
+    film: dict[int, HeadPlan | str] = field(default_factory=dict)
     cuts: tuple[Blocks, Blocks] | None = None
     grid: TokenGrid | None = None
     rest: int = 0
@@ -73,8 +71,7 @@ class Recorder:
         self.seen.add((at.step, at.layer))
         if at.layer == self.shown[0]:
             reason = str(call.result.reason)
-            levels = None if plan is None else plan.levels[0, self.shown[1]].cpu().clone()
-            self.film[at.step] = reason if levels is None else levels
+            self.film[at.step] = reason if plan is None else HeadPlan.of(plan, self.shown[1])
         if plan is None:
             return
         self.cuts, self.grid, self.rest = (plan.q_blocks, plan.k_blocks), call.grid, plan.rest
@@ -87,11 +84,18 @@ class Recorder:
         chosen = [*self.choice.heads] if at.layer in self.choice.layers else []
         drafts = draft(call, plan, self.config, chosen) if chosen else None
         for head in range(call.q.shape[2]):
-            q, k, v, own = (x[0, :, head] for x in (call.q, call.k, call.v, out))
+            q, k, v, own = (
+                x[0, :, head] if order is None else x[0, order[0, head], head]
+                for x, order in (
+                    (call.q, plan.order_q),
+                    (call.k, plan.order_k),
+                    (call.v, plan.order_k),
+                    (out, plan.order_q),
+                )
+            )
             found = truth(q, k, v, own, (plan.q_blocks, plan.k_blocks))
             place = at.step, at.layer, head
             self.figures[place] = figures(found, plan, head)
             if drafts is not None and head in chosen:
-                levels = plan.levels[0, head].cpu().clone()
-                mass = found.mass.float().cpu()
-                self.maps[place] = Maps(drafts[chosen.index(head)].cpu(), mass, levels)
+                mass, drafted = found.mass.float().cpu(), drafts[chosen.index(head)].cpu()
+                self.maps[place] = Maps(drafted, mass, HeadPlan.of(plan, head))

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from vidsparse.drawing import INK, LINE, ORANGE, PAGE, SOFT, save, sheet, ticks
 from vidsparse.inspecting.capture import Maps
@@ -27,28 +28,33 @@ EXACT, POOLED, CENTROID, NOTHING = (21, 101, 192), (244, 247, 251), (250, 250, 2
 
 
 def mass_maps(path: Path, maps: Mapping[int, Maps], figures: Mapping[int, HeadFigures],
-              title: str, tile: int) -> Path:  # fmt: skip
-    """The draft beside the true block mass, a row per head. maps, figures: by head."""
+              title: str, tiles: Mapping[int, int]) -> Path:  # fmt: skip
+    """The draft beside the true block mass, a row per head. Maps, figures, tiles by head."""
     from matplotlib.colors import LogNorm
 
     nq, nk = next(iter(maps.values())).mass.shape
-    rows, columns = window(nq, tile), window(nk, round(tile * nk / nq))
+    windows = {head: (window(nq, tile), window(nk, round(tile * nk / nq)))
+               for head, tile in tiles.items()}  # fmt: skip
+    alike = len(set(windows.values())) == 1
+    rows, columns = next(iter(windows.values()))
     side = min(2.75, 2.75 * len(rows) / len(columns))
     with sheet(PAGE, (side + 0.3) * len(maps) + 0.55) as figure:
-        axes = figure.subplots(len(maps), 2, squeeze=False, sharex=True, sharey=True)
-        shown = [m[rows.start : rows.stop, columns.start : columns.stop].numpy()
-                 for one in maps.values() for m in (one.draft, one.mass)]  # fmt: skip
+        share = True if alike else "row"
+        axes = figure.subplots(len(maps), 2, squeeze=False, sharex=share, sharey=share)
+        shown = [_part(m, *windows[head]) for head, one in maps.items()
+                 for m in (one.draft, one.mass)]  # fmt: skip
         top = max(float(m.max()) for m in shown)
         norm = LogNorm(min(0.1 / nk, top / 10), top, clip=True)
-        edge = (columns.start - 0.5, columns.stop - 0.5, rows.stop - 0.5, rows.start - 0.5)
         for (head, one), pair in zip(maps.items(), axes, strict=True):
-            listed = (one.levels != SKIP)[rows.start : rows.stop, columns.start : columns.stop]
+            rows, columns = windows[head]
+            edge = (columns.start - 0.5, columns.stop - 0.5, rows.stop - 0.5, rows.start - 0.5)
+            listed = _part(one.plan.levels != SKIP, rows, columns)
             for axis, name, mass in zip(
                 pair, ("draft", "true mass"), (one.draft, one.mass), strict=True
             ):
-                part = mass[rows.start : rows.stop, columns.start : columns.stop].numpy()
+                part = _part(mass, rows, columns)
                 image = axis.imshow(part, cmap=MASS, norm=norm, extent=edge)
-                outline(axis, listed.numpy(), (columns.start, rows.start))
+                outline(axis, listed, (columns.start, rows.start))
                 axis.set_title(f"head {head}: {name}", loc="left")
             found = figures[head]
             pair[1].set_title(
@@ -63,6 +69,12 @@ def mass_maps(path: Path, maps: Mapping[int, Maps], figures: Mapping[int, HeadFi
         bar.set_label("mass of a key block (share of the row)")
         figure.suptitle(f"{title}; outlined: the blocks that the plan lists", x=0.01, ha="left")
         return save(figure, path)
+
+
+def _part(x: Tensor, rows: range, columns: range) -> npt.NDArray[Any]:
+    """The blocks of a map that are drawn."""
+    found: npt.NDArray[Any] = x[rows.start : rows.stop, columns.start : columns.stop].numpy()
+    return found
 
 
 def window(count: int, centre: int) -> range:

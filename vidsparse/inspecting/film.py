@@ -22,7 +22,7 @@ from vidsparse.inspecting.figures import (
     outline,
     window,
 )
-from vidsparse.inspecting.places import OMITTED, Places
+from vidsparse.inspecting.places import OMITTED, HeadPlan, Places
 from vidsparse.plan import SKIP
 from vidsparse.quality.frames import Frame, atomic_output
 
@@ -32,28 +32,23 @@ SECONDS = 0.5
 
 def film(
     path: Path,
-    levels: Mapping[int, Tensor | str],
+    plans: Mapping[int, HeadPlan | str],
     rest: int,
     places: Places,
     query: tuple[int, int, int],
     title: str,
 ) -> Path:
-    """Write the GIF. levels: by step, of one head, [nq, nk], or why the call was dense."""
-    tile = places.tile(query)
+    """Write the GIF. plans: by step, of one head, or why the call was dense."""
     size = tuple(len(blocks) for blocks in places.cuts)
-    maps = {
-        step: torch.zeros(size, dtype=torch.int8) if isinstance(found, str) else found
-        for step, found in levels.items()
-    }
-    codes = sorted({c for m in maps.values() for c in _codes(m, rest)}, key=coarseness)
-    centroid = places.cuts[1].levels
+    whole = HeadPlan(torch.zeros(size, dtype=torch.int8))
+    maps = {step: whole if isinstance(found, str) else found for step, found in plans.items()}
+    codes = sorted({c for m in maps.values() for c in _codes(m.levels, rest)}, key=coarseness)
     drawn = []
     for step in sorted(maps):
-        found = levels[step]
+        found, here = plans[step], places.under(maps[step])
         why = f"dense: {found}" if isinstance(found, str) else "sparse"
-        drawn.append(
-            _frame(maps[step], rest, places, tile, codes, f"{title}, step {step} ({why})", centroid)
-        )
+        about = f"{title}, step {step} ({why})"
+        drawn.append(_frame(maps[step].levels, rest, here, here.tile(query), codes, about))
     with atomic_output(path) as part:
         iio.mimsave(part, drawn, format="GIF", duration=1000 * SECONDS, loop=0)
     return path
@@ -72,12 +67,12 @@ def _frame(
     tile: int,
     codes: list[int],
     title: str,
-    centroid: int,
 ) -> Frame:
     """One step: the map by blocks at the left, the grid frame by frame at the right."""
     from matplotlib.colors import ListedColormap
 
     volume, own = places.levels(levels, rest, tile), places.tokens(tile)
+    centroid = places.cuts[1].levels
     latents = chosen_frames(own, MOST_FRAMES)
     columns = 4 if len(latents) > 4 else len(latents)
     rows = -(-len(latents) // columns)

@@ -10,6 +10,7 @@ from torch import Tensor
 from vidsparse import registry
 from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig
+from vidsparse.draft import Draft
 from vidsparse.pipelines.observation import ObservedCall
 from vidsparse.plan import SKIP, BlockPlan
 
@@ -70,10 +71,17 @@ def truth(q: Tensor, k: Tensor, v: Tensor, out: Tensor, cuts: tuple[Blocks, Bloc
 
 
 def draft(call: ObservedCall, plan: BlockPlan, config: SparseConfig, heads: list[int]) -> Tensor:
-    """float32 [heads, nq, nk]: the block mass that the estimator has told the selector."""
-    q, k = (x[:1, :, heads].transpose(1, 2) for x in (call.q, call.k))
-    estimator = registry.method("estimator", config.estimator.name)
-    scores = estimator.estimate(q, k, plan.q_blocks, plan.k_blocks, config.estimator)
+    """float32 [heads, nq, nk]: what the estimator has told the selector, as shares of each row.
+
+    Mass, or the scores themselves of an estimator that only ranks.
+    """
+    q, k, v = (x[:1, :, heads].transpose(1, 2) for x in (call.q, call.k, call.v))
+    orders = (None if o is None else o[:1, heads] for o in (plan.order_q, plan.order_k))
+    given = Draft(q, k, v, plan.q_blocks, plan.k_blocks, *orders)
+    scores = registry.method("estimator", config.estimator.name).estimate(given, config.estimator)
+    if scores.kind == "rank":
+        shares: Tensor = scores.value / scores.value.sum(-1, keepdim=True).clamp(min=1e-30)
+        return shares[0]
     mass: Tensor = scores.mass(plan.k_blocks)
     return mass[0].float()
 

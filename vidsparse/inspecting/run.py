@@ -227,7 +227,10 @@ def _masses(folder: Path, recorder: Recorder) -> Section:
             {h: recorder.maps[step, layer, h] for h in heads},
             {h: recorder.figures[step, layer, h] for h in heads},
             f"step {step}, layer {layer}",
-            places.tile(recorder.choice.query),
+            {
+                h: places.under(recorder.maps[step, layer, h].plan).tile(recorder.choice.query)
+                for h in heads
+            },
         )
         said = "; ".join(_said(recorder, (step, layer, head)) for head in heads)
         alt = f"Draft and true block mass, step {step}, layer {layer}"
@@ -237,7 +240,7 @@ def _masses(folder: Path, recorder: Recorder) -> Section:
         "Draft beside true mass",
         "How much of a query block's attention falls on each key block: as the estimator drafts it "
         "before the selection, and as full attention has it (softmax in float32). Same colours in "
-        "both; blocks in layout order, neighbours in a row are neighbours in the video.",
+        "both; blocks in layout order, and where a head has an order of its own, in that.",
         groups,
     )
 
@@ -252,9 +255,7 @@ def _said(recorder: Recorder, place: tuple[int, int, int]) -> str:
 
 
 def _readings(folder: Path, recorder: Recorder, arm: Arm) -> Section:
-    places, query = _places(recorder), recorder.choice.query
-    tile = places.tile(query)
-    own, groups = places.tokens(tile), []
+    shared, query, groups = _places(recorder), recorder.choice.query, []
     for step, layer in sorted({place[:2] for place in recorder.maps}):
         pictures = []
         for head in recorder.choice.heads:
@@ -262,17 +263,21 @@ def _readings(folder: Path, recorder: Recorder, arm: Arm) -> Section:
             if one is None:
                 continue
             name = f"reads-step{step:02d}-layer{layer:02d}-head{head:02d}.png"
-            volume = places.levels(one.levels, recorder.rest, tile)
+            places = shared.under(one.plan)
+            tile = places.tile(query)
+            volume, own = places.levels(one.plan.levels, recorder.rest, tile), places.tokens(tile)
             title = f"step {step}, layer {layer}, head {head}: query block {tile}"
             centroid = places.cuts[1].levels
             reads(folder / name, volume, own, arm.frames, centroid, title)
-            caption = f"Head {head}: the tile reads {(volume == 0).mean():.1%} of the video exactly"
+            caption = (
+                f"Head {head}: the block reads {(volume == 0).mean():.1%} of the video exactly"
+            )
             pictures.append(Picture(name, f"{title}, over the frames", caption + "."))
         groups.append(Group(f"Step {step}, layer {layer}", pictures))
     return Section(
         "reads",
-        "What one query tile reads",
-        f"The tile that holds the token at latent frame {query[0]}, row {query[1]}, column "
+        "What one query block reads",
+        f"The block that holds the token at latent frame {query[0]}, row {query[1]}, column "
         f"{query[2]} (outlined), and the level at which it reads every region of the video, drawn "
         "over the decoded frames.",
         groups,

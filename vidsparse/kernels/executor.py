@@ -161,6 +161,12 @@ class Executor(ABC):
             return Refusal(
                 f"compensation.scope={order!r}: impl {self.name!r} executes {known}; {able}"
             )
+        if form.config.layout.per_head and not self.executes.head_orders:
+            able = cure(form.device, lambda executes: executes.head_orders)
+            return Refusal(
+                f"layout.name={form.config.layout.name!r}: impl {self.name!r} has one order for "
+                f"all heads; {able}"
+            )
         return None
 
     def query_block(self, form: Form) -> int:

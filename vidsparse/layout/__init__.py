@@ -6,11 +6,18 @@ draft score and one pooled key stand for the whole block.
 A method is a file here with
 
     class Params
-        frozen dataclass, first field `name`; its other fields are the YAML keys.
+        frozen dataclass, first field `name`; its other fields are the YAML keys. `per_head`:
+        whether heads have orders of their own above it.
     def video_order(grid: TokenGrid, params: Params) -> Tensor
         int64 [grid.video_tokens]: raster index (frame, row, column) of the token at each new
         position; a permutation of 0 .. video_tokens - 1 for any grid, divisible by nothing.
 
-Text tokens keep their place. The order depends on the grid alone, so a pipeline permutes its tokens
-once per forward instead of once per layer.
+    def head_orders(draft: Draft, grid: TokenGrid, params: Params) -> tuple[Tensor, Tensor, Tensor]
+        only where `per_head`: orders of queries and of keys, int64 [B, H, S], as a Draft takes
+        them, and bool [B, H], the heads that have one. draft: of the tokens in video order. They
+        are kept for `params.refresh` steps.
+
+Text tokens keep their place. The video order depends on the grid alone, so a pipeline permutes its
+tokens once per forward instead of once per layer; orders of heads cost a gather where keys and
+queries are read.
 """

@@ -5,6 +5,7 @@ Source: Jenga, PSA and Rectified SpaAttn reorder tokens in this way.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ class Params:
     """No settings."""
 
     name: str = "hilbert"
+    per_head: ClassVar[bool] = False
 
 
 def video_order(grid: TokenGrid, params: Params) -> Tensor:

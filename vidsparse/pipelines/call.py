@@ -100,15 +100,15 @@ class Call:
             of = slice(None) if alike else slice(sample, sample + 1)
             short = replace(grid, text_tokens=rows.count)
             parts = (_cut(x[of], grid, rows) for x in (q, k, v))
-            _uncut(out[of], grid, rows, self.whole_of(short, *parts))
+            _uncut(out[of], grid, rows, self.whole_of(short, sample, *parts))
         return out
 
-    def whole_of(self, grid: TokenGrid, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """All rows of these are real."""
-        return self._noted(grid, q, k, v, self._attend(grid, q, k, v, None))
+    def whole_of(self, grid: TokenGrid, sample: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All rows of these are real. sample: the first one that they are of."""
+        return self._noted(grid, q, k, v, self._attend(grid, q, k, v, None, sample))
 
     def _attend(
-        self, grid: TokenGrid, q: Tensor, k: Tensor, v: Tensor, dense: Any
+        self, grid: TokenGrid, q: Tensor, k: Tensor, v: Tensor, dense: Any, sample: int = 0
     ) -> AttentionResult:
         return attend(
             q,
@@ -120,6 +120,7 @@ class Call:
             hoisted=self.link.adapter.hoisted,
             watch=True,
             dense_path=dense,
+            recall=self.report.memory.of(self.context.step, self.context.stream, sample),
         )
 
     def _noted(

@@ -34,6 +34,8 @@ class Loop:
 
     def start(self, report: RunReport, steps: int, source: object = None) -> None:
         """A run starts."""
+        if self.report is not None:
+            self.report.memory.clear()
         self.report, self.steps = report, steps
         self.source = self.named = source
         self.running, self.told, self.first, self.moment = True, False, None, None
@@ -115,6 +117,8 @@ class Loop:
                 RuntimeWarning,
                 stacklevel=2,
             )
+        if self.report is not None:
+            self.report.memory.clear()
         if running and self.report is not None:
             self.report.guard.look()
             self.report.guard.tell()

@@ -18,6 +18,7 @@ from torch import Tensor
 from vidsparse.attention import AttentionResult
 from vidsparse.config import SparseConfig
 from vidsparse.decision import Choice
+from vidsparse.memory import Memory
 from vidsparse.pipelines.guard import Guard, NonFinite
 from vidsparse.plan import Branch, StepContext
 from vidsparse.versions import versions
@@ -33,7 +34,8 @@ class Call:
     is to wait for a GPU. reason: None for a sparse call, else why it was dense: a code of
     `vidsparse.reasons.REASONS`. context_name: of the `cache_context`, None without one. seconds:
     wall-clock per stage of attention, "dense" for a dense call; on a GPU that is launch time.
-    executor: of a sparse call, "" of a dense one.
+    executor: of a sparse call, "" of a dense one. ordered: of a sparse call of a layout with orders
+    of heads, bool [B, H], which heads have one; else None.
     """
 
     step: int
@@ -45,6 +47,7 @@ class Call:
     context_name: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     executor: str = ""
+    ordered: Tensor | None = None
 
     @cached_property
     def density(self) -> tuple[float, ...]:
@@ -77,7 +80,7 @@ class RunReport:
     choices: dict[Choice, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.guard = Guard(self.preset)
+        self.guard, self.memory = Guard(self.preset), Memory()
 
     @property
     def non_finite(self) -> list[NonFinite]:
@@ -99,6 +102,7 @@ class RunReport:
                 context.context_name,
                 result.seconds,
                 "" if result.reason else result.choice.executor,
+                result.ordered,
             )
         )
         if result.choice.executor or result.choice.passed:
@@ -130,6 +134,13 @@ class RunReport:
         return _mean([1.0 if call.reason else call.mean_density for call in self.calls])
 
     @property
+    def ordered(self) -> float | None:
+        """Share of the heads of sparse calls that had an order of their own; None if the layout has
+        none for heads, or no call was sparse."""
+        shares = [float(c.ordered.float().mean()) for c in self.calls if c.ordered is not None]
+        return _mean(shares) if shares else None
+
+    @property
     def dense_reasons(self) -> dict[str, int]:
         """Reason code -> number of dense calls, most frequent first."""
         return dict(Counter(call.reason for call in self.calls if call.reason).most_common())
@@ -154,12 +165,14 @@ class RunReport:
                     "context_name": call.context_name,
                     "seconds": dict(call.seconds),
                     "executor": call.executor,
+                    "ordered": None if call.ordered is None else call.ordered.tolist(),
                 }
                 for call in self.calls
             ],
             "totals": {
                 "density": self.density,
                 "attention_density": self.attention_density,
+                "ordered": self.ordered,
                 "sparse_calls": len(self.calls) - sum(dense.values()),
                 "dense_calls": sum(dense.values()),
                 "dense_reasons": dense,
@@ -229,6 +242,8 @@ class RunReport:
         ]
         if not self.calls:
             lines[0] += ": this pipeline has not run yet"
+        if self.ordered is not None:
+            lines.append(f"{self.ordered:.0%} of heads in an order of their own")
         if self.steps:
             lines.append(f"schedule: {self.config.dense_note(self.steps)}")
         lines += [f"engine {text}" for text in dict.fromkeys(map(str, self.choices))]
@@ -245,9 +260,10 @@ class RunReport:
         return "\n".join(lines)
 
 
-def _call(density: list[float], **fields: Any) -> Call:
+def _call(density: list[float], ordered: list[list[bool]] | None = None, **fields: Any) -> Call:
     """A call of a saved report."""
-    return Call(head_density=torch.tensor(density, dtype=torch.float64), **fields)
+    who = None if ordered is None else torch.tensor(ordered)
+    return Call(head_density=torch.tensor(density, dtype=torch.float64), ordered=who, **fields)
 
 
 def _choice(calls: int, passed: list[list[str]], **fields: Any) -> tuple[Choice, int]:

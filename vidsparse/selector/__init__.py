@@ -5,7 +5,7 @@ A method is a file here with
     class Params
         frozen dataclass, first field `name`; its other fields are the YAML keys. `levels`: those
         that it may give, ascending. `spends_budget`: whether the plan's density is the budget
-        whatever q and k are.
+        whatever q and k are. `needs_mass`: whether scores that only rank are of no use.
     def select(scores, forced, density, k_blocks, params) -> Tensor
         int8 [B, H, nq, nk]: 0 exact, l = pooled by 2^l, SKIP = not listed (left to the
         compensation).

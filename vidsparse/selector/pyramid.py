@@ -67,6 +67,11 @@ class Params:
         """True if the density is known before planning; mode "mass" decides by content."""
         return self.mode == "quota"
 
+    @property
+    def needs_mass(self) -> bool:
+        """Only boundaries of mass do."""
+        return self.mode == "mass"
+
 
 def select(
     scores: Scores, forced: Tensor, density: float, k_blocks: Blocks, params: Params

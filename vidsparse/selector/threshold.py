@@ -24,6 +24,7 @@ class Params:
     min_blocks: int = 1
     levels: ClassVar[tuple[int, ...]] = (0,)
     spends_budget: ClassVar[bool] = True
+    needs_mass: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self.min_blocks >= 1, "selector.min_blocks", self.min_blocks, "an integer >= 1")

@@ -25,6 +25,7 @@ class Params:
     min_blocks: int = 1
     levels: ClassVar[tuple[int, ...]] = (0,)
     spends_budget: ClassVar[bool] = False
+    needs_mass: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(0 < self.p <= 1, "selector.p", self.p, "a number in (0, 1]")

@@ -1,0 +1,106 @@
+"""Bisection: an order of rows in which every run of equally many is close together in space.
+
+Rows are halved at the median along the axis in which they differ most, the halves again, down to
+blocks. Every cut falls between whole blocks, so that all of them but the last are full, for any
+number of rows. All groups are ordered at once, in log2(blocks) passes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+POWER = 4
+"""Products with its covariance that turn a direction into the main axis of a part."""
+
+SWEEPS = 6
+"""The same for the main axes of all rows together."""
+
+
+def bisected(rows: Tensor, size: int, local: bool) -> Tensor:
+    """int64 [G, n]: in this order, every `size` rows of a group are a block.
+
+    rows: float [G, n, A], finite. local: a part is cut across its own main axis, any direction;
+    else across that of the A axes in which it varies most. The same for the same rows; equal ones
+    stay in their order.
+    """
+    groups, count, axes = rows.shape
+    order = torch.arange(count, device=rows.device).expand(groups, count).contiguous()
+    rows = rows.mT.clone(memory_format=torch.contiguous_format)  # what is compared stands together
+    parts = [(0, count)]
+    while parts := [part for part in parts if part[1] > size]:
+        alike = defaultdict(list)  # length -> first rows
+        for first, length in parts:
+            alike[length].append(first)
+        for length, firsts in alike.items():
+            inside = torch.arange(length, device=rows.device)
+            at = (torch.tensor(firsts, device=rows.device)[:, None] + inside).flatten()
+            here = rows.index_select(2, at).view(groups, axes, -1, length)
+            ranks = (_main(here) if local else _widest(here)).argsort(dim=-1, stable=True)
+            moved = here.gather(-1, ranks[:, None].expand(here.shape))
+            rows.index_copy_(2, at, moved.flatten(2))
+            known = order.index_select(1, at).view(ranks.shape)
+            order.index_copy_(1, at, known.gather(-1, ranks).flatten(1))
+        parts = [half for part in parts for half in _halves(*part, size)]
+    return order
+
+
+def main_axes(covariance: Tensor, axes: int) -> Tensor:
+    """[G, D, axes]: orthonormal, spanning the directions of largest variance; axes <= D.
+
+    covariance: float [G, D, D], symmetric. By subspace iteration, which never waits for a GPU; each
+    axis has the variance that is left for it to well within what a choice of axes needs.
+    """
+    depth = covariance.shape[-1]
+    largest = covariance.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+    scaled = covariance / largest.clamp(min=torch.finfo(covariance.dtype).tiny)
+    basis = _start(depth, axes).to(scaled).expand(len(covariance), depth, axes)
+    for _ in range(SWEEPS):
+        basis = torch.linalg.qr(scaled @ basis).Q
+    return basis
+
+
+def factor(covariance: Tensor) -> Tensor:
+    """[G, D, D]: L with L L^T = covariance, but for a ridge of 1e-5 of its largest variance.
+
+    |L^T x| is the length of x in the metric of the covariance.
+    """
+    largest = covariance.diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=1e-20)
+    ridge = torch.eye(covariance.shape[-1]).to(covariance) * (1e-5 * largest)[:, None, None]
+    found: Tensor = torch.linalg.cholesky_ex(covariance + ridge).L
+    return found
+
+
+@lru_cache(maxsize=16)
+def _start(depth: int, axes: int) -> Tensor:
+    """[depth, axes], in general position."""
+    with torch.inference_mode(False):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(depth, axes, generator=generator, dtype=torch.float64)
+
+
+def _halves(first: int, length: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(first row, rows) of both halves; the cut is between blocks."""
+    left = -(-length // size) // 2 * size
+    return (first, left), (first + left, length - left)
+
+
+def _widest(x: Tensor) -> Tensor:
+    """x [G, A, parts, n] -> [G, parts, n]: on the axis in which each part varies most."""
+    axis = x.var(-1, correction=0).argmax(1)[:, None, :, None]
+    return x.gather(1, axis.expand(-1, 1, -1, x.shape[-1]))[:, 0]
+
+
+def _main(x: Tensor) -> Tensor:
+    """x [G, A, parts, n] -> [G, parts, n]: on the main axis of each part."""
+    x = (x - x.mean(-1, keepdim=True)).transpose(1, 2)
+    covariance = x @ x.mT
+    widest = covariance.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+    axis = covariance.gather(-1, widest.expand(*covariance.shape[:3], 1))
+    for _ in range(POWER):
+        axis = covariance @ axis
+        axis = axis / axis.norm(dim=-2, keepdim=True).clamp(min=1e-20)
+    return (axis.mT @ x)[..., 0, :]

@@ -1,0 +1,143 @@
+"""Draft: q, k and v of a call as the stages see them before anything is computed exactly.
+
+Over a block, what is drafted are means and second moments of its tokens:
+
+    logits_ij = s qbar_i . kbar_j
+    spread_ij = s^2 / 2 sum_d (mean over i of q_d^2) (variance over j of k_d)
+
+with s = 1/sqrt(D). The spread is half the variance that the logits of a typical query of i have
+inside block j, with the axes taken as independent: exp(logits + spread) is the mean of exp over the
+block to second order, where the centroid alone, by Jensen, says too little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from vidsparse.blocks import Blocks
+from vidsparse.kernels.gpu import support
+
+SCRATCH = 1 << 24
+"""Numbers in a temporary of a few heads or rows, at most, unless one alone is more: 64 MiB."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """q [B, H, Sq, D], k, v [B, H, Sk, D], after norm and RoPE, any float dtype, views too.
+
+    Position t of the query (key) blocks is token order_q[.., t] of q (order_k[.., t] of k and v),
+    int64 [S] for all heads or [B, H, S]; None: token t. key_means: float32 [B, H, nk, D], if
+    somebody has made them already. Means and sums run over the real tokens of a block only, in fp32
+    (float64 for float64).
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_blocks: Blocks
+    k_blocks: Blocks
+    order_q: Tensor | None = None
+    order_k: Tensor | None = None
+    key_means: Tensor | None = None
+
+    def ordered(self, order_q: Tensor, order_k: Tensor) -> Draft:
+        """The same tokens in other orders."""
+        return replace(self, order_q=order_q, order_k=order_k, key_means=None)
+
+    @property
+    def scale(self) -> float:
+        return float(self.q.shape[-1] ** -0.5)
+
+    @cached_property
+    def in_triton(self) -> bool:
+        """Whether Triton kernels draft this."""
+        sizes = {self.q_blocks.size, self.k_blocks.size}
+        able = sizes <= set(support.BLOCK_SIZES) and self.q.shape[-1] <= support.MAX_HEAD_DIM
+        return able and support.kernels("draft", self.q) is not None
+
+    @cached_property
+    def q_means(self) -> Tensor:
+        """[B, H, nq, D]."""
+        return self.means_of(self.q, self.q_blocks, self.order_q)
+
+    @cached_property
+    def k_means(self) -> Tensor:
+        """[B, H, nk, D]."""
+        if self.key_means is not None:
+            return self.key_means
+        return self.means_of(self.k, self.k_blocks, self.order_k)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """float32 [B, H, nq, nk]. Formula in the module docstring."""
+        if self.in_triton:
+            counts = (pieces(b, 1, self.q.device)[1] for b in (self.q_blocks, self.k_blocks))
+            kernels = support.kernels("draft", self.q)
+            found: Tensor = kernels.draft_scores(self.q_means, self.k_means, *counts, 1, self.scale)
+            return found
+        return torch.matmul(self.q_means * self.scale, self.k_means.mT).float()
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """float32 [B, H, nq, nk], >= 0. Formula in the module docstring."""
+        of_q = _squares(self.q, self.q_blocks, self.order_q)
+        variance = _squares(self.k, self.k_blocks, self.order_k) - self.k_means.square()
+        half = 0.5 * self.scale**2
+        return torch.matmul(of_q * half, variance.clamp_(min=0).mT).float()
+
+    def means_of(self, x: Tensor, blocks: Blocks, order: Tensor | None) -> Tensor:
+        """[B, H, blocks, D] of q, k or v in an order of theirs."""
+        if self.in_triton:
+            start, count = pieces(blocks, 1, x.device)
+            pool = support.kernels("pool", x)
+            found: Tensor = pool.block_means(x, start, count, blocks.size, order)
+            return found
+        return blocks.mean(taken(x, order))
+
+
+def taken(x: Tensor, order: Tensor | None) -> Tensor:
+    """x [B, H, S, D] in an order of its tokens, int64 [S] or [B, H, S]; None: as it is."""
+    if order is None:
+        return x
+    if order.ndim == 1:
+        return x.index_select(2, order)
+    rows = x.shape[:2].numel()
+    out = x.new_empty(x.shape)
+    flat = zip(out.view(rows, *x.shape[2:]), order.reshape(rows, -1), strict=True)
+    for n, (target, places) in enumerate(flat):  # `gather` takes an index as large as x
+        torch.index_select(x[divmod(n, x.shape[1])], 0, places, out=target)
+    return out
+
+
+@lru_cache(maxsize=16)
+def pieces(blocks: Blocks, parts: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """start int64, count int32 [n * parts]: each block in pieces, some of them without a token."""
+    with torch.inference_mode(False):  # the cached tensors must serve every grad mode
+        size = blocks.size // parts
+        offset = torch.arange(parts) * size
+        start = (blocks.start[:, None] + offset).flatten()
+        count = (blocks.count[:, None] - offset).clamp(0, size).flatten()
+        return start.to(device), count.to(device, torch.int32)
+
+
+def strips(rows: int, numbers: int) -> Iterator[slice]:
+    """Cuts of `rows` rows of so many numbers each, as many rows at a time as `SCRATCH` holds."""
+    step = max(1, SCRATCH // max(1, numbers))
+    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
+
+
+def _squares(x: Tensor, blocks: Blocks, order: Tensor | None) -> Tensor:
+    """[B, H, n, D]: means over the tokens of each block of x squared, a few heads at once."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    out = x.new_empty(*x.shape[:2], len(blocks), x.shape[3], dtype=wide)
+    for batch in range(x.shape[0]):
+        for heads in strips(x.shape[1], x.shape[2] * x.shape[3]):
+            at = (slice(batch, batch + 1), heads)
+            own = order[at] if order is not None and order.ndim == 3 else order
+            out[at] = blocks.mean(taken(x[at], own).to(wide).square())
+    return out

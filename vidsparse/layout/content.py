@@ -1,0 +1,121 @@
+"""Content order: each head orders its queries, and its keys, by what they are.
+
+Tokens that attend alike, or are attended alike, stand in one block wherever they are in the video.
+Queries are compared in the metric Cov(k), keys in that of E[q q^T]: distances that the products
+q . k see. In it rows are bisected at the median, down to blocks of equal size
+(`vidsparse.bisection`): the idea of SVG2 (arXiv 2505.18875) without k-means, and without clusters
+of unlike size.
+
+    axes = n   on the n main axes of all rows of the head together, of which each part is cut
+               across the one in which it varies most: after one projection all work is on n numbers
+    axes = 0   each part across its own main axis: better by a tenth, at several times the cost
+
+Not every head gains: where keys fill all of their dimensions, neighbours in the video are better
+company. So the blocks of both orders are drafted, and a head takes that with less waste,
+
+    waste = sum_ij m_ij 2 spread_ij     over the pairs outside the `NEAR` largest m of each row
+
+m being the drafted mass (`vidsparse.draft`): mass times variance of the logits, what centroids get
+wrong. Heads that stay, and everything that is not video, keep the order of the tiles below.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vidsparse import bisection, curves
+from vidsparse.config import require
+from vidsparse.draft import SCRATCH, Draft, taken
+from vidsparse.grid import TokenGrid
+
+NEAR = 0.2
+"""Share of a row's blocks, those of most mass, that are as good as read exactly."""
+
+
+@dataclass(frozen=True)
+class Params:
+    """tile: frames, rows, columns of the tiles of the base order. inner: its order inside a tile.
+
+    axes: 0, or how many main axes, 1 .. 64. refresh: steps for which an order is kept, >= 1; 4-step
+    old ones cost a tenth of error. gate: whether heads choose; false: all are in content order.
+    """
+
+    name: str = "content"
+    tile: tuple[int, ...] = (8, 4, 4)
+    inner: str = "morton"
+    axes: int = 6
+    refresh: int = 4
+    gate: bool = True
+    per_head: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tile", tuple(self.tile))
+        for key, allowed in curves.tile_faults(self.tile, self.inner).items():
+            require(False, f"layout.{key}", getattr(self, key), allowed)
+        require(0 <= self.axes <= 64, "layout.axes", self.axes, "an integer 0 .. 64")
+        require(self.refresh >= 1, "layout.refresh", self.refresh, "an integer >= 1")
+
+
+def video_order(grid: TokenGrid, params: Params) -> Tensor:
+    """The order below those of the heads: tiles."""
+    return curves.tiles((grid.frames, grid.height, grid.width), params.tile, params.inner)
+
+
+def head_orders(draft: Draft, grid: TokenGrid, params: Params) -> tuple[Tensor, Tensor, Tensor]:
+    """Of queries and of keys, int64 [B, H, S], as `Draft` takes them, and bool [B, H]: who has one.
+
+    draft: of the tokens in base order.
+    """
+    batch, heads, tokens, _ = draft.q.shape
+    video = slice(grid.video_start, grid.video_start + grid.video_tokens)
+    base = torch.arange(tokens, device=draft.q.device) if draft.order_q is None else draft.order_q
+    of_q, of_k = (base.expand(batch, heads, tokens).clone() for _ in range(2))
+    sizes = draft.q_blocks.size, draft.k_blocks.size
+    at_once = max(1, SCRATCH // (grid.video_tokens * draft.q.shape[3]))
+    for b in range(batch):
+        for first in range(0, heads, at_once):
+            some = slice(b, b + 1), slice(first, first + at_once)
+            q, k = (
+                taken(x[some], base[video])[0].float().nan_to_num_(0.0, 0.0, 0.0)
+                for x in (draft.q, draft.k)
+            )
+            rows = _in_metric(q, k, params.axes)
+            for order, own, size in zip((of_q, of_k), rows, sizes, strict=True):
+                found = bisection.bisected(own, size, local=params.axes == 0)
+                order[(*some, video)] = base[video][found]
+    if not params.gate:
+        return of_q, of_k, torch.ones(batch, heads, dtype=torch.bool, device=base.device)
+    chosen = waste(draft.ordered(of_q, of_k)) < waste(draft)
+    of_q, of_k = (torch.where(chosen[..., None], order, base) for order in (of_q, of_k))
+    return of_q, of_k, chosen
+
+
+def waste(draft: Draft) -> Tensor:
+    """float32 [B, H]. Formula in the module docstring; text is left out, being exact."""
+    cut = draft.k_blocks.on(draft.q.device)
+    text = draft.q_blocks.on(draft.q.device).text
+    logits = (draft.logits + cut.count.log()).masked_fill(cut.text, float("-inf"))
+    mass = logits.softmax(-1)
+    near = max(1, int(NEAR * int((~cut.text).sum())))
+    least = mass.topk(near, -1).values[..., -1:]
+    lost = (mass * draft.spread).masked_fill((mass >= least) | cut.text, 0.0)
+    weight = draft.q_blocks.on(draft.q.device).count.masked_fill(text, 0).to(lost)
+    return 2 * (lost.sum(-1) @ weight) / weight.sum()
+
+
+def _in_metric(q: Tensor, k: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+    """q, k [G, n, D] as rows that plain distances compare, [G, n, axes or D] each."""
+    n, depth = q.shape[1:]
+    q_mean, k_mean = q.mean(1, keepdim=True), k.mean(1, keepdim=True)
+    products = q.mT @ q / n
+    of_q = products - q_mean.mT @ q_mean
+    of_k = k.mT @ k / n - k_mean.mT @ k_mean
+    found = []
+    for rows, spread, metric in ((q, of_q, of_k), (k, of_k, products)):
+        length = bisection.factor(metric)
+        if 0 < axes < depth:
+            length = length @ bisection.main_axes(length.mT @ spread @ length, axes)
+        found.append(rows @ length)
+    return found[0], found[1]
