@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vidsparse.memory import Memory
 from vidsparse.pipelines.steps import Runs
 
 
@@ -15,7 +16,7 @@ class Report:
     """Stands in for a report and its guard."""
 
     def __init__(self) -> None:
-        self.guard, self.acts = self, []
+        self.guard, self.acts, self.memory = self, [], Memory()
 
     def look(self) -> None:
         self.acts.append("look")

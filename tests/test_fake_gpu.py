@@ -24,7 +24,7 @@ from vidsparse import geometry
 from vidsparse.attention import attend
 from vidsparse.config import SparseConfig, presets
 from vidsparse.decision import check_config
-from vidsparse.estimator import mean
+from vidsparse.draft import pieces
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, rest, support, work
 from vidsparse.pipelines import guard
@@ -34,7 +34,7 @@ from vidsparse.plan import StepContext
 DEVICE = torch.device("cuda:0")
 GRID = TokenGrid(5, 16, 22, text_tokens=77, text_first=True)
 CACHES: tuple[Any, ...] = (
-    *(geometry.plan_geometry, mean._pieces, engine._rows, levels_engine.key_layout),
+    *(geometry.plan_geometry, pieces, engine._rows, levels_engine.key_layout),
     *(exact_engine.key_place, exact_engine._full_rows, exact_engine._rows_of_tokens),
     *(rest._blocks, rest._bias, work._tables),
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from vidsparse.memory import Memory
 from vidsparse.pipelines.loop import Loop, identity, shares_memory
 
 
@@ -20,7 +21,7 @@ class Told:
     """Stands in for a report and its guard."""
 
     def __init__(self) -> None:
-        self.guard, self.acts = self, []
+        self.guard, self.acts, self.memory = self, [], Memory()
 
     def look(self) -> None:
         self.acts.append("look")

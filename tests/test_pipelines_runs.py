@@ -164,6 +164,8 @@ def test_whose_end_ends_a_counted_run(by: str) -> None:
         each.scheduler.step()
     reports: list[Any] = [runs.report(each) for each in (pipe, other)]
     assert reports[0] is not reports[1]
+    for report in reports:
+        report.memory.of(1, "stream").get("something", 4, object)
     if by == "someone else":
         runs.end(pipe.transformer)
     else:
@@ -171,6 +173,7 @@ def test_whose_end_ends_a_counted_run(by: str) -> None:
     ended = [by != "another pipeline", by == "another pipeline"]
     for each, before, over in zip((pipe, other), reports, ended, strict=True):
         assert before.acts == ["look", "tell"] * over
+        assert bool(before.memory.entries) != over, "what a run keeps ends with it"
         assert ("step" in vars(each.scheduler)) != over
         assert each.forward(runs)[0] == (0 if over else 1)
         assert (runs.report(each) is before) != over

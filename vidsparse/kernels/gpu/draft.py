@@ -1,4 +1,4 @@
-"""Draft scores between block means: the estimator of `vidsparse.estimator.mean` in one launch.
+"""Draft scores between block means: those of `vidsparse.draft` and of `vidsparse.estimator.mean`.
 
 With pieces, a tile of piece logits is reduced in registers; only block scores reach memory.
 Products are "tf32x3": each float32 factor is split into two tf32 ones and three of the four
