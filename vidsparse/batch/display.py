@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as Remaining
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vidsparse.batch import failures, summary
@@ -66,8 +65,7 @@ class Display(Watcher):
             TextColumn("{task.completed}/{task.total} jobs"),
             BarColumn(),
             TextColumn("{task.fields[note]}", markup=False),
-            TimeElapsedColumn(),
-            Remaining(compact=True),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=self.console,
             refresh_per_second=4,
         )

@@ -78,7 +78,7 @@ def make_plan(batch: Batch, say: Callable[[str], None] = lambda text: None) -> P
     for prompt in batch.prompts:
         try:
             for request in _requests(base, prompt, presets, batch, beside):
-                job = preparing(request)
+                job = preparing(replace(request, out=str(home)))  # named below, by one id
                 task = _task(job, request, home, prompt)
                 twice += task.id in tasks
                 tasks.setdefault(task.id, task)
