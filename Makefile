@@ -1,6 +1,7 @@
 # make demo   two videos of one prompt, dense and sparse, side by side
 # make test   the test suite; where triton is, its kernels in the interpreter and the compile gate
 # make test-slow   the slow tests that it leaves out
+# make gates  the compile gate for more GPUs, and with the oldest Triton that the kernels are for
 # make check  lint, format, types
 # make bench  the CPU bench
 # make check-diffusers  the tests of families on the lowest release of diffusers that is allowed, and on the newest
@@ -10,9 +11,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
+TRITON_OLDEST := 3.6.0
+TRITON_FOLDER ?= .venv/triton-$(TRITON_OLDEST)
 MUTANTS ?=
 
-.PHONY: demo test test-slow check check-diffusers bench mutate
+.PHONY: demo test test-slow gates check check-diffusers bench mutate
 .DEFAULT_GOAL := demo
 
 .venv/.installed: pyproject.toml
@@ -39,6 +42,15 @@ test-slow: .venv/.installed
 	@if $(BIN)/python -c 'import triton' 2>/dev/null; then \
 	    set -x; TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m "slow and interp"; \
 	fi
+
+gates: .venv/.installed
+	@if $(BIN)/python -c 'import triton' 2>/dev/null; then \
+	    set -ex; $(BIN)/python kernels/aot/gate.py --arch 86,89,120,gfx942; \
+	    if test -e $(TRITON_FOLDER)/triton || $(BIN)/pip install --quiet --disable-pip-version-check \
+	        --no-deps --target $(TRITON_FOLDER) triton==$(TRITON_OLDEST); then \
+	        PYTHONPATH=$(TRITON_FOLDER) $(BIN)/python kernels/aot/gate.py; \
+	    else echo "skipped: the compile gate with triton $(TRITON_OLDEST); pip cannot fetch it"; fi; \
+	else echo "skipped: the compile gate; triton is not installed (it exists for Linux)"; fi
 
 check: .venv/.installed
 	$(BIN)/ruff check .

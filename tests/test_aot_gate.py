@@ -21,6 +21,7 @@ import vidsparse.kernels.gpu
 sys.path.append(str(Path(__file__).resolve().parent.parent / "kernels"))
 sys.path.append(str(Path(__file__).resolve().parent.parent / "kernels" / "aot"))
 import aot_cases
+import gate
 from aot_inspect import Found, amd_code
 from aot_launches import Launch
 from aot_loops import Loop, loops_of
@@ -123,6 +124,29 @@ def test_a_slower_loop_stands_beside_the_saved_one() -> None:
     saved = {("exact_tiles", "bf16 STAGES 3", "sm_90"): {"loop": "320", "programs": "1"}}
     cells, _ = table_row(launch(), found, anew=False, counted=True, former=saved)
     assert cells[-3:] == ("353 (was 320)", "1", "ok")
+
+
+def test_saved_rows_of_other_versions_and_architectures_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(version: str, arch: str, registers: str) -> dict[str, str]:
+        known = {"triton": version, "arch": arch, "registers": registers}
+        return dict.fromkeys(gate.FIELDS, "x") | known
+
+    here = triton.__version__
+    monkeypatch.setattr(gate, "KEPT", tmp_path / "gate.csv")
+    gate.save([row(here, arch, "1") for arch in ("sm_80", "sm_90")], {"sm_80", "sm_90"})
+    monkeypatch.setattr(triton, "__version__", "0.1")
+    gate.save([row("0.1", "sm_90", "2")], {"sm_90"})
+    monkeypatch.setattr(triton, "__version__", here)
+    gate.save([row(here, "sm_90", "3")], {"sm_90"})
+    lines = gate.KEPT.read_text().splitlines()[1:]
+    assert [(one.split(",")[0], *one.split(",")[3:6:2]) for one in lines] == [
+        ("0.1", "sm_90", "2"), (here, "sm_80", "1"), (here, "sm_90", "3")
+    ]  # fmt: skip
+    assert {key[2]: one["registers"] for key, one in gate.kept().items()} == {
+        "sm_80": "1", "sm_90": "3"
+    }  # fmt: skip
 
 
 def test_loops_of_machine_code() -> None:

@@ -5,8 +5,7 @@ schedule -> layout -> estimator -> forced blocks -> selector -> compensation -> 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count
@@ -338,10 +337,15 @@ def full_density(heads: int) -> Tensor:
         return torch.ones(heads, dtype=torch.float64)
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - start
+class _timed:
+    """Adds the seconds of what is done within to those of a stage."""
+
+    def __init__(self, seconds: dict[str, float], stage: str) -> None:
+        self.seconds, self.stage = seconds, stage
+
+    def __enter__(self) -> None:
+        self.start = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        took = perf_counter() - self.start
+        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + took

@@ -20,9 +20,11 @@ class Cut:
     text: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blocks:
     """A cut of a sequence into consecutive blocks; the parts of a grid never share one.
+
+    Equal to itself alone: it is the key of what is kept of a cut, and is looked up often.
 
     start, count: int64 [n], first token and number of tokens of each block; together they cover the
     sequence in order. text: bool [n]. size: the nominal block size; a count may be smaller, never
@@ -48,7 +50,7 @@ class Blocks:
     def __len__(self) -> int:
         return self.start.numel()
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         return int(self.count.sum())
 

@@ -79,7 +79,8 @@ def decide(
     if not choice.executor:
         return Decision(1.0, choice.code, choice)
     executor: Executor = registry.executor(choice.executor)
-    choice = replace(choice, route=executor.route(form))
+    if route := executor.route(form):
+        choice = replace(choice, route=route)
     if requested(config, impl) == "auto":
         given = config.kernel.crossover
         crossover = given if isinstance(given, float) else executor.crossover(form)

@@ -2,9 +2,10 @@
 
     python kernels/aot/gate.py                    sm_80, sm_90, sm_100
     python kernels/aot/gate.py --extra            sm_86, sm_89, sm_120 and gfx942 too, not counted
-    python kernels/aot/gate.py --save             and write the numbers to kernels/results/gate.csv
+    python kernels/aot/gate.py --save             and write them to kernels/results/gate.csv
     python kernels/aot/gate.py --full             every dtype, head dim, block size and content
     python kernels/aot/gate.py --arch 90 --only exact_tiles
+    PYTHONPATH=.venv/triton-3.6.0 python kernels/aot/gate.py     another Triton: `make gates`
 
 The launchers run as they would on the GPU, so every kernel is compiled as it is shipped; one row
 per kernel, specialisation and architecture. Exit status 1 if a bound is broken: no spills (a few
@@ -13,7 +14,8 @@ a multiprocessor, tensor cores in use, K and V really pipelined (`ring`: buffers
 specialised, no products that wait for one another, no kernel compiled anew for other lengths,
 budgets or densities. `loop`: instructions of one turn of the longest loops with tensor cores in
 them, `programs`: that fit a multiprocessor, both with the number of the last saved table where it
-was another, so a slower loop is seen. It shows neither that results are right nor how fast they
+was another, so a slower loop is seen. Rows are of one version of Triton: each has its own saved
+ones, and some are in one version alone. It shows neither that results are right nor how fast they
 come. TRITON_INTERPRET must not be set.
 """
 
@@ -46,13 +48,16 @@ COLUMNS = ("kernel", "form", "arch", "warps", "regs", "spills", "shared KB", "te
            "loop", "programs", "verdict")  # fmt: skip
 KEPT = Path(__file__).resolve().parents[1] / "results" / "gate.csv"
 FIELDS = ("triton", "kernel", "form", "arch", "warps", "registers", "spills", "shared", "loop",
-          "programs")  # fmt: skip
+          "programs", "verdict")  # fmt: skip
+EXTRA = "extra: "
 pending: list[Launch] = []
 """What is to be compiled; processes made after it is filled find it by position."""
 
 
 def main() -> int:
     options, parser = arguments()
+    if options.only and options.save:
+        parser.error("--save: writes whole architectures; leave out --only")
     if interpreted():
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
     named = options.arch.split(",")
@@ -77,7 +82,7 @@ def main() -> int:
             cells, good = table_row(launch, outcome, launch in anew, name in named, former)
             table.add_row(*cells)
             if isinstance(outcome, Found):
-                rows.append(numbers(launch, outcome))
+                rows.append(numbers(launch, outcome) | {"verdict": cells[-1].removeprefix(EXTRA)})
             verdicts[name].append(good)
     table.caption = ", ".join(
         f"{ARCHITECTURES[name].name} {sum(good)} of {len(good)} ok"
@@ -85,7 +90,7 @@ def main() -> int:
     )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     if options.save:
-        save(rows)
+        save(rows, {ARCHITECTURES[name].name for name in verdicts})
     return int(not all(all(verdicts[name]) for name in named))
 
 
@@ -113,13 +118,13 @@ def attempt(position: int) -> Found | str:
 
 
 def numbers(launch: Launch, found: Found) -> dict[str, str]:
-    """A row of the saved table."""
+    """A row of the saved table, without its verdict."""
     loop = "/".join(str(one.instructions) for one in found.loops)
     values = (
         *(triton.__version__, launch.kernel, launch.form, launch.arch.name, found.threads // 32),
         *(found.registers, found.spills, found.shared, loop, found.programs(launch)),
     )
-    return dict(zip(FIELDS, map(str, values), strict=True))
+    return dict(zip(FIELDS[:-1], map(str, values), strict=True))
 
 
 def kept() -> dict[tuple[str, ...], dict[str, str]]:
@@ -131,12 +136,16 @@ def kept() -> dict[tuple[str, ...], dict[str, str]]:
     return {(row["kernel"], row["form"], row["arch"]): row for row in rows}
 
 
-def save(rows: list[dict[str, str]]) -> None:
-    """Replace the rows of this version of Triton and keep those of others."""
+def save(rows: list[dict[str, str]], named: set[str]) -> None:
+    """Replace the rows of this version of Triton for the architectures named, keep all others."""
     others: list[dict[str, str]] = []
     if KEPT.exists():
         with KEPT.open(newline="") as file:
-            others = [row for row in csv.DictReader(file) if row["triton"] != triton.__version__]
+            others = [
+                row
+                for row in csv.DictReader(file)
+                if row["triton"] != triton.__version__ or row["arch"] not in named
+            ]
     part = KEPT.with_suffix(".part")
     with part.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
@@ -159,7 +168,7 @@ def table_row(
 ) -> tuple[tuple[str, ...], bool]:
     """A row of the table, and whether every bound is kept. former: what `kept` gave."""
     head = launch.kernel, launch.form, launch.arch.name, str(launch.options["num_warps"])
-    mark = "" if counted else "extra: "
+    mark = "" if counted else EXTRA
     if isinstance(found, str):
         return (*head, *("",) * 7, mark + found), False
     broken = [*found.breaches(launch), *["compiled anew"] * anew]

@@ -119,7 +119,7 @@ def draft_scores(
     shape = tiling(sub_blocks)
     blocks = q_rows // sub_blocks, k_rows // sub_blocks
     out = torch.empty(batch, heads, *blocks, dtype=torch.float32, device=q_means.device)
-    tiles = triton.cdiv(q_rows, shape.block_m), triton.cdiv(k_rows, shape.block_n)
+    tiles = -(-q_rows // shape.block_m), -(-k_rows // shape.block_n)
     with torch.cuda.device_of(q_means):
         draft_scores_kernel[(*tiles, batch * heads)](
             q_means,

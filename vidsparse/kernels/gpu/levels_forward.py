@@ -8,6 +8,8 @@ engine instead (`vidsparse.kernels.gpu.exact`), whose loop is half as long.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -25,8 +27,8 @@ TILINGS = {
     (9, 128): Tiling(128, 64, 8, 3),
     (10, 64): Tiling(128, 64, 8, 3),
     (10, 128): Tiling(128, 64, 8, 3),
-    (12, 64): Tiling(64, 32, 4, 3),
-    (12, 128): Tiling(64, 32, 4, 3),
+    (12, 64): Tiling(128, 64, 8, 3, split=False),
+    (12, 128): Tiling(128, 64, 8, 3, split=False),
 }
 """Major compute capability and width of the key buffer -> for bfloat16 and float16."""
 
@@ -37,6 +39,7 @@ PORTABLE = Tiling(64, 32, 4, 3)
 """Fits a capability that `TILINGS` does not know."""
 
 
+@lru_cache(maxsize=64)
 def tiling(
     dtype: torch.dtype, capability: tuple[int, int], block_q: int, block_k: int, width: int = 128
 ) -> Tiling:

@@ -10,6 +10,7 @@ entry a valid tile.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ HEAD_DIMS = (64, MAX_HEAD_DIM)
 """Widths of the key buffer; a smaller head dim is padded with zeros."""
 
 
+@cache
 def padded_width(depth: int) -> int:
     """The least of `HEAD_DIMS` that holds `depth` elements."""
     return next(width for width in HEAD_DIMS if width >= depth)

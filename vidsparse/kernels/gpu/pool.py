@@ -221,11 +221,11 @@ def block_means(
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, heads, _, depth = x.shape
     blocks = start.numel()
-    padded = max(16, triton.next_power_of_2(depth))
+    padded = max(16, 1 << (depth - 1).bit_length())
     low = min(LOW, size)
     out = torch.empty(batch, heads, blocks, depth, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
-        block_means_kernel[(triton.cdiv(blocks * size, TILE), batch * heads)](
+        block_means_kernel[(-(-blocks * size // TILE), batch * heads)](
             x,
             start,
             count,
@@ -279,7 +279,7 @@ def fill_keys(
     ends = [first if first == ABSENT else bounds[bounds.index(first) + 1] for first in firsts]
     out = torch.empty(batch, heads, rows, padded, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
-        fill_keys_kernel[(triton.cdiv(blocks * size, TILE), batch * heads)](
+        fill_keys_kernel[(-(-blocks * size // TILE), batch * heads)](
             x,
             start,
             count,

@@ -134,7 +134,7 @@ def key_mean(x: Tensor, bias: Tensor) -> Tensor:
     x [B, H, R, DP], heads of contiguous rows; bias float32 [R], -inf where a row has no token.
     """
     batch, heads, rows, width = x.shape
-    slabs = triton.cdiv(rows, SLAB)
+    slabs = -(-rows // SLAB)
     sums = torch.empty(batch, heads, slabs, width, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         weighted_sum_kernel[(slabs, batch * heads)](

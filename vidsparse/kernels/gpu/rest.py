@@ -108,7 +108,8 @@ def merge(
         if short is not None:
             Operands(q, k, v, levels, rows, out, lse, None, None, short).merge(None)
         return
-    k, v = (x.narrow(3, 0, q.shape[3]) for x in (k, v))
+    if k.shape[3] > q.shape[3]:
+        k, v = (x.narrow(3, 0, q.shape[3]) for x in (k, v))
     if summary is None:
         summary = _summary(k, v, plan.k_blocks, start, order, plan.first_order)
     tilt = None if plan.rest_bias is None else plan.rest_bias.contiguous()

@@ -14,6 +14,8 @@ Sources: `vidsparse.compensation`; merging by LSE, flash decoding (Dao and other
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -31,7 +33,7 @@ TILINGS = {
     (9, 0): Tiling(128, 64, 8, 2),
     (10, 0): Tiling(128, 64, 8, 2),
     (10, 3): Tiling(128, 64, 8, 2),
-    (12, 0): Tiling(64, 32, 4, 3),
+    (12, 0): Tiling(128, 32, 8, 2),
 }
 """Compute capability -> for bfloat16 and float16."""
 
@@ -186,6 +188,7 @@ def rest_merge_kernel(  # type: ignore[no-untyped-def]
     tl.store(p_l, b_lse, mask=m_m)
 
 
+@lru_cache(maxsize=64)
 def tiling(dtype: torch.dtype, capability: tuple[int, int], block_q: int) -> Tiling:
     """Tiling for query blocks of block_q tokens on a device of this compute capability."""
     shape = TILINGS.get(capability, PORTABLE) if dtype != torch.float32 else FLOAT32

@@ -226,8 +226,7 @@ def select_mass(
 
 def width(blocks: int) -> int:
     """Row width that a program is compiled for."""
-    enough: int = triton.next_power_of_2(blocks)
-    return max(MIN_WIDTH, enough)
+    return max(MIN_WIDTH, 1 << (blocks - 1).bit_length())
 
 
 def warps(width: int) -> int:

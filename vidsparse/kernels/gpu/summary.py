@@ -247,7 +247,7 @@ def summarise(
     draft, mean_k, mean_v, moment = _summary(k, start, moment_tokens)
     wanted, blocks = moment_tokens > 0, start.numel()
     shape = shape_for(k.dtype, support.capability(k.device), size, wanted)
-    slabs = triton.cdiv(triton.cdiv(blocks * size, max(size, shape.rows)), SLAB)
+    slabs = -(-blocks * size // (max(size, shape.rows) * SLAB))
     sums = k.new_empty(slabs if wanted else 0, *moment.shape, dtype=torch.float32)
     place, out = (start, count, size, moved, order), (draft, mean_k, mean_v, sums)
     _launch(k, v, *place, *out, shape, slabs, SLAB, means=True, moment=wanted)

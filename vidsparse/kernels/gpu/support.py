@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from functools import lru_cache
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from vidsparse import registry
 from vidsparse.kernels.executor import Executes
 
 log = logging.getLogger(__name__)
@@ -140,4 +140,4 @@ def kernels(name: str, x: torch.Tensor) -> Any:
     known = (*DTYPES, torch.int8)
     if x.device.type == "cpu" or x.dtype not in known or not runs(x.device):
         return None
-    return import_module(f"vidsparse.kernels.gpu.{name}")
+    return registry.module(f"vidsparse.kernels.gpu.{name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -104,8 +105,12 @@ def tiling(asked: Question) -> Tiling:
 
     Raises ValueError for what the form cannot do.
     """
-    capability, padded = support.capability(asked.device), padded_width(asked.head_dim)
-    form = form_of(asked)
+    return _tiling(asked, support.capability(asked.device))
+
+
+@lru_cache(maxsize=64)
+def _tiling(asked: Question, capability: tuple[int, int]) -> Tiling:
+    padded, form = padded_width(asked.head_dim), form_of(asked)
     if form == "pointer":
         return _pointer(asked.dtype, capability, padded).within(asked.block_q, asked.block_k)
     if form not in FORMS:
