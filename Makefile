@@ -28,6 +28,8 @@ MUTANTS ?=
 demo: .venv/.installed
 	$(BIN)/vidsparse generate --compare-dense --out outputs/demo
 
+# Two workers of one thread each: two of two take each other's cores, and small tensors gain nothing.
+test: export OMP_NUM_THREADS = 1
 test: .venv/.installed
 	$(BIN)/python -m pytest -n 2
 	@if $(BIN)/python -c 'import triton' 2>/dev/null; then \

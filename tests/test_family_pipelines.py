@@ -43,8 +43,11 @@ class Stop(Exception):
 
 
 SLOW = (
-    *("ltx2 in context", "ltx2 conditions", "ltx2 hdr", "flux2 klein"),
-    *("qwen_image edit plus", "qwen_image edit inpaint", "qwen_image layered"),
+    *("ltx2 i2v", "ltx2 in context", "ltx2 conditions", "ltx2 hdr", "flux2 klein"),
+    *("qwen_image edit", "qwen_image edit plus", "qwen_image edit inpaint", "qwen_image layered"),
+    *("wan_vace two", "wan_vace modular", "lucy_edit", "helios pyramid", "helios modular"),
+    *("cosmos 2 image", "cosmos 2.5 video", "cosmos 2.5 transfer", "easyanimate inpaint"),
+    *("cogvideox v2v", "cogvideox fun control", "skyreels_v2 forcing, video"),
 )
 """Take long; another one of the family is quick."""
 

@@ -194,7 +194,7 @@ def test_numbers_that_yaml_reads_in_another_base_are_refused(word):
 @example(" a: b # c ")
 @example("&x")
 @example(":\x85\u2028\t")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_text_comes_back_from_yaml(text):
     if "${" in text:
         return
@@ -265,7 +265,7 @@ FOREIGN = re.compile(r"OmegaConf|omegaconf|object has no attribute|KeyError|recu
 
 
 @given(VALUES, st.lists(st.one_of(st.text(max_size=12), VALUES), max_size=2))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_values_are_taken_or_refused_in_our_words(values, overrides):
     for make in (
         lambda: SparseConfig.from_dict(values),

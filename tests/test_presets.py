@@ -43,7 +43,13 @@ def changes(config: SparseConfig) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("preset", presets())
+QUICK = ("balanced", "psa", "topp")
+"""Of unlike stages; the other presets change the same keys of some of them."""
+
+
+@pytest.mark.parametrize(
+    "preset", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in presets()]
+)
 def test_one_changed_key_runs_or_is_refused_before_the_sparse_steps(preset: str) -> None:
     base = SparseConfig.load(preset, ["schedule.min_tokens=0", "schedule.dense_steps=1"])
     qkv = [torch.randn(1, 72, 2, 16) for _ in range(3)]

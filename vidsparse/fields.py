@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import fields
 from functools import cache
 from types import UnionType
@@ -42,8 +43,7 @@ def build(kind: type, stage: str, *layers: Mapping[str, Any]) -> Any:
     """
     if not any(layers):
         return kind()
-    config = OmegaConf.structured(kind)
-    OmegaConf.set_readonly(config, False)  # as a frozen dataclass it would be
+    config = deepcopy(_defaults(kind))
     for layer in layers:
         for key, value in layer.items():
             require(key in keys(kind), f"{stage} key", key, ", ".join(keys(kind)))
@@ -57,6 +57,14 @@ def build(kind: type, stage: str, *layers: Mapping[str, Any]) -> Any:
             if meaning:
                 config[name] = meaning(config[name])
     return OmegaConf.to_object(config)
+
+
+@cache
+def _defaults(kind: type) -> DictConfig:
+    """To copy: making one of a dataclass takes several times longer."""
+    config = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(config, False)  # as a frozen dataclass it would be
+    return config
 
 
 @cache
