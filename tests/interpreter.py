@@ -60,7 +60,8 @@ def install() -> None:
     interpreter._get_np_dtype = _once_for_a_type(interpreter._get_np_dtype)
     _once(tl.block_type, lambda element_ty, shape: (element_ty.name, *map(_value, shape)))
     _once(tl.tensor, lambda handle, type: type.name, handle=0)
-    interpreter.interpreter_semantic.binary_op_sanitize_overflow_impl = _assert_in_range
+    semantic = type(interpreter.interpreter_semantic)
+    semantic.binary_op_sanitize_overflow_impl = _assert_in_range
     builder.honest_bfloat16 = True
     if version == (3, 6):
         _accept_loaded_loop_bounds()
@@ -147,7 +148,7 @@ def _once_in_a_launch(original: Any) -> Any:
     return patch
 
 
-def _assert_in_range(lhs: Any, rhs: Any, operation: Callable[..., Any]) -> None:
+def _assert_in_range(self: Any, lhs: Any, rhs: Any, operation: Callable[..., Any]) -> None:
     """Instead of the interpreter's own: the same in int64, many times faster, and it fails."""
     kind = lhs.type.scalar
     if kind.int_bitwidth >= 64:

@@ -35,6 +35,19 @@ def dot_and_add(p_a, p_b, p_dot, p_sum, N: tl.constexpr):
     tl.store(p_sum + o_2, tl.where(b_a > b_b, b_a + b_b, b_a * b_b))
 
 
+@triton.jit
+def combine(p_a, p_b, p_out, OPERATION: tl.constexpr):
+    o_n = tl.arange(0, 2)
+    b_a, b_b = tl.load(p_a + o_n), tl.load(p_b + o_n)
+    if OPERATION == "add":
+        b_out = b_a + b_b
+    elif OPERATION == "sub":
+        b_out = b_a - b_b
+    else:
+        b_out = b_a * b_b
+    tl.store(p_out + o_n, b_out)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_interpreter_casts_like_torch(dtype: torch.dtype) -> None:
     x = torch.randn(1024) * 2.0 ** torch.randint(-12, 12, (1024,))
@@ -51,6 +64,25 @@ def test_interpreter_computes_with_bfloat16() -> None:
     dot_and_add[(1,)](a, b, product, mixed, N=32)
     assert (product - a.float() @ b.float()).abs().max() < 1e-5
     assert torch.equal(mixed, torch.where(a > b, a + b, a * b))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.int8], ids=str)
+@pytest.mark.parametrize("operation", ["add", "sub", "mul"])
+def test_integers_that_overflow_are_noticed(operation: str, dtype: torch.dtype) -> None:
+    """At the bound, and one beyond it; int64 wraps around, and has nothing wider to be seen in."""
+    most, least = torch.iinfo(dtype).max, torch.iinfo(dtype).min
+    within = {"add": (most - 1, 1), "sub": (least + 1, 1), "mul": (least // 2, 2)}[operation]
+    beyond = {"add": (most, 1), "sub": (least, 1), "mul": (least // 2, -2)}[operation]
+    for pair, fits in ((within, True), (beyond, False)):
+        a, b = (torch.tensor([1, value], dtype=dtype) for value in pair)
+        out = torch.empty_like(a)
+        try:
+            combine[(1,)](a, b, out, OPERATION=operation)
+        except Exception as error:
+            assert not fits and f"{operation} of {str(dtype)[6:]}" in str(error)
+        else:
+            assert fits or dtype == torch.int64
+            assert torch.equal(out, getattr(torch, operation)(a, b))
 
 
 def test_interpreter_refuses_unknown_versions(monkeypatch: pytest.MonkeyPatch) -> None:
