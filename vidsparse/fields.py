@@ -62,7 +62,7 @@ def build(kind: type, stage: str, *layers: Mapping[str, Any]) -> Any:
 @cache
 def _defaults(kind: type) -> DictConfig:
     """To copy: making one of a dataclass takes several times longer."""
-    config = OmegaConf.structured(kind)
+    config: DictConfig = OmegaConf.structured(kind)
     OmegaConf.set_readonly(config, False)  # as a frozen dataclass it would be
     return config
 
