@@ -5,7 +5,9 @@ a tensor that was left on the CPU. Launchers of Triton kernels are operators, an
 they return.
 """
 
-from collections.abc import Iterator
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from vidsparse import geometry
 from vidsparse.attention import attend
+from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig, presets
 from vidsparse.decision import check_config
 from vidsparse.draft import pieces
@@ -29,7 +32,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, rest, support, work
 from vidsparse.pipelines import guard
 from vidsparse.pipelines.report import RunReport
-from vidsparse.plan import StepContext
+from vidsparse.plan import SKIP, BlockPlan, StepContext
 
 DEVICE = torch.device("cuda:0")
 GRID = TokenGrid(5, 16, 22, text_tokens=77, text_first=True)
@@ -43,8 +46,9 @@ CACHES: tuple[Any, ...] = (
 class FakeGPU(FakeTensorMode):
     """Real work on the CPU where no tensor of the GPU takes part.
 
-    within: an operator on fake tensors, whose parts make fake tensors: a copy to the host starts as
-    an empty tensor there.
+    launched: names of operators that launch something. copied: of those that bring numbers from one
+    device to another. made: what came out of any operator. within: an operator on fake tensors,
+    whose parts make fake tensors: a copy to the host starts as an empty tensor there.
     """
 
     within = False
@@ -52,6 +56,12 @@ class FakeGPU(FakeTensorMode):
     def __init__(self, **how: Any) -> None:
         super().__init__(**how)
         self.launched: list[str] = []
+        self.copied: list[str] = []
+        self.made: list[weakref.ref[torch.Tensor]] = []
+
+    def forget(self) -> None:
+        for noted in (self.launched, self.copied, self.made):
+            noted.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [*tree_leaves((args, kwargs))]
@@ -62,9 +72,15 @@ class FakeGPU(FakeTensorMode):
             self.launched.append(str(func.overloadpacket))
         outer, self.within = self.within, True
         try:
-            return super().__torch_dispatch__(func, types, args, kwargs)
+            result = super().__torch_dispatch__(func, types, args, kwargs)
         finally:
             self.within = outer
+        if not outer:
+            made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+            self.made += map(weakref.ref, made)
+            tensors = [x for x in (*given, *made) if isinstance(x, torch.Tensor)]
+            self.copied += [str(func.overloadpacket)] * (len({x.device for x in tensors}) > 1)
+        return result
 
 
 FREE = {
@@ -85,6 +101,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         yield DEVICE
     for cache in CACHES:
         cache.cache_clear()
+
+
+def current_mode() -> FakeGPU:
+    mode = torch.utils._python_dispatch._get_current_dispatch_mode()
+    assert isinstance(mode, FakeGPU)
+    return mode
 
 
 def run(
@@ -130,9 +152,8 @@ def test_launches_of_a_call(preset: str, cuda: torch.device) -> None:
     """
     changes = "kernel.block_q=128", "selector.name=topk", "schedule.density=0.2"
     run(cuda, preset, *changes)  # fills what is kept of a cut
-    mode = torch.utils._python_dispatch._get_current_dispatch_mode()
-    assert isinstance(mode, FakeGPU)
-    mode.launched.clear()
+    mode = current_mode()
+    mode.forget()
     run(cuda, preset, *changes, watch=False)
     density = mode.launched.index("vidsparse.row_shares")
     assert mode.launched[density:] == ["vidsparse.row_shares", "aten.sum"]
@@ -141,6 +162,84 @@ def test_launches_of_a_call(preset: str, cuda: torch.device) -> None:
 
 KERNELS = ("summarise", "block_means", "draft_scores", "select", "pack_exact", "exact_tiles",
            "rest_merge")  # fmt: skip
+
+
+ROUTES: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
+    "exact": ((0,), {}, {}),
+    "tma": ((0,), {}, {"form": "tma"}),
+    "ws": ((0,), {}, {"form": "ws"}),
+    "skip": ((0,), {"rest": SKIP}, {}),
+    "moment": ((0,), {"first_order": "global"}, {}),
+    "moments of rows": ((0,), {"first_order": "row"}, {}),
+    "tilt": ((0,), {"tilt": True}, {}),
+    "order": ((0,), {"order": True}, {}),
+    "orders of heads": ((0,), {"orders": True, "first_order": "row", "tilt": True}, {}),
+    "orders of heads, ws": ((0,), {"orders": True}, {"form": "ws"}),
+    "levels": ((0, 2, 6), {"first_order": "global"}, {}),
+    "levels, orders of heads": ((0, 2, 6), {"orders": True, "tilt": True}, {}),
+    "int8": ((0,), {}, {"qk": "int8"}),
+    "int8, order": ((0, 2), {"order": True}, {"qk": "int8"}),
+}
+"""Levels of a plan, what else it says, settings of `engine.execute`."""
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_plan_can_be_captured(route: str, cuda: torch.device) -> None:
+    """A CUDA graph allows no copy to or from the host, and what it allocates must not stay."""
+    listed, says, how = ROUTES[route]
+    cuts = Blocks.cut(GRID, 128), Blocks.cut(GRID, 64)
+    heads = 2, 3
+    levels = torch.empty(*heads, *map(len, cuts), dtype=torch.int8, device=cuda)
+    plan = BlockPlan.from_levels(levels, *cuts, listed)
+    tilt = torch.empty(levels.shape, device=cuda) if says.get("tilt") else None
+    plan = plan.with_rest(says.get("rest", 6), says.get("first_order", "none"), tilt)
+    order = torch.empty(GRID.tokens, dtype=torch.int64, device=cuda) if says.get("order") else None
+    if says.get("orders"):
+        each = torch.empty(*heads, GRID.tokens, dtype=torch.int64, device=cuda)
+        plan = plan.with_orders(each, each)
+    q, k, v = (
+        torch.empty(2, GRID.tokens, 3, 128, dtype=torch.bfloat16, device=cuda).transpose(1, 2)
+        for _ in range(3)
+    )
+    assert_captured(lambda: engine.execute(q, k, v, plan, order=order, return_lse=True, **how))
+
+
+@pytest.mark.parametrize("hoisted", [True, False], ids=["hoisted", "raster"])
+@pytest.mark.parametrize("preset", presets())
+def test_a_whole_call_can_be_captured(preset: str, hoisted: bool, cuda: torch.device) -> None:
+    changes = "kernel.block_q=128", "schedule.density=0.2"
+    assert_captured(lambda: run(cuda, preset, *changes, hoisted=hoisted))
+
+
+def assert_captured(call: Callable[[], Any]) -> None:
+    """Of a call whose first one was outside of the graph. That it raises for a read, the next
+    tests show."""
+    mode = current_mode()
+    result = call()
+    assert mode.copied, "what is kept of a cut is copied to the device once"
+    mode.forget()
+    result = call()
+    assert len(mode.launched) > 1 and not mode.copied
+    del result
+    gc.collect()
+    assert not [x for ref in mode.made if (x := ref()) is not None]
+
+
+def test_what_stays_and_what_is_copied_is_noticed(cuda: torch.device) -> None:
+    kept: list[torch.Tensor] = []
+
+    def call() -> Any:
+        x = torch.arange(3).to(cuda)
+        kept.append(x + 1)
+        return x * 2
+
+    with pytest.raises(AssertionError, match="copied"):
+        assert_captured(call)
+    mode = current_mode()
+    mode.forget()
+    call()
+    assert mode.copied == ["aten._to_copy"]
+    assert sum(ref() is not None for ref in mode.made) == 1
 
 
 def test_the_density_is_read_on_demand(cuda: torch.device) -> None:

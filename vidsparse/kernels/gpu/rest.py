@@ -188,7 +188,7 @@ def _weights(some: Operands, plan: BlockPlan, part: Part, draft: Tensor) -> Tens
     logit = q.shape[3] ** -0.5 * (mean @ draft.mT) + count.log()
     if some.tilt is not None:
         logit = logit + some.tilt
-    unread = ~part.of(plan.read_as_rest())
+    unread = part.of(plan.read_as_rest()).logical_not()
     weight: Tensor = logit.masked_fill(unread, float("-inf")).softmax(-1)
     return weight.masked_fill(unread, 0.0) / count
 
