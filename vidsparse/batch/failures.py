@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +16,10 @@ PLACE = "failures"
 
 
 def write_failure(
-    home: Path, task: Task, error: BaseException | str, why: str, run: str, tries: int, worker: str
+    home: Path, task: Task, why: str, trace: str, run: str, tries: int, worker: str
 ) -> None:
-    """Write down why a task failed. Raises OSError, as on a full disk."""
-    trace = traceback.format_exception(error) if isinstance(error, BaseException) else []
+    """Write down why a task failed, in a line and with a traceback. Raises OSError, as on a full
+    disk."""
     asked = task.request
     content = {
         "schema": SCHEMA,
@@ -36,7 +35,7 @@ def write_failure(
         "run": run,
         "worker": worker,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "traceback": "".join(trace),
+        "traceback": trace,
     }
     file = _file(home, task)
     file.parent.mkdir(exist_ok=True)

@@ -83,7 +83,7 @@ def run(
         for waits in (False, True):
             if waits and pending:
                 display.waiting(len(pending))
-            if pending:
+            if pending or (not waits and hasattr(engine, "follows")):  # others wait for this one
                 pending = _round(pending, replace(worker, waits=waits), engine.run, report, display)
     except Broken as broken:
         report.broken = str(broken)

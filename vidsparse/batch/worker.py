@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +19,6 @@ from vidsparse.batch.task import Outcome, Resources, Task, Unfit
 from vidsparse.generate.clock import Listener
 from vidsparse.generate.model_files import first_line
 from vidsparse.jobs.layout import read_finished
-
-DISK_ERRORS = (OSError,)
-"""After which a task is not tried again: computing it anew makes no room."""
 
 
 class Maker(Protocol):
@@ -98,10 +96,9 @@ class Worker:
             return Outcome(task.id, "there", figures=figures(sidecar))
         while True:
             tries = begin(self.home, task.id, self.run)
-            error: BaseException | str
             if tries > self.retries + 1:  # not one of the tries came to an end
-                error, tries = "the process that made it died, as often as it was begun", tries - 1
-                again, why = False, error
+                tries, again, trace = tries - 1, False, ""
+                why = "the process that made it died, as often as it was begun"
             else:
                 try:
                     content = self.make(task, self.device, self.listener)
@@ -109,14 +106,14 @@ class Worker:
                     return Outcome(task.id, "made", figures=figures(content), tries=tries)
                 except Unfit:
                     raise
-                except Exception as caught:
-                    error, why = caught, _why(caught)
-                    again = tries <= self.retries and not _of_the_disk(caught)
+                except Exception as error:  # not kept: its frames hold the memory of the try
+                    why, trace = _why(error), "".join(traceback.format_exception(error))
+                    again = tries <= self.retries and not _of_the_disk(error)
             self.make.relieve()
             if again:
                 continue
             with suppress(OSError):  # a disk that is full takes no notes; the outcome says it
-                write_failure(self.home, task, error, why, self.run, tries, name)
+                write_failure(self.home, task, why, trace, self.run, tries, name)
             end(self.home, task.id, done=False)
             return Outcome(task.id, "failed", why, tries=tries)
 
@@ -148,7 +145,5 @@ def _why(error: Exception) -> str:
 
 
 def _of_the_disk(error: BaseException) -> bool:
-    return isinstance(error, DISK_ERRORS) or isinstance(error.__cause__, DISK_ERRORS)
-
-
-Engine = Callable[[Sequence[Task], Worker], Iterator[Outcome]]
+    """After such a failure computing it anew makes no room."""
+    return isinstance(error, OSError) or isinstance(error.__cause__, OSError)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from vidsparse.batch.task import Broken, Outcome, Task
 from vidsparse.batch.worker import Worker
+from vidsparse.compare.run import cores
 from vidsparse.generate.model_files import InputError, first_line
 
 STORE = 100 * 2**20
@@ -24,6 +26,8 @@ SETTINGS = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+SAYS = ("enable_progress_bars", "print_on_execution_start")
+"""Settings of Ray Data that are off, as the batch has one bar of its own."""
 
 
 class Actor:
@@ -92,28 +96,38 @@ def _connected(worker: Worker) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
     asked, ours = worker.resources, not ray.is_initialized()
     gpus = 0.0 if asked.device == "cpu" else asked.gpus or 1.0
-    cores = len(os.sched_getaffinity(0))
-    cpus = max(1, cores // asked.workers) if asked.workers and asked.address is None else 1
+    here = asked.address is None
+    cpus = max(1, cores() // (asked.workers or 1)) if here and not gpus else 1
     if ours:
-        _start(ray, asked.address, max(cores, cpus * (asked.workers or 1)))
+        _start(ray, asked.address, max(cores(), cpus * (asked.workers or 1)))
+    context, log = DataContext.get_current(), logging.getLogger("ray.data")
+    before = {name: getattr(context, name) for name in SAYS}
+    level = log.level
     try:
-        context = DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what is raised is said
-        size = asked.workers or _all(ray, gpus)
-        yield size, {"num_gpus": gpus, "num_cpus": cpus}
+        log.setLevel(logging.CRITICAL)  # what it raises is said once
+        for name in SAYS:
+            setattr(context, name, False)
+        room = _all(ray, gpus)
+        if gpus and here and (asked.workers or 0) > room:
+            raise InputError(
+                f"--workers {asked.workers}: the GPUs here have room for {room}; take a smaller "
+                "--gpus-per-worker"
+            )
+        yield asked.workers or room, {"num_gpus": gpus, "num_cpus": cpus}
     finally:
+        log.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
         if ours:
             ray.shutdown()
 
 
 def _start(ray: Any, address: str | None, cpus: int) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": STORE}
     try:
-        if address is not None:
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=STORE, **quiet)
+        with _silent():
+            ray.init(**quiet, **({"address": address} if address is not None else local))
     except Exception as error:  # of the network, of a version: none of them is ours
         where = f"--ray-address {address}" if address is not None else "--engine ray"
         raise InputError(
@@ -122,14 +136,29 @@ def _start(ray: Any, address: str | None, cpus: int) -> None:
         ) from error
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches stderr inside: Ray says there, in C++, at which level it logs."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _all(ray: Any, gpus: float) -> int:
-    """How many actors there is room for."""
+    """How many actors there is room for, without a GPU one. Raises InputError for none."""
     if not gpus:
         return 1
     found = ray.cluster_resources().get("GPU", 0.0)
-    if found < gpus:
+    room = int(found / gpus + 1e-6)
+    if not room:
         raise InputError(
             f"--gpus-per-worker {gpus:g}: Ray sees {found:g} GPUs; take --device cpu, or a cluster "
             "that has some by --ray-address"
         )
-    return int(found // gpus)
+    return room

@@ -20,6 +20,7 @@ from typing import Any
 
 from vidsparse.batch.task import Broken, Outcome, Task
 from vidsparse.batch.worker import Worker, work
+from vidsparse.compare.run import cores
 from vidsparse.generate.model_files import InputError
 
 POLL = 0.3
@@ -44,7 +45,7 @@ def run(tasks: Sequence[Task], worker: Worker) -> Iterator[Outcome]:
                 "decides on that; leave it out"
             )
         yield from _ranks(tasks, worker)
-    else:
+    elif tasks:
         yield from _start(tasks, worker, _processes(worker))
 
 
@@ -62,7 +63,8 @@ def share(tasks: Sequence[Task], worker: Worker) -> tuple[Any, list[Task], Worke
     everyone: list[Any] = [list(tasks), worker.run]
     if state.num_processes > 1:
         broadcast_object_list(everyone)
-    mine = worker.on(str(state.device))
+    place = f":{state.local_process_index}" if worker.device == "cuda" else ""
+    mine = worker.on(f"{worker.device}{place}")
     mine.listener, mine.run = worker.listener, everyone[1]
     with state.split_between_processes(everyone[0]) as own:
         return state, own, mine
@@ -99,8 +101,8 @@ def _ranks(tasks: Sequence[Task], worker: Worker) -> Iterator[Outcome]:
         sys.exit(0)
     left = {task.id: task for task in tasks}
     for outcome in work(own, mine):
-        del left[outcome.id]
-        yield outcome
+        if left.pop(outcome.id, None) is not None:  # else another run has made it
+            yield outcome
         yield from _ended(left, mine)
     while left:
         sleep(POLL)
@@ -112,8 +114,8 @@ def _start(tasks: Sequence[Task], worker: Worker, processes: int) -> Iterator[Ou
     with tempfile.TemporaryDirectory(prefix="vidsparse-batch-") as folder:
         file, log = Path(folder) / "tasks.pickle", Path(folder) / "log"
         file.write_bytes(pickle.dumps((list(tasks), worker.on(worker.device))))
-        cores = len(os.sched_getaffinity(0))
-        environment = {"OMP_NUM_THREADS": str(max(1, cores // processes)), **os.environ}
+        threads = str(max(1, cores() // processes))
+        environment = {"OMP_NUM_THREADS": threads, **os.environ}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(processes), "-m", __name__, str(file)]
         left = {task.id: task for task in tasks}
