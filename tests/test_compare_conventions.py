@@ -48,6 +48,7 @@ def test_the_table_is_what_is_measured(name, clips):
     assert found["ssim"] == pytest.approx(ssim, abs=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clips", [pair, growing])
 def test_where_torchmetrics_differs(clips):
     """Its PSNR of a whole clip is ours; its SSIM is ours where the window fits in the frame."""

@@ -20,7 +20,15 @@ READING_ALL = resolve(SPARSE, WHOLE)
 READING_FEW = resolve(SPARSE)
 
 
-@pytest.mark.parametrize("case", zoo.cases(), ids=str)
+FIRST = [file.CASES[0] for file in zoo.files().values()]
+"""Of each family; the other ways to call its transformer are slow tests here."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case if case in FIRST else pytest.param(case, marks=pytest.mark.slow) for case in zoo.cases()],
+    ids=str,
+)
 @given(data=st.data())
 @settings(max_examples=3, deadline=None, derandomize=True, database=None)
 def test_any_grid(case: Case, data: st.DataObject) -> None:

@@ -219,7 +219,7 @@ def by_hand(folder: Path, made: Made, steps: int, files: dict[str, Path]) -> np.
 
 SLOW = (
     *("cogvideox v2v", "cogvideox i2v", "cogvideox 1.5"),
-    *("flux kontext", "helios", "mochi", "wan_v2v"),
+    *("flux kontext", "helios", "ltx i2v", "lucy_edit", "mochi", "skyreels_v2 image", "wan_v2v"),
 )
 """Take long; another one of the kind is quick."""
 

@@ -60,6 +60,7 @@ def test_a_part_without_its_packages_is_named_and_the_others_run(tmp_path: Path)
     assert row.verdict == "right" and row.gpu == "interpreter" and row.check == "block means"
 
 
+@pytest.mark.slow
 def test_a_gpu_needs_no_numpy(tmp_path: Path) -> None:
     """Its parts but the models are imported where nothing but torch and two wheels are."""
     parts = "gpu_check, gpu_check_select, gpu_model, gpu_sanitize, gpu_speed, gpu_tilings"
