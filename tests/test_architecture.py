@@ -49,6 +49,7 @@ ROOMS = [
     "blocks",
     "grid",
     "registry",
+    "forms",
     "fields",
     "plain_values",
     "shipped",

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vidsparse import registry
+from vidsparse import forms, registry
 from vidsparse.fields import build, keys
 from vidsparse.fields import require as require
 from vidsparse.plain_values import (
@@ -43,7 +43,7 @@ class Force:
 
 
 CPU_ROUTES = ("auto", "native", "onednn", "mixed", "sdpa")
-FORMS = ("auto", "pointer", "tma", "ws")
+FORMS = ("auto", *forms.FORMS)
 
 
 @dataclass(frozen=True)

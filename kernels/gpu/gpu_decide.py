@@ -11,6 +11,8 @@ from math import prod
 from gpu_rows import Check, Result, fault
 from gpu_tables import engines, fastest, timed
 
+from vidsparse import forms
+
 SHAPE = "wan2.1-14b-720p"
 """Of all targets."""
 
@@ -23,9 +25,9 @@ PREFERENCE = (0.1, 0.2)
 AROUND = ("pool", "draft", "select", "rest")
 """Stages around the exact tiles, which are their overhead."""
 
-TABLES = {"triton-pointer": ("exact/triton.py POINTER", ""),
-          "triton-tma": ("exact/triton.py TMA", ""),
-          "triton-ws": ("exact/triton.py WS", ", {keys}"),
+TABLES = {forms.way("pointer"): ("exact/triton.py POINTER", ""),
+          forms.way("tma"): ("exact/triton.py TMA", ""),
+          forms.way("ws"): ("exact/triton.py WS", ", {keys}"),
           "triton-levels": ("levels_forward.py TILINGS", "")}  # fmt: skip
 """Way -> its table of tilings, and what stands in a key beside generation and head dim."""
 
@@ -52,9 +54,17 @@ TARGETS = (
     Target("whole call against dense", 0.2, "whole", 4.0),
     Target("whole call against dense", 0.1, "whole", 7.5),
     Target("exact tiles against FlexAttention, same mask", 0.2, "flex", 1.3),
-    Target("8-bit against exact tiles, same mask", 0.2, "int8", 1.2),
+    Target("8-bit against exact tiles, same mask", 0.2, "int8", 1.1),
     Target("stages around the tiles against the tiles", 0.1, "overhead", 0.15, most=True),
 )
+"""What a kernel of this shape is expected to reach on an H100, from instructions and bytes alone.
+
+Exact tiles and overhead: a loop of 242 instructions for 64 keys (the warp-specialised form) beside
+1,024 cycles of tensor cores, 3.4 ms around 25. Whole calls: these two, at densities 0.1 and 0.2.
+FlexAttention: the same tile by the same compiler, with a mask in its loop. 8-bit: a quarter of the
+tensor cycles goes, but the instructions around them stay, which leaves 1.12 at most; below 1.1
+there is nothing to pay for its error of 1e-2.
+"""
 
 
 def decision(

@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from needs import ROOT
 
+from vidsparse import forms
+
 if TYPE_CHECKING:
     from gpu_results import Machine
-
-FORMS = ("pointer", "tma", "ws")
-"""Of the Triton engine."""
 
 
 def ways() -> tuple[str, ...]:
     """Names of what can run exact tiles: forms of the Triton engine, and the other engines."""
     folder = ROOT / "vidsparse" / "kernels" / "gpu" / "exact"
     found = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    return (*(f"triton-{form}" for form in FORMS), *(name for name in found if name != "triton"))
+    return (*map(forms.way, forms.FORMS), *(name for name in found if name != "triton"))
 
 
 def folder_for(dry: bool, out: Path | None) -> Path:

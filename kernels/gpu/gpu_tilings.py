@@ -19,24 +19,26 @@ from gpu_units import Unit
 from gpu_ways import Exact, Levels, exact, here, levels, way
 from sampled import sampled_error
 
+from vidsparse import forms as triton_forms
 from vidsparse.kernels.gpu.operands import Tiling
 
 HALF = torch.bfloat16
+POINTER, TMA, WS = map(triton_forms.way, triton_forms.FORMS)
 Numbers = tuple[int, int, int, int, int | None]
 
 TILINGS: dict[int, dict[str, tuple[Numbers, ...]]] = {
     128: {
-        "triton-pointer": ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (128, 128, 8, 2, None),
-                           (64, 64, 4, 3, None)),
-        "triton-tma": ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (128, 128, 8, 2, None),
-                       (64, 64, 4, 2, None)),
-        "triton-ws": ((128, 64, 4, 3, None), (128, 64, 4, 2, None), (128, 128, 4, 2, None)),
+        POINTER: ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (128, 128, 8, 2, None),
+                  (64, 64, 4, 3, None)),
+        TMA: ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (128, 128, 8, 2, None),
+              (64, 64, 4, 2, None)),
+        WS: ((128, 64, 4, 3, None), (128, 64, 4, 2, None), (128, 128, 4, 2, None)),
         "triton-levels": ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (64, 64, 4, 3, None)),
     },
     64: {
-        "triton-pointer": ((128, 64, 8, 3, None), (128, 128, 8, 2, None), (64, 64, 4, 3, None)),
-        "triton-tma": ((128, 64, 8, 3, 128), (128, 64, 8, 3, None), (128, 128, 8, 2, None)),
-        "triton-ws": ((128, 64, 4, 3, None), (128, 128, 4, 3, None), (128, 128, 4, 2, None)),
+        POINTER: ((128, 64, 8, 3, None), (128, 128, 8, 2, None), (64, 64, 4, 3, None)),
+        TMA: ((128, 64, 8, 3, 128), (128, 64, 8, 3, None), (128, 128, 8, 2, None)),
+        WS: ((128, 64, 4, 3, None), (128, 128, 4, 3, None), (128, 128, 4, 2, None)),
         "triton-levels": ((128, 64, 8, 3, None), (64, 64, 4, 3, None)),
     },
 }  # fmt: skip
@@ -74,7 +76,7 @@ def tune(machine: Machine) -> Iterator[Unit]:
             yield tiling_unit(machine, shape, HALF, name, tiling)
     if not machine.dry:
         for numbers in FLOAT32:
-            yield tiling_unit(machine, both(machine)[0], torch.float32, "triton-pointer",
+            yield tiling_unit(machine, both(machine)[0], torch.float32, POINTER,
                               Tiling(*numbers))  # fmt: skip
 
 

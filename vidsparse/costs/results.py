@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median, pstdev
 
+from vidsparse import forms
 from vidsparse.costs import clock, stages
 from vidsparse.costs.forward import Forward
 from vidsparse.costs.machine import Constant, Machine
@@ -26,8 +27,7 @@ from vidsparse.shipped import folder
 
 FILE = "gpu_bench.csv"
 DENSE = ("sdpa-cudnn", "sdpa-flash")
-SPARSE = "triton-pointer"
-"""What `kernel.form: auto` runs."""
+SPARSE = forms.way(forms.AUTO)
 
 LEAST = 0.05
 """Standard error of a measured constant at least, relative: of another run, another board."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vidsparse.forms import AUTO, FORMS
 from vidsparse.kernels.gpu import support
 from vidsparse.kernels.gpu.exact import ExactEngine, ExactLists, Question
 from vidsparse.kernels.gpu.operands import QueryRows, Tiling, padded_width
@@ -54,7 +55,6 @@ WS = {
 }
 """Generation, padded head dim, keys of a tile."""
 
-FORMS = ("pointer", "tma", "ws")
 DTYPES = (torch.bfloat16, torch.float16)
 """Of the forms through TMA."""
 
@@ -94,8 +94,8 @@ class Engine(ExactEngine):
 
 
 def form_of(asked: Question) -> str:
-    """The form that runs; "auto" is "pointer"."""
-    return "pointer" if asked.form == "auto" else asked.form
+    """The form that runs."""
+    return AUTO if asked.form == "auto" else asked.form
 
 
 def tiling(asked: Question) -> Tiling:
