@@ -162,10 +162,28 @@ def test_the_table_is_of_the_targets() -> None:
     assert rows and {row["target"] for row in rows} <= set(EXPECTED["targets"])
     assert len({(row["target"], row["mode"]) for row in rows}) == len(rows)
     for row in rows:
+        assert run.run_in(row["mode"], EXPECTED["targets"][row["target"]]), row
         parts = ("passed", "cannot_hold", "ours")
         assert sum(int(row[part]) for part in parts) == int(row["stock_passed"]) > 0
         assert row["ours"] == "0", row
         assert int(row["sparse_calls" if row["mode"] == "sparse" else "dense_calls"]) > 0, row
+
+
+def test_late_is_of_pipelines(checkout: Path) -> None:
+    """A target of transformers alone has nothing to run there, and gets no row."""
+    (checkout / "tests" / "pipelines").mkdir(exist_ok=True)
+    model = EXPECTED["targets"]["wan_model"][0]
+    (checkout / model).write_text("def test_one():\n    pass\n")
+    keep(checkout, model)
+    command = [sys.executable, str(RUN), "--diffusers", str(checkout), "--modes", "late"]
+    command += ["--targets", "wan_model", "--stock", str(checkout / "stock.xml")]
+    command += ["--table", str(checkout / "results.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    stock, late = done.stdout.splitlines()
+    assert stock == "stock: 1 passed, 0 failed, 0 skipped"
+    assert late.startswith("late: nothing to run") and not (checkout / "results.csv").exists()
+    assert run.run_in("late", [MODEL, FILE]) == [FILE]
+    assert run.run_in("sparse", [MODEL, FILE]) == [MODEL, FILE]
 
 
 @pytest.mark.parametrize("entry", EXPECTED["cannot_hold"], ids=lambda entry: entry["test"])

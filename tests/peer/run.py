@@ -93,7 +93,7 @@ def main() -> int:
                 for name, of in files_of.items()
                 if of
             ]
-            write(options.table, rows, list(targets))
+            write(options.table, [r for r in rows if r["stock_passed"] != "0"], list(targets))
     return 1 if ours else 0
 
 
