@@ -59,7 +59,8 @@ def test_error_aware_scores(order: str, monkeypatch: pytest.MonkeyPatch) -> None
     want = torch.zeros(2, 3, *map(len, CUTS), dtype=torch.float64)
     for i, own in enumerate(parts(q, CUTS[0])):
         mean = own.mean(2, keepdim=True) / 24**0.5
-        top = (mean @ k.mT).amax(-1, keepdim=True)
+        centres = torch.cat([k, *(p.mean(2, keepdim=True) for p in parts(k, CUTS[1]))], 2)
+        top = (mean @ centres.mT).logsumexp(-1, keepdim=True)
         pairs = zip(parts(k, CUTS[1]), parts(v, CUTS[1]), strict=True)
         for j, (keys, values) in enumerate(pairs):
             exact = (mean @ keys.mT - top).exp().mT * values

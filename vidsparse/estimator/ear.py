@@ -1,12 +1,11 @@
 """Error-aware scores: what the mean query of a row would lose if a block gave only its centroid.
 
-With a_n = s qbar_i . k_n, m the largest of a row, and e_n = exp(a_n - m),
+    score_ij = sum_{n in j} | exp(s qbar_i . k_n) v_n - exp(s qbar_i . kbar_j) vbar_j |^2 / Z_i^2
 
-    score_ij = sum_{n in j} | e_n v_n - exp(s qbar_i . kbar_j - m) vbar_j |^2
-
-A block is worth reading where its mass is large and keys and values differ inside it: one that its
-centroid describes is not, however large its mass. Source: SVG-EAR (arXiv 2603.08982). Costs
-1 / block_q of a dense call's first product and exponentials, and reads the values.
+with a Z_i of the row, which does not change what is compared. A block is worth reading where its
+mass is large and keys and values differ inside it: one that its centroid describes is not, however
+large its mass. Source: SVG-EAR (arXiv 2603.08982). Costs 1 / block_q of a dense call's first
+product and exponentials, and reads the values.
 """
 
 from dataclasses import dataclass
@@ -51,19 +50,20 @@ def _errors(
     q_means: Tensor, k_means: Tensor, k: Tensor, v: Tensor, real: Tensor, out: Tensor
 ) -> None:
     """Of one head into out [nq, nk]. q_means [nq, D], scaled; k [nk * size, D], v [nk, size, D],
-    zero where a slot is not `real` [nk, size]."""
-    count = real.sum(1).to(v)
+    zero where a slot is not `real` [nk, size].
+
+    Z_i is the sum over all tokens and all centroids, so that one softmax over both gives both.
+    """
+    count, slots = real.sum(1).to(v), len(k)
     v_means = v.sum(1) / count[:, None]
-    squares, crosses = v.square().sum(-1), (v @ v_means[..., None])[..., 0]
-    whole, flat = count * v_means.square().sum(-1), k.shape[0]
-    padded = None if bool(real.all()) else ~real.flatten()
-    for rows in strips(len(q_means), flat):
-        logits = q_means[rows] @ k.mT
-        if padded is not None:
-            logits.masked_fill_(padded, float("-inf"))
-        top = logits.amax(-1, keepdim=True)
-        exact = logits.sub_(top).exp_().view(-1, *real.shape)
-        far = (q_means[rows] @ k_means.mT).sub_(top).exp_()
-        crossed = (exact * crosses).sum(-1)
-        error = exact.square_().mul_(squares).sum(-1) - 2 * far * crossed + far.square() * whole
-        out[rows] = error.clamp_(min=0)
+    squares, crosses = v.square().sum(-1, keepdim=True), v @ v_means[..., None]
+    whole, columns = count * v_means.square().sum(-1), torch.cat([k, k_means]).mT
+    padded = ~real.flatten()
+    for rows in strips(len(q_means), columns.shape[1]):
+        weight = q_means[rows] @ columns
+        weight[:, :slots].masked_fill_(padded, float("-inf"))
+        weight = torch.softmax(weight, -1)
+        exact, far = weight[:, :slots].unflatten(1, real.shape).transpose(0, 1), weight[:, slots:]
+        crossed = (exact @ crosses)[..., 0].T
+        errors = (exact.square() @ squares)[..., 0].T - 2 * far * crossed + far.square() * whole
+        out[rows] = errors.clamp_(min=0)

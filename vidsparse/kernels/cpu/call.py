@@ -85,7 +85,7 @@ class Call:
         self.first_q = plan.q_blocks.start.tolist()
         self.count_q = plan.q_blocks.count.tolist()
         self.block_q: int = max(self.count_q)
-        self.stretch = min(MAX_STRETCH, max(MIN_STRETCH, len(self.count_q) // 4))
+        self.stretch = min(MAX_STRETCH, max(MIN_STRETCH, -(-len(self.count_q) // 2)))
         self.index = plan.index.contiguous()
         self.ids = self.index.numpy().data if self.slots.short else None
         self._size_workspace(counts)
