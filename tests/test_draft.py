@@ -72,7 +72,7 @@ def test_error_aware_scores(order: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert ((found.value - want).abs() <= 1e-5 * scale).all()
     monkeypatch.setattr("vidsparse.draft.SCRATCH", 1000)  # a few rows at a time
     again = ear.estimate(draft, ear.Params()).value
-    assert ((again - found.value).abs() <= 1e-6 * scale).all()
+    assert ((again - found.value).abs() <= 1e-5 * scale).all()
 
 
 def test_tilt_weighs_the_rest_by_its_spread() -> None:
