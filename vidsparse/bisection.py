@@ -28,7 +28,7 @@ def bisected(rows: Tensor, size: int, local: bool) -> Tensor:
     stay in their order.
     """
     groups, count, axes = rows.shape
-    order = torch.arange(count, device=rows.device).expand(groups, count).contiguous()
+    order = torch.arange(count, device=rows.device).repeat(groups, 1)
     rows = rows.mT.clone(memory_format=torch.contiguous_format)  # what is compared stands together
     parts = [(0, count)]
     while parts := [part for part in parts if part[1] > size]:
@@ -37,10 +37,10 @@ def bisected(rows: Tensor, size: int, local: bool) -> Tensor:
             alike[length].append(first)
         for length, firsts in alike.items():
             inside = torch.arange(length, device=rows.device)
-            at = (torch.tensor(firsts, device=rows.device)[:, None] + inside).flatten()
+            at = (torch.tensor(firsts, device=rows.device).unsqueeze(1) + inside).flatten()
             here = rows.index_select(2, at).view(groups, axes, -1, length)
             ranks = (_main(here) if local else _widest(here)).argsort(dim=-1, stable=True)
-            moved = here.gather(-1, ranks[:, None].expand(here.shape))
+            moved = here.gather(-1, ranks.unsqueeze(1).expand(here.shape))
             rows.index_copy_(2, at, moved.flatten(2))
             known = order.index_select(1, at).view(ranks.shape)
             order.index_copy_(1, at, known.gather(-1, ranks).flatten(1))
@@ -55,7 +55,7 @@ def main_axes(covariance: Tensor, axes: int) -> Tensor:
     axis has the variance that is left for it to well within what a choice of axes needs.
     """
     depth = covariance.shape[-1]
-    largest = covariance.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+    largest = covariance.diagonal(dim1=-2, dim2=-1).amax(-1).view(-1, 1, 1)
     scaled = covariance / largest.clamp(min=torch.finfo(covariance.dtype).tiny)
     basis = _start(depth, axes).to(scaled).expand(len(covariance), depth, axes)
     for _ in range(SWEEPS):
@@ -69,7 +69,8 @@ def factor(covariance: Tensor) -> Tensor:
     |L^T x| is the length of x in the metric of the covariance.
     """
     largest = covariance.diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=1e-20)
-    ridge = torch.eye(covariance.shape[-1]).to(covariance) * (1e-5 * largest)[:, None, None]
+    eye = torch.eye(covariance.shape[-1], device=covariance.device, dtype=covariance.dtype)
+    ridge = eye * (1e-5 * largest).view(-1, 1, 1)
     found: Tensor = torch.linalg.cholesky_ex(covariance + ridge).L
     return found
 
@@ -90,17 +91,17 @@ def _halves(first: int, length: int, size: int) -> tuple[tuple[int, int], tuple[
 
 def _widest(x: Tensor) -> Tensor:
     """x [G, A, parts, n] -> [G, parts, n]: on the axis in which each part varies most."""
-    axis = x.var(-1, correction=0).argmax(1)[:, None, :, None]
-    return x.gather(1, axis.expand(-1, 1, -1, x.shape[-1]))[:, 0]
+    axis = x.var(-1, correction=0).argmax(1, keepdim=True).unsqueeze(-1)
+    return x.gather(1, axis.expand(-1, 1, -1, x.shape[-1])).squeeze(1)
 
 
 def _main(x: Tensor) -> Tensor:
     """x [G, A, parts, n] -> [G, parts, n]: on the main axis of each part."""
     x = (x - x.mean(-1, keepdim=True)).transpose(1, 2)
     covariance = x @ x.mT
-    widest = covariance.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+    widest = covariance.diagonal(dim1=-2, dim2=-1).argmax(-1).view(*x.shape[:2], 1, 1)
     axis = covariance.gather(-1, widest.expand(*covariance.shape[:3], 1))
     for _ in range(POWER):
         axis = covariance @ axis
         axis = axis / axis.norm(dim=-2, keepdim=True).clamp(min=1e-20)
-    return (axis.mT @ x)[..., 0, :]
+    return (axis.mT @ x).squeeze(-2)

@@ -85,8 +85,8 @@ class Draft:
     @cached_property
     def spread(self) -> Tensor:
         """float32 [B, H, nq, nk], >= 0. Formula in the module docstring."""
-        of_q = _squares(self.q, self.q_blocks, self.order_q)
-        variance = _squares(self.k, self.k_blocks, self.order_k) - self.k_means.square()
+        of_q = self._squares(self.q, self.q_blocks, self.order_q)
+        variance = self._squares(self.k, self.k_blocks, self.order_k) - self.k_means.square()
         half = 0.5 * self.scale**2
         return torch.matmul(of_q * half, variance.clamp_(min=0).mT).float()
 
@@ -99,6 +99,20 @@ class Draft:
             return found
         return blocks.mean(taken(x, order))
 
+    def _squares(self, x: Tensor, blocks: Blocks, order: Tensor | None) -> Tensor:
+        """`means_of` of x squared, a few heads at once."""
+        batch, heads, tokens, depth = x.shape
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        found = []
+        for b in range(batch):
+            for cut in strips(heads, tokens * depth):
+                some, own = (cut.start, cut.stop - cut.start), order
+                if order is not None and order.ndim == 3:
+                    own = order.narrow(0, b, 1).narrow(1, *some)
+                part = x.narrow(0, b, 1).narrow(1, *some).to(wide).square()
+                found.append(self.means_of(part, blocks, own))
+        return torch.cat(found, 1).view(batch, heads, len(blocks), depth)
+
 
 def taken(x: Tensor, order: Tensor | None) -> Tensor:
     """x [B, H, S, D] in an order of its tokens, int64 [S] or [B, H, S]; None: as it is."""
@@ -106,12 +120,12 @@ def taken(x: Tensor, order: Tensor | None) -> Tensor:
         return x
     if order.ndim == 1:
         return x.index_select(2, order)
-    rows = x.shape[:2].numel()
-    out = x.new_empty(x.shape)
-    flat = zip(out.view(rows, *x.shape[2:]), order.reshape(rows, -1), strict=True)
-    for n, (target, places) in enumerate(flat):  # `gather` takes an index as large as x
-        torch.index_select(x[divmod(n, x.shape[1])], 0, places, out=target)
-    return out
+    heads = (  # `gather` takes an index as large as x
+        x.select(0, b).select(0, h).index_select(0, order.select(0, b).select(0, h))
+        for b in range(x.shape[0])
+        for h in range(x.shape[1])
+    )
+    return torch.stack([*heads]).view(x.shape)
 
 
 @lru_cache(maxsize=16)
@@ -129,15 +143,3 @@ def strips(rows: int, numbers: int) -> Iterator[slice]:
     """Cuts of `rows` rows of so many numbers each, as many rows at a time as `SCRATCH` holds."""
     step = max(1, SCRATCH // max(1, numbers))
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
-
-
-def _squares(x: Tensor, blocks: Blocks, order: Tensor | None) -> Tensor:
-    """[B, H, n, D]: means over the tokens of each block of x squared, a few heads at once."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    out = x.new_empty(*x.shape[:2], len(blocks), x.shape[3], dtype=wide)
-    for batch in range(x.shape[0]):
-        for heads in strips(x.shape[1], x.shape[2] * x.shape[3]):
-            at = (slice(batch, batch + 1), heads)
-            own = order[at] if order is not None and order.ndim == 3 else order
-            out[at] = blocks.mean(taken(x[at], own).to(wide).square())
-    return out

@@ -18,6 +18,7 @@ class Params:
     name: str = "centroid"
     first_order: ClassVar[FirstOrder] = "none"
     centroids: ClassVar[bool] = True
+    spread: ClassVar[bool] = False
 
 
 def complete(plan: BlockPlan, draft: Draft, params: Params) -> BlockPlan:

@@ -14,6 +14,7 @@ class Params:
     name: str = "none"
     first_order: ClassVar[FirstOrder] = "none"
     centroids: ClassVar[bool] = False
+    spread: ClassVar[bool] = False
 
 
 def complete(plan: BlockPlan, draft: Draft, params: Params) -> BlockPlan:

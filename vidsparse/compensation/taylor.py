@@ -23,6 +23,7 @@ class Params:
     name: str = "taylor"
     scope: str = "global"
     centroids: ClassVar[bool] = True
+    spread: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(

@@ -25,6 +25,7 @@ class Params:
     bound: float = 2.0
     first_order: ClassVar[FirstOrder] = "row"
     centroids: ClassVar[bool] = True
+    spread: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self.bound > 0, "compensation.bound", self.bound, "a number > 0")

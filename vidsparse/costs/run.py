@@ -150,11 +150,17 @@ def method(forward: Forward, config: SparseConfig, machine: Machine) -> stages.M
     name = GPU_EXECUTOR if machine.is_gpu else "cpu"
     executor: Executor = registry.executor(name)
     block_q = executor.query_block(form(forward, config, machine))
+    layout, first_order = config.layout, config.compensation.first_order
     return stages.Method(
         block_q=block_q,
         block_k=config.kernel.block_k,
-        centroids=config.compensation.name != "none",
-        first_order=config.compensation.first_order != "none",
+        centroids=config.compensation.centroids,
+        first_order=first_order != "none",
+        row_moments=first_order == "row",
+        spread=config.estimator.spread or config.compensation.spread,
+        reads_tokens=config.estimator.reads_tokens,
+        refresh=layout.refresh if layout.per_head else 0,
+        axes=layout.axes if layout.per_head else 0,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import log2
 from typing import Literal
 
 from vidsparse.costs.forward import Forward
@@ -15,12 +16,13 @@ CROSS = "cross-attention"
 ELEMENTWISE = "elementwise"
 DENSE = "self-attention, dense"
 PERMUTATION = "permutation"
+ORDER = "orders of heads"
 ESTIMATOR = "estimator"
 SELECTOR = "selector and lists"
 EXACT = "exact tiles"
 REST = "rest"
 
-AROUND = (PERMUTATION, ESTIMATOR, SELECTOR, REST)
+AROUND = (PERMUTATION, ORDER, ESTIMATOR, SELECTOR, REST)
 """Stages of a sparse call whose cost does not depend on its density."""
 
 TOUCHED = 340
@@ -30,6 +32,10 @@ in float32, which differ by 3 %, as most of them compute in float32."""
 
 OPERATIONS = 80
 """Such operations in a layer, of the same block."""
+
+
+PARTS = 18
+"""Operations of one pass of a bisection: parts come in three lengths at most, each takes six."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,20 @@ class Method:
     """What the cost of a sparse call depends on beside its density.
 
     block_q, block_k: tokens. centroids: blocks that are not listed give theirs. first_order: they
-    give the first-order term, too.
+    give the first-order term, too, and it is made for each query block if row_moments. spread: the
+    variance inside blocks is drafted. reads_tokens: the draft is of every key and value. refresh:
+    steps for which heads keep an order of their own, 0 if they have none; axes: what it compares.
     """
 
     block_q: int
     block_k: int
     centroids: bool = True
     first_order: bool = False
+    row_moments: bool = False
+    spread: bool = False
+    reads_tokens: bool = False
+    refresh: int = 0
+    axes: int = 0
 
 
 def around_attention(forward: Forward) -> list[Stage]:
@@ -146,6 +159,7 @@ def sparse_layer(forward: Forward, method: Method, density: float) -> list[Stage
             unit="sparse",
         ),
     ]
+    stages += _drafted(forward, method)
     if method.centroids:
         means = float(tokens) * columns
         state = 4.0 * tokens * width * forward.head_dim if method.first_order else 0.0
@@ -160,6 +174,54 @@ def sparse_layer(forward: Forward, method: Method, density: float) -> list[Stage
             )
         )
     return stages
+
+
+def _drafted(forward: Forward, method: Method) -> list[Stage]:
+    """What some methods compute before they select, beside the draft of block means."""
+    tokens, width, heads = float(forward.tokens), forward.width, forward.heads
+    passed = tokens * width * forward.bytes
+    rows, columns = tokens / method.block_q, tokens / method.block_k
+    found = []
+    if method.refresh:
+        levels = log2(max(2.0, columns))
+        numbers = 4.0 * 2 * tokens * heads * (method.axes or forward.head_dim)
+        grams = 6 * tokens * width * forward.head_dim
+        local = 4 * levels * tokens * width * forward.head_dim * (method.axes == 0)
+        whole = Stage(
+            ORDER,
+            flops=grams + local + 4 * tokens * width * method.axes,
+            bytes=6 * passed + levels * 6 * numbers,  # gather, compare, sort, move
+            launches=2 * levels * PARTS,
+        )
+        found.append(whole.times(1 / method.refresh))
+        found.append(Stage(PERMUTATION, bytes=8.0 * 2 * tokens * heads))  # the orders are read
+    if method.spread:
+        cells = rows * columns
+        found.append(
+            Stage(ESTIMATOR, flops=2 * cells * width, bytes=2 * passed + 8 * cells, launches=6)
+        )
+    if method.reads_tokens:
+        weights = rows * tokens * heads
+        found.append(
+            Stage(
+                ESTIMATOR,
+                flops=2 * rows * tokens * width,
+                bytes=4 * passed + 5 * 4 * weights,  # written, normalised, summed twice
+                exps=weights,
+                launches=8.0 * heads,
+            )
+        )
+    if method.row_moments:
+        moments = columns * width * forward.head_dim
+        found.append(
+            Stage(
+                REST,
+                flops=2 * tokens * width * forward.head_dim + 2 * rows * moments,
+                bytes=2 * passed + 8 * moments,
+                launches=3,
+            )
+        )
+    return found
 
 
 def once(forward: Forward) -> Stage:

@@ -4,7 +4,8 @@ A method is a file here with
 
     class Params
         frozen dataclass, first field `name`; its other fields are the YAML keys. `kind`: of its
-        scores.
+        scores. What it costs: `spread`, whether it reads that of the draft; `reads_tokens`, whether
+        every key and value.
     def estimate(draft: Draft, params: Params) -> Scores
         scores [B, H, nq, nk] that say what they are: kind "logit" (logarithms of mean weights),
         "mass" (rows sum to 1) or "rank" (they compare inside a row, and are no mass).

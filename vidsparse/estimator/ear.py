@@ -24,46 +24,53 @@ class Params:
 
     name: str = "ear"
     kind: ClassVar[ScoreKind] = "rank"
+    spread: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = True
 
 
 def estimate(draft: Draft, params: Params) -> Scores:
     """Errors float32 [B, H, nq, nk], which compare inside a row alone. Formula above."""
     batch, heads = draft.q.shape[:2]
-    out = draft.q.new_empty(batch, heads, *map(len, (draft.q_blocks, draft.k_blocks))).float()
     cut, size = draft.k_blocks.on(draft.q.device), draft.k_blocks.size
     inside = torch.arange(size, device=draft.q.device)
-    real = inside < cut.count[:, None]
-    slots = cut.start[:, None] + torch.where(real, inside, 0)
+    padding = inside >= cut.count.unsqueeze(1)
+    slots = cut.start.unsqueeze(1) + inside.masked_fill(padding, 0)
     scaled = draft.q_means * draft.scale
-    for place in ((b, h) for b in range(batch) for h in range(heads)):
-        order = draft.order_k
+    order = None if draft.order_k is None else draft.order_k.expand(batch, heads, -1)
+    found = []
+    for b, h in ((b, h) for b in range(batch) for h in range(heads)):
+        at = slots.flatten()
         if order is not None:
-            order = order[place] if order.ndim == 3 else order
-        at = (slots if order is None else order[slots]).flatten()
-        k, v = (x[place].index_select(0, at).to(scaled) for x in (draft.k, draft.v))
-        v = v.view(*slots.shape, -1).masked_fill(~real[..., None], 0.0)
-        _errors(scaled[place], draft.k_means[place], k, v, real, out[place])
-    return Scores(out, params.kind)
+            at = _head(order, b, h).index_select(0, at)
+        k, v = (_head(x, b, h).index_select(0, at).to(scaled.dtype) for x in (draft.k, draft.v))
+        v = v.view(*slots.shape, -1).masked_fill(padding.unsqueeze(-1), 0.0)
+        found.append(_errors(_head(scaled, b, h), _head(draft.k_means, b, h), k, v, padding))
+    return Scores(torch.stack(found).unflatten(0, (batch, heads)).float(), params.kind)
 
 
-def _errors(
-    q_means: Tensor, k_means: Tensor, k: Tensor, v: Tensor, real: Tensor, out: Tensor
-) -> None:
-    """Of one head into out [nq, nk]. q_means [nq, D], scaled; k [nk * size, D], v [nk, size, D],
-    zero where a slot is not `real` [nk, size].
+def _head(x: Tensor, batch: int, head: int) -> Tensor:
+    return x.select(0, batch).select(0, head)
+
+
+def _errors(q_means: Tensor, k_means: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
+    """Of one head, [nq, nk]. q_means [nq, D], scaled; k [nk * size, D], v [nk, size, D],
+    zero where a slot is `padding` [nk, size].
 
     Z_i is the sum over all tokens and all centroids, so that one softmax over both gives both.
     """
-    count, slots = real.sum(1).to(v), len(k)
-    v_means = v.sum(1) / count[:, None]
-    squares, crosses = v.square().sum(-1, keepdim=True), v @ v_means[..., None]
+    count, slots = padding.logical_not().sum(1).to(v), len(k)
+    v_means = v.sum(1) / count.unsqueeze(1)
+    squares, crosses = v.square().sum(-1, keepdim=True), v @ v_means.unsqueeze(-1)
     whole, columns = count * v_means.square().sum(-1), torch.cat([k, k_means]).mT
-    padded = ~real.flatten()
+    padded, found = padding.flatten(), []
     for rows in strips(len(q_means), columns.shape[1]):
-        weight = q_means[rows] @ columns
-        weight[:, :slots].masked_fill_(padded, float("-inf"))
+        some = rows.start, rows.stop - rows.start
+        weight = q_means.narrow(0, *some) @ columns
+        weight.narrow(1, 0, slots).masked_fill_(padded, float("-inf"))
         weight = torch.softmax(weight, -1)
-        exact, far = weight[:, :slots].unflatten(1, real.shape).transpose(0, 1), weight[:, slots:]
-        crossed = (exact @ crosses)[..., 0].T
-        errors = (exact.square() @ squares)[..., 0].T - 2 * far * crossed + far.square() * whole
-        out[rows] = errors.clamp_(min=0)
+        exact = weight.narrow(1, 0, slots).unflatten(1, padding.shape).transpose(0, 1)
+        far = weight.narrow(1, slots, len(padding))
+        crossed, squared = (exact @ crosses).squeeze(-1).T, (exact.square() @ squares).squeeze(-1).T
+        errors = squared - 2 * far * crossed + far.square() * whole
+        found.append(errors.clamp_(min=0))
+    return torch.cat(found)

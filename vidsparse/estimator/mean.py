@@ -25,6 +25,8 @@ class Params:
     name: str = "mean"
     sub_blocks: int = 1
     kind: ClassVar[ScoreKind] = "logit"
+    spread: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(

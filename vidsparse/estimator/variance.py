@@ -21,6 +21,8 @@ class Params:
     name: str = "variance"
     bound: float = 2.0
     kind: ClassVar[ScoreKind] = "logit"
+    spread: ClassVar[bool] = True
+    reads_tokens: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(self.bound > 0, "estimator.bound", self.bound, "a number > 0")

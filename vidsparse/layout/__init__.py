@@ -15,7 +15,7 @@ A method is a file here with
     def head_orders(draft: Draft, grid: TokenGrid, params: Params) -> tuple[Tensor, Tensor, Tensor]
         only where `per_head`: orders of queries and of keys, int64 [B, H, S], as a Draft takes
         them, and bool [B, H], the heads that have one. draft: of the tokens in video order. They
-        are kept for `params.refresh` steps.
+        are kept for `params.refresh` steps, and compare `params.axes` numbers of a token (0: all).
 
 Text tokens keep their place. The video order depends on the grid alone, so a pipeline permutes its
 tokens once per forward instead of once per layer; orders of heads cost a gather where keys and

@@ -68,28 +68,35 @@ def head_orders(draft: Draft, grid: TokenGrid, params: Params) -> tuple[Tensor, 
 
     draft: of the tokens in base order.
     """
-    batch, heads, tokens, _ = draft.q.shape
-    video = slice(grid.video_start, grid.video_start + grid.video_tokens)
+    batch, heads, tokens, depth = draft.q.shape
+    video = grid.video_start, grid.video_tokens
     base = torch.arange(tokens, device=draft.q.device) if draft.order_q is None else draft.order_q
-    of_q, of_k = (base.expand(batch, heads, tokens).clone() for _ in range(2))
-    sizes = draft.q_blocks.size, draft.k_blocks.size
-    at_once = max(1, SCRATCH // (grid.video_tokens * draft.q.shape[3]))
-    for b in range(batch):
-        for first in range(0, heads, at_once):
-            some = slice(b, b + 1), slice(first, first + at_once)
-            q, k = (
-                taken(x[some], base[video])[0].float().nan_to_num_(0.0, 0.0, 0.0)
-                for x in (draft.q, draft.k)
-            )
-            rows = _in_metric(q, k, params.axes)
-            for order, own, size in zip((of_q, of_k), rows, sizes, strict=True):
-                found = bisection.bisected(own, size, local=params.axes == 0)
-                order[(*some, video)] = base[video][found]
+    place = base.narrow(0, *video)
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    at_once = max(1, SCRATCH // (grid.video_tokens * depth))
+    for b, first in ((b, first) for b in range(batch) for first in range(0, heads, at_once)):
+        some = first, min(at_once, heads - first)
+        own = (x.narrow(0, b, 1).narrow(1, *some) for x in (draft.q, draft.k))
+        own = (x.narrow(2, *video) if draft.order_q is None else taken(x, place) for x in own)
+        q, k = (x.squeeze(0).float() for x in own)
+        q, k = (torch.where(x.isfinite(), x, 0.0) for x in (q, k))
+        sizes = draft.q_blocks.size, draft.k_blocks.size
+        for part, rows, size in zip(found, _in_metric(q, k, params.axes), sizes, strict=True):
+            order = bisection.bisected(rows, size, local=params.axes == 0)
+            part.append(place.expand_as(order).gather(1, order))
+    around = base.narrow(0, 0, video[0]), base.narrow(0, sum(video), tokens - sum(video))
+    of_q, of_k = (_between(torch.cat(part).view(batch, heads, -1), *around) for part in found)
     if not params.gate:
         return of_q, of_k, torch.ones(batch, heads, dtype=torch.bool, device=base.device)
     chosen = waste(draft.ordered(of_q, of_k)) < waste(draft)
-    of_q, of_k = (torch.where(chosen[..., None], order, base) for order in (of_q, of_k))
+    of_q, of_k = (torch.where(chosen.unsqueeze(-1), order, base) for order in (of_q, of_k))
     return of_q, of_k, chosen
+
+
+def _between(orders: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Orders [B, H, n] of the video with the tokens around it."""
+    parts = (x if x.ndim == 3 else x.expand(*orders.shape[:2], -1) for x in (before, orders, after))
+    return torch.cat([*parts], -1)
 
 
 def waste(draft: Draft) -> Tensor:
@@ -98,8 +105,8 @@ def waste(draft: Draft) -> Tensor:
     text = draft.q_blocks.on(draft.q.device).text
     logits = (draft.logits + cut.count.log()).masked_fill(cut.text, float("-inf"))
     mass = logits.softmax(-1)
-    near = max(1, int(NEAR * int((~cut.text).sum())))
-    least = mass.topk(near, -1).values[..., -1:]
+    near = max(1, int(NEAR * int((~draft.k_blocks.text).sum())))
+    least = mass.topk(near, -1).values.narrow(-1, near - 1, 1)
     lost = (mass * draft.spread).masked_fill((mass >= least) | cut.text, 0.0)
     weight = draft.q_blocks.on(draft.q.device).count.masked_fill(text, 0).to(lost)
     return 2 * (lost.sum(-1) @ weight) / weight.sum()
