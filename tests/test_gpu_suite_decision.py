@@ -49,6 +49,9 @@ TUNED = [
     timing(0.2, "triton-ws", "128x64 w4 s2, random", 8.0),
     timing(0.2, "triton-ws", "128x128 w4 s2, random", 7.0),
     timing(0.2, "triton-levels", "128x64 w8 s3, random", 7.5),
+    timing(0.2, "triton-tma-64", "64x64 w4 s2, random", 9.5),
+    timing(0.2, "triton-rest", "128x64 w8 s2", 1.5),
+    timing(0.2, "triton-rest", "128x32 w8 s3", 1.4),
     replace(timing(0.2, "triton-ws", "128x64 w4 s4, random", 1.0), rel_l2=0.5),
     replace(timing(0.2, "triton-tma", "128x64 w8 s3, random", 9.0), head_dim=64),
 ]
@@ -77,10 +80,10 @@ def test_decision() -> None:
         "checks: 1 right, wrong or failed 0; not here: cudnn",
         'PREFERRED = ("fa4", "triton")  # exact/__init__.py; fa4 128x128 32.17 ms; '
         "triton ws 128x64 35.36 ms",
-        "exact/triton.py TMA: (9, 64): Tiling(128, 64, 8, 3)",
-        "exact/triton.py WS: (9, 128, 128): Tiling(128, 128, 4, 2), "
-        "(9, 128, 64): Tiling(128, 64, 4, 2)",
-        "levels_forward.py TILINGS: (9, 128): Tiling(128, 64, 8, 3)",
+        "exact/triton.py: TMA (9, 64): Tiling(128, 64, 8, 3); TMA_64 9: Tiling(64, 64, 4, 2); "
+        "WS (9, 128, 128): Tiling(128, 128, 4, 2), (9, 128, 64): Tiling(128, 64, 4, 2)",
+        "rest_merge.py: TILINGS (9, 0): Tiling(128, 32, 8, 3)",
+        "levels_forward.py: TILINGS (9, 128): Tiling(128, 64, 8, 3)",
     ]
 
 

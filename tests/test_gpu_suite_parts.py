@@ -160,7 +160,7 @@ def test_failures_in_each_part(tmp_path: Path) -> None:
         assert tried.pop(f"{part} {kind}") == outcome
     assert len(tried) == 3 * len(suite.PARTS) - 1  # the models are two
     assert {*tried.values()} == {"done"}
-    assert done.stdout.splitlines()[-1].startswith("levels_forward.py TILINGS: ")
+    assert done.stdout.splitlines()[-1].startswith("levels_forward.py: TILINGS ")
 
 
 def test_ended_from_outside(tmp_path: Path) -> None:

@@ -25,11 +25,13 @@ PREFERENCE = (0.1, 0.2)
 AROUND = ("pool", "draft", "select", "rest")
 """Stages around the exact tiles, which are their overhead."""
 
-TABLES = {forms.way("pointer"): ("exact/triton.py POINTER", ""),
-          forms.way("tma"): ("exact/triton.py TMA", ""),
-          forms.way("ws"): ("exact/triton.py WS", ", {keys}"),
-          "triton-levels": ("levels_forward.py TILINGS", "")}  # fmt: skip
-"""Way -> its table of tilings, and what stands in a key beside generation and head dim."""
+TABLES = {forms.way("pointer"): ("exact/triton.py", "POINTER", "({major}, {width})"),
+          forms.way("tma"): ("exact/triton.py", "TMA", "({major}, {width})"),
+          f"{forms.way('tma')}-64": ("exact/triton.py", "TMA_64", "{major}"),
+          forms.way("ws"): ("exact/triton.py", "WS", "({major}, {width}, {keys})"),
+          "triton-rest": ("rest_merge.py", "TILINGS", "({major}, {minor})"),
+          "triton-levels": ("levels_forward.py", "TILINGS", "({major}, {width})")}  # fmt: skip
+"""What is tuned -> its file and table of tilings, and a key of it."""
 
 MOST = 15
 """Lines of a decision."""
@@ -163,21 +165,24 @@ def preference(checks: list[Check], bench: list[Result], shape: str) -> str:
 
 
 def tilings(tuned: list[Result], gpu: str) -> Iterator[str]:
-    """Per table of tilings the entries of the fastest, by head dim and keys of a tile."""
-    major = match[1] if (match := re.search(r"sm_(\d+)\d$", gpu)) else "?"
+    """Per file the entries of the fastest in its tables of tilings."""
+    major, minor = match.groups() if (match := re.search(r"sm_(\d+)(\d)$", gpu)) else "??"
     best: dict[tuple[str, str], Result] = {}
     for row in sorted(timed(tuned), key=lambda row: row.ms_p50 or 0):
         if row.dtype == "bfloat16" and row.impl in TABLES and not fault(row):
-            label, beside = row.stage.partition(",")[0], TABLES[row.impl][1]
+            label, key = row.stage.partition(",")[0], TABLES[row.impl][2]
             width = 64 if row.head_dim <= 64 else 128
             keys = label.split(" ")[0].split("x")[1]
-            where = f"({major}, {width}{beside.format(keys=keys)})"
+            where = key.format(major=major, minor=minor, width=width, keys=keys)
             best.setdefault((row.impl, where), row)
-    for impl, (table, _) in TABLES.items():
+    said: dict[str, list[str]] = {}
+    for impl, (file, table, _) in TABLES.items():
         entries = [f"{where}: Tiling({arguments(row.stage.partition(',')[0])})"
                    for (name, where), row in sorted(best.items()) if name == impl]  # fmt: skip
         if entries:
-            yield f"{table}: {', '.join(entries)}"
+            said.setdefault(file, []).append(f"{table} {', '.join(entries)}")
+    for file, tables in said.items():
+        yield f"{file}: {'; '.join(tables)}"
 
 
 def arguments(label: str) -> str:

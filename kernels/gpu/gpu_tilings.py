@@ -7,12 +7,15 @@ random: no two rows alike, the worst case for the L2.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 import torch
-from gpu_bench import Bench, Sizes, blank, unit
-from gpu_cases import SHAPES, TINY, Shape, exact_plan, full_blocks, work
+from gpu_bench import Bench, Sizes, blank, plan_at, unit
+from gpu_bench_stages import STAGES
+from gpu_cases import SHAPES, SIZES, TINY, Shape, exact_plan, full_blocks, work
 from gpu_results import Machine
 from gpu_rows import Result
 from gpu_units import Unit
@@ -20,10 +23,17 @@ from gpu_ways import Exact, Levels, exact, here, levels, way
 from sampled import sampled_error
 
 from vidsparse import forms as triton_forms
+from vidsparse.kernels.gpu import engine, rest_merge, support
 from vidsparse.kernels.gpu.operands import Tiling
 
 HALF = torch.bfloat16
 POINTER, TMA, WS = map(triton_forms.way, triton_forms.FORMS)
+TMA_64 = f"{TMA}-64"
+"""The same on query blocks of 64, which have a table of their own."""
+
+REST = "triton-rest"
+"""The rest merge; its table, and that of `TMA_64`, are the same for every head dim."""
+
 Numbers = tuple[int, int, int, int, int | None]
 
 TILINGS: dict[int, dict[str, tuple[Numbers, ...]]] = {
@@ -32,6 +42,9 @@ TILINGS: dict[int, dict[str, tuple[Numbers, ...]]] = {
                   (64, 64, 4, 3, None)),
         TMA: ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (128, 128, 8, 2, None),
               (64, 64, 4, 2, None)),
+        TMA_64: ((64, 64, 4, 2, None), (64, 64, 4, 3, None)),
+        REST: ((128, 64, 8, 2, None), (128, 64, 8, 3, None), (128, 32, 8, 3, None),
+               (64, 64, 4, 2, None)),
         WS: ((128, 64, 4, 3, None), (128, 64, 4, 2, None), (128, 128, 4, 2, None)),
         "triton-levels": ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (64, 64, 4, 3, None)),
     },
@@ -67,12 +80,18 @@ def forms(machine: Machine) -> Iterator[Unit]:
 
 def tune(machine: Machine) -> Iterator[Unit]:
     """Every tiling; what does not compile is a row with the reason."""
-    names = {one.name for one in here(machine) if one.engine == "triton"} | {"triton-levels"}
+    names = {one.name for one in here(machine) if one.engine == "triton"}
+    names |= {"triton-levels", REST} | ({TMA_64} if TMA in names else set())
     for shape in both(machine):
         table = TILINGS[64 if shape.head_dim <= 64 else 128]
         every = [(name, Tiling(*numbers)) for name in table if name in names
                  for numbers in table[name]]  # fmt: skip
-        for name, tiling in every[::5] if machine.dry else every:
+        if machine.dry:  # one of each table
+            every = [*{name: (name, tiling) for name, tiling in every}.values()][::-1]
+        for name, tiling in every:
+            if name == REST:
+                yield rest_unit(machine, shape, tiling)
+                continue
             yield tiling_unit(machine, shape, HALF, name, tiling)
     if not machine.dry:
         for numbers in FLOAT32:
@@ -98,13 +117,44 @@ def tiling_unit(
     machine: Machine, shape: Shape, dtype: torch.dtype, name: str, tiling: Tiling
 ) -> Unit:
     """Blocks are as wide as a tile of keys, 64 at least, so that density means the same for all."""
-    sizes = 128, max(64, tiling.block_n)
+    sizes = 64 if name == TMA_64 else 128, max(64, tiling.block_n)
     how: Callable[..., Exact | Levels] = (
         partial(levels, shape=tiling)
         if name == "triton-levels"
-        else partial(exact, way(name), tiling=tiling)
+        else partial(exact, way(name.removesuffix("-64")), tiling=tiling)
     )
     return lists_unit(machine, shape, TUNED, name, sizes, label(tiling), how, "tune", dtype)
+
+
+def rest_unit(machine: Machine, shape: Shape, tiling: Tiling) -> Unit:
+    """Means, moment and rest merge of one tiling, beside the error of a whole call with it."""
+    _, density = TUNED
+
+    def act(this: Bench) -> Iterator[Result]:
+        plan = plan_at(this, density)
+        ready = STAGES["rest"](this, density, plan)
+        plan = plan.with_rest(plan.k_blocks.levels, "global")
+        with rest_tiling(machine, tiling):
+            out, _ = engine.execute(*this.qkv, plan)
+            times = this.beside_dense({REST: ready}, 0.4)
+        error = sampled_error(*this.qkv, out, plan, blocks=2)
+        yield this.row(density, REST, label(tiling), times[REST], None, times.get("dense"), error,
+                       SIZES[0])  # fmt: skip
+
+    row = blank(shape, density, REST, label(tiling), HALF, SIZES[0])
+    return unit(machine, shape, row, act, f"tune {REST}", "tune")
+
+
+@contextmanager
+def rest_tiling(machine: Machine, tiling: Tiling) -> Iterator[None]:
+    """Another tiling of the rest merge on the device of a machine."""
+    capability = support.capability(machine.device)
+    rest_merge.tiling.cache_clear()
+    try:
+        with patch.dict(rest_merge.TILINGS, {capability: tiling}):
+            yield
+    finally:
+        rest_merge.tiling.cache_clear()
 
 
 def lists_unit(
