@@ -178,6 +178,17 @@ def test_configs_name_them_and_doctor_shows_them(machine):
         assert f"exact {name}" in text and f"not here: {found[name]}" in text
 
 
+def test_doctor_says_what_is_untested(machine):
+    engines = registry.executors()
+    for capability, said in ((support.AMD, "untested on AMD GPUs"), ((9, 0), None)):
+        machine(capability)
+        found = doctor._remark_of(engines["triton"])
+        assert found is None if said is None else said in found
+        facts = {"about": "it", "missing": None, "remark": found}
+        (line,) = doctor._lines("engine", {"triton": facts})
+        assert ("untested" in line) == (said is not None)
+
+
 def test_asking_imports_no_library():
     code = (
         "import sys, torch; from vidsparse import registry\n"
