@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -95,6 +96,11 @@ def test_what_engines_refuse_is_one_line_before_anything_is_made(home, stub, mon
     assert "--device cuda:1" in refused("torchrun", plan, stub, device="cuda:1")
     assert "--device cuda:1" in refused("ray", plan, stub, device="cuda:1")
     assert "--gpus-per-worker 0.5" in refused("ray", plan, stub, device="cpu", gpus=0.5)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        said = refused("ray", plan, stub, device="cpu", address=address)
+    assert f"--ray-address {address}: Connection refused" in said and "ray start --head" in said
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "1")
     assert registry.batch_engine("torchrun").follows()

@@ -8,16 +8,22 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from vidsparse.batch.task import Broken, Outcome, Task
+from vidsparse.batch.task import Broken, Outcome, Resources, Task
 from vidsparse.batch.worker import Worker
 from vidsparse.compare.run import cores
 from vidsparse.generate.model_files import InputError, first_line
 
+CURE = "`ray status` says what runs, `ray start --head` starts a cluster"
+REACH = 10.0  # seconds for a connection
 STORE = 100 * 2**20
 """Bytes for objects on this machine: tasks and outcomes are small, videos go to the disk."""
 
@@ -44,7 +50,7 @@ class Actor:
 
 def run(tasks: Sequence[Task], worker: Worker) -> Iterator[Outcome]:
     """As `vidsparse.batch` says."""
-    _check(worker.device, worker.resources.gpus)
+    _check(worker.resources)
     with _connected(worker) as (size, needs):
         import ray
         from ray.data import ActorPoolStrategy
@@ -68,14 +74,21 @@ def run(tasks: Sequence[Task], worker: Worker) -> Iterator[Outcome]:
             raise Broken(f"Ray has given up: {first_line(error)}") from error
 
 
-def _check(device: str, gpus: float | None) -> None:
+def _check(asked: Resources) -> None:
     """Raise InputError for what needs no Ray to be refused."""
-    if device.startswith("cuda:"):
+    if asked.device.startswith("cuda:"):
         raise InputError(
-            f"--device {device}: --engine ray gives each worker its GPU; take --device cuda"
+            f"--device {asked.device}: --engine ray gives each worker its GPU; take --device cuda"
         )
-    if device == "cpu" and gpus is not None:
-        raise InputError(f"--gpus-per-worker {gpus:g}: on a CPU there are none; leave it out")
+    if asked.device == "cpu" and asked.gpus is not None:
+        raise InputError(f"--gpus-per-worker {asked.gpus:g}: on a CPU there are none; leave it out")
+    place = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d{1,5})", asked.address or "")
+    if place:  # Ray would try for minutes, and end the process
+        try:
+            socket.create_connection((place[1], int(place[2])), timeout=REACH).close()
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"--ray-address {asked.address}: {why}; {CURE}") from error
 
 
 @contextmanager
@@ -123,17 +136,19 @@ def _connected(worker: Worker) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _start(ray: Any, address: str | None, cpus: int) -> None:
+    """Connect, to a cluster or to one that is started here. Raises InputError."""
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": STORE}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         with _silent():
             ray.init(**quiet, **({"address": address} if address is not None else local))
     except Exception as error:  # of the network, of a version: none of them is ours
         where = f"--ray-address {address}" if address is not None else "--engine ray"
-        raise InputError(
-            f"{where}: {first_line(error)}; `ray status` says what runs, `ray start --head` "
-            "starts a cluster"
-        ) from error
+        raise InputError(f"{where}: {first_line(error)}; {CURE}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has set its own
 
 
 @contextmanager
