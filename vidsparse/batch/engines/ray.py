@@ -22,7 +22,10 @@ from vidsparse.batch.worker import Worker
 from vidsparse.compare.run import cores
 from vidsparse.generate.model_files import InputError, first_line
 
-CURE = "`ray status` says what runs, `ray start --head` starts a cluster"
+CURE = (
+    "`ray status` says what runs, `ray start --head` starts a cluster; one with tokens wants "
+    "RAY_AUTH_MODE=token"
+)
 REACH = 10.0  # seconds for a connection
 STORE = 100 * 2**20
 """Bytes for objects on this machine: tasks and outcomes are small, videos go to the disk."""
