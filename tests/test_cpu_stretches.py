@@ -1,5 +1,6 @@
 """The CPU engine on plans with moments of rows and orders of heads, whose rows run in stretches."""
 
+from collections.abc import Iterable
 from itertools import accumulate
 
 import pytest
@@ -46,17 +47,25 @@ def plan_of(
     return plan
 
 
+def with_depths(dtypes: Iterable[torch.dtype]) -> pytest.MarkDecorator:
+    """Each dtype and each head dim with every form; the other pairs of the two are slow."""
+    pairs = [
+        pytest.param(dtype, depth, marks=[pytest.mark.slow] * ((n + m) % 2))
+        for n, dtype in enumerate(dtypes)
+        for m, depth in enumerate((40, 128))
+    ]
+    return pytest.mark.parametrize(("dtype", "depth"), pairs, ids=str)
+
+
 @every_form
-@pytest.mark.parametrize("depth", [40, 128])
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@with_depths(TOLERANCES)
 def test_dtypes(dtype: torch.dtype, depth: int, form: str) -> None:
     plan = plan_of(form)
     assert_matches(*tensors(plan, depth, dtype), plan)
 
 
 @every_form
-@pytest.mark.parametrize("depth", [40, 128])
-@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+@with_depths(fused.DTYPES)
 def test_dtypes_of_torchs_attention(dtype: torch.dtype, depth: int, form: str) -> None:
     """The LSE is as exact as the keys, of which centroids are rounded."""
     plan = plan_of(form)

@@ -193,6 +193,27 @@ def test_what_cannot_hold_is_of_a_test_a_mode_and_an_error(entry: dict[str, str]
     assert not re.search(entry["test"], "tests.pipelines.a.test_a.TestA::test_callback_inputs")
 
 
+@pytest.mark.parametrize(
+    ("found", "wanted", "known"),
+    [
+        ("torch.Size([5, 3, 64, 64])", "(5, 3, 16, 16)", True),
+        ("torch.Size([3, 32, 32])", "(3, 16, 16)", True),
+        ("Tuples differ: (9, 64, 64, 3)", "(9, 32, 32, 3)", True),
+        ("torch.Size([4, 3, 64, 64])", "(5, 3, 16, 16)", False),
+        ("torch.Size([5, 3, 32, 32])", "(5, 3, 32, 32)", False),
+        ("torch.Size([5, 3, 16, 16])", "(5, 3, 32, 32)", False),
+        ("torch.Size([64, 64])", "(16, 16)", False),
+    ],
+)
+def test_another_size_is_known_and_nothing_else_of_the_shape(
+    found: str, wanted: str, known: bool
+) -> None:
+    case = "tests.pipelines.a.test_a.TestA::test_inference"
+    error = f"AssertionError: {found} != {wanted}"
+    why = run.reason(EXPECTED["cannot_hold"], "sparse", case, error)
+    assert (why is not None and "size of the smaller video" in why) == known
+
+
 def test_the_reason_is_of_the_error() -> None:
     known = [{"test": "test_inference$", "error": "^Assert", "modes": ["sparse"], "why": "pixels"}]
     case = "tests.pipelines.a.test_a.TestA::test_inference"
