@@ -28,7 +28,7 @@ TILINGS = {
     (10, 64): Tiling(128, 64, 8, 3),
     (10, 128): Tiling(128, 64, 8, 3),
     (12, 64): Tiling(128, 64, 8, 3, split=False),
-    (12, 128): Tiling(128, 64, 8, 3, split=False),
+    (12, 128): Tiling(128, 32, 8, 3, split=False),
 }
 """Major compute capability and width of the key buffer -> for bfloat16 and float16."""
 
