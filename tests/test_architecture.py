@@ -15,6 +15,8 @@ ROOMS = [
     "__main__",
     "cli",
     "batch",
+    "benching",
+    "capturing",
     "inspecting",
     "predict",
     "models",

@@ -18,6 +18,8 @@ from typer.core import TyperGroup
 import vidsparse
 from vidsparse import interrupts
 from vidsparse.batch.command import batch
+from vidsparse.benching.command import app as bench
+from vidsparse.capturing.command import capture
 from vidsparse.compare.command import compare
 from vidsparse.ending import fail, leave
 from vidsparse.inspecting.command import inspect
@@ -73,6 +75,7 @@ app = typer.Typer(
 
 
 app.add_typer(vbench, name="vbench")
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:
@@ -180,6 +183,7 @@ app.command()(batch)
 app.command()(predict)
 app.command()(compare)
 app.command()(inspect)
+app.command()(capture)
 
 
 @app.command()

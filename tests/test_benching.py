@@ -1,0 +1,118 @@
+"""`vidsparse bench methods`: figures of a head by other means, equal work, files, refusals."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vidsparse.attention import attend
+from vidsparse.benching import methods, results
+from vidsparse.benching.methods import ORACLE, RANDOM, Head, Row, at_density, measured
+from vidsparse.benching.synthetic import field
+from vidsparse.cli import app
+from vidsparse.config import SparseConfig, presets
+from vidsparse.grid import TokenGrid
+
+GRID = TokenGrid(3, 16, 20)
+HEAD = Head("rank 4", "seed 0", GRID, *field(GRID, 4, 32, 0))
+NAMES = ("balanced", "content")
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    torch.set_num_threads(1)
+    configs = {name: SparseConfig.load(name) for name in NAMES}
+    return [*measured([HEAD], configs, (0.2, 0.5))]
+
+
+def test_figures_are_those_of_the_attention_matrix(rows: list[Row]) -> None:
+    q, k, v = (x.double() for x in (HEAD.q, HEAD.k, HEAD.v))
+    weight = torch.softmax(q @ k.T / 32**0.5, -1)
+    for name in NAMES:
+        config = at_density(SparseConfig.load(name), 0.2)
+        args = (x[None, :, None] for x in (HEAD.q, HEAD.k, HEAD.v))
+        result = attend(*args, grid=GRID, config=config)
+        (row,) = [row for row in rows if (row.method, row.asked) == (name, 0.2)]
+        error = (result.out[0, :, 0].double() - weight @ v).norm() / (weight @ v).norm()
+        assert row.error == pytest.approx(float(error), rel=1e-3)
+        plan = result.plan
+        assert plan is not None and row.density == pytest.approx(float(plan.density))
+        if plan.order_q is None:
+            from vidsparse.geometry import token_order
+
+            order_q = order_k = token_order(GRID, config.layout)[0]
+        else:
+            assert plan.order_k is not None
+            order_q, order_k = plan.order_q[0, 0], plan.order_k[0, 0]
+        listed = (plan.levels[0, 0] == 0)[plan.q_blocks.owner][:, plan.k_blocks.owner]
+        recall = (weight[order_q][:, order_k] * listed).sum(1).mean()
+        assert row.recall == pytest.approx(float(recall), rel=1e-4)
+        assert row.recall <= row.best + 1e-6 and 0 < row.planning < row.seconds
+
+
+def test_all_pay_the_density_that_was_asked_for(rows: list[Row]) -> None:
+    assert {row.method for row in rows} == {*NAMES, ORACLE, RANDOM}
+    for row in rows:
+        assert row.density == pytest.approx(row.asked, abs=1 / 15 + 0.01), "of 15 key blocks"
+    error = {(row.method, row.asked): row.error for row in rows}
+    assert error["content", 0.2] < 0.6 * error["balanced", 0.2]
+    assert error["oracle", 0.2] < 0.9 * min(error["balanced", 0.2], error["random", 0.2])
+    (best,) = [row for row in rows if (row.method, row.asked) == (ORACLE, 0.5)]
+    assert best.recall == pytest.approx(best.best, rel=0.05)
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_can_be_measured(preset: str) -> None:
+    found = measured([HEAD], {preset: SparseConfig.load(preset)}, (0.3,))
+    (row,) = [row for row in found if row.method == preset]
+    forced = SparseConfig.load(preset).force.first_frame  # a third of this video, and on top of it
+    assert 0 < row.error < 1 and 0 < row.density <= (0.7 if forced else 0.45)
+
+
+def test_fields_are_smooth_and_of_the_rank() -> None:
+    for rank in (4, 32):
+        q, _, v = field(GRID, rank, 64, 1)
+        values = torch.linalg.svdvals(q)
+        assert values[rank - 1] > 0.05 * values[0] and (values[rank:] < 1e-4 * values[0]).all()
+        video = v.view(3, 16, 20, 64)
+        apart = (video[:, :-1] - video[:, 1:]).square().mean()
+        assert apart < 0.5 * 2 * v.var(), "neighbours are more alike than two of them by chance"
+    assert torch.equal(field(GRID, 4, 64, 1)[0], field(GRID, 4, 64, 1)[0])
+
+
+def test_table_and_files(rows: list[Row], tmp_path: Path) -> None:
+    text = results.table(rows)
+    assert text.splitlines()[0] == "rank 4, 1 heads: error at density"
+    assert next(line.split()[0] for line in text.splitlines()[2:]) == "content"
+    results.write_csv(tmp_path / "m.csv", rows)
+    with (tmp_path / "m.csv").open() as file:
+        read = [*csv.DictReader(file)]
+    assert len(read) == len(rows) and float(read[0]["error"]) == pytest.approx(rows[0].error, 1e-4)
+    line = next(one for one in results.summary(rows) if one["method"] == "content")
+    assert line["heads"] == 1 and line["worst"] == pytest.approx(line["error"])
+    assert results.plot(tmp_path / "m.png", rows).stat().st_size > 5000
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidsparse.benching.command._heads", lambda captures: [HEAD])
+    asked = ["bench", "methods", "-o", str(tmp_path / "out"), "--preset", "balanced"]
+    found = CliRunner().invoke(app, [*asked, "--density", "0.3", "--json"])
+    assert found.exit_code == 0, found.stderr
+    assert {row["method"] for row in json.loads(found.stdout)} == {"balanced", ORACLE, RANDOM}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["methods.csv", "methods.png"]
+    for wrong, said in (
+        (["--density", "1.5"], "--density 1.5: expected a number between 0 and 1"),
+        (["--preset", "nope"], "no such preset"),
+    ):
+        found = CliRunner().invoke(app, [*asked, *wrong])
+        assert found.exit_code == 2 and said in found.stderr
+
+
+def test_a_folder_without_captures_is_refused(tmp_path: Path) -> None:
+    asked = ["bench", "methods", "-o", str(tmp_path / "out"), "--captures", str(tmp_path)]
+    found = CliRunner().invoke(app, asked)
+    assert found.exit_code == 2 and "make some: vidsparse capture" in found.stderr
+    assert methods.BASE in presets()

@@ -1,0 +1,125 @@
+"""`vidsparse bench`: its options, and nothing that takes long to import."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vidsparse import interrupts
+from vidsparse.ending import fail, leave
+from vidsparse.options import Json, path
+from vidsparse.terminal import quiet_libraries
+
+if TYPE_CHECKING:
+    from vidsparse.benching.methods import Head
+
+DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
+RANKS = (4, 16, 64)
+
+app = typer.Typer(help="Measure methods without a video.")
+
+
+@app.callback()
+def top() -> None:
+    """Measure methods without a video."""
+
+
+@app.command()
+def methods(
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder to write to.")],
+    captures: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of `vidsparse capture`.", show_default="made-up heads of rank 4, 16, 64"
+        ),
+    ] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or .yaml file; again for more.", show_default="all presets"),
+    ] = None,
+    density: Annotated[
+        list[float] | None,
+        typer.Option(help="Work kept; again for more.", show_default="0.05 to 0.5"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Error, recall of the true mass and planning time of presets, at equal work, on single heads.
+
+    Writes methods.csv and methods.png. Beside the presets: the best choice of tiles (oracle), and a
+    random one.
+    """
+    with redirect_stdout(sys.stderr):
+        content = _methods(out, captures, preset or [], tuple(density or DENSITIES))
+    if as_json:
+        print(json.dumps(content["rows"]))
+    else:
+        print(content["table"])
+
+
+def _methods(
+    out: str, captures: str | None, named: list[str], densities: tuple[float, ...]
+) -> dict[str, Any]:
+    """Measure under a progress bar on stderr. Exits on a mistake."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    quiet_libraries()
+    try:
+        with console.status("importing torch"):
+            from vidsparse.benching.methods import measured
+            from vidsparse.benching.results import plot, summary, table, write_csv
+            from vidsparse.config import presets, resolve
+            from vidsparse.drawing import require_matplotlib
+        try:
+            for one in densities:
+                if not 0 < one < 1:
+                    raise ValueError(f"--density {one}: expected a number between 0 and 1")
+            require_matplotlib()
+            configs = {Path(name).stem: resolve(name) for name in named or presets()}
+            folder, heads = path("--out", out), _heads(captures)
+            folder.mkdir(parents=True, exist_ok=True)
+        except (ValueError, ImportError, OSError) as error:
+            fail(str(error))
+        rows = []
+        for head in track(heads, "heads", console=console):
+            interrupts.check()
+            rows += [*measured([head], configs, densities)]
+        write_csv(folder / "methods.csv", rows)
+        plot(folder / "methods.png", rows)
+        console.print(f"{len(rows)} rows in {folder / 'methods.csv'}, picture methods.png beside")
+        return {"rows": summary(rows), "table": table(rows)}
+    except KeyboardInterrupt:
+        leave("; nothing was written")
+
+
+def _heads(captures: str | None) -> list[Head]:
+    """What is measured on. Raises ValueError."""
+    from vidsparse.benching.methods import Head
+    from vidsparse.benching.synthetic import field
+    from vidsparse.capturing import files
+    from vidsparse.grid import TokenGrid
+
+    if captures is None:
+        grid = TokenGrid(8, 20, 20)
+        return [
+            Head(f"rank {rank}", f"seed {seed}", grid, *field(grid, rank, 64, seed))
+            for rank in RANKS
+            for seed in range(2)
+        ]
+    folder = path("--captures", captures)
+    found = []
+    for file in files.captures(folder):
+        one = files.read(file)
+        for n, head in enumerate(one.about.heads):
+            name = f"step {one.about.step} layer {one.about.layer} head {head}"
+            qkv = (x[n].float() for x in (one.q, one.k, one.v))
+            found.append(Head(one.about.model, name, one.grid, *qkv))
+    if not found:
+        raise ValueError(f"--captures {captures}: no captures there; make some: vidsparse capture")
+    return found

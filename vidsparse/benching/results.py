@@ -1,0 +1,102 @@
+"""Rows as a CSV, a table and a picture."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from math import exp, log
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from vidsparse.benching.methods import ORACLE, RANDOM, Row
+from vidsparse.drawing import PAGE, save, sheet
+from vidsparse.quality.frames import atomic_output
+
+LEAST = 1e-9
+"""An error that is as good as none, for logarithms."""
+
+
+def mean_error(rows: Sequence[Row]) -> float:
+    """Geometric mean."""
+    return exp(fmean(log(max(LEAST, row.error)) for row in rows))
+
+
+def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, float], list[Row]]:
+    """By source, method and density asked for."""
+    found: dict[tuple[str, str, float], list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row.source, row.method, row.asked].append(row)
+    return dict(found)
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    with atomic_output(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [one.name for one in fields(Row)])
+        writer.writeheader()
+        for row in rows:
+            plain = asdict(row).items()
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in plain})
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A line for each source, method and density; errors as geometric means."""
+    return [
+        {
+            "source": source,
+            "method": method,
+            "asked": asked,
+            "heads": len(some),
+            "density": fmean(row.density for row in some),
+            "error": mean_error(some),
+            "worst": max(row.error for row in some),
+            "recall": fmean(row.recall for row in some),
+            "planning_ms": 1e3 * fmean(row.planning for row in some),
+            "call_ms": 1e3 * fmean(row.seconds for row in some),
+        }
+        for (source, method, asked), some in grouped(rows).items()
+    ]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Errors by method (down) and density (across), a block for each source, the best first."""
+    lines = []
+    by_place = grouped(rows)
+    for source in dict.fromkeys(row.source for row in rows):
+        own = [row for row in rows if row.source == source]
+        asked = sorted({row.asked for row in own})
+        lines.append(f"{source}, {len({row.head for row in own})} heads: error at density")
+        lines.append(f"{'':12}" + "".join(f"{one:>9.2g}" for one in asked) + "   planning ms")
+        means = {}
+        for method in dict.fromkeys(row.method for row in own):
+            cells = [by_place.get((source, method, one), []) for one in asked]
+            shown = "".join(f"{mean_error(c):9.4f}" if c else f"{'-':>9}" for c in cells)
+            every = [row for cell in cells for row in cell]
+            planning = 1e3 * fmean(row.planning for row in every)
+            means[method] = mean_error(every), f"{method:12}{shown}{planning:14.1f}"
+        lines += [line for _, line in sorted(means.values())]
+    return "\n".join(lines)
+
+
+def plot(path: Path, rows: Sequence[Row]) -> Path:
+    """Error against density, both logarithmic, a panel for each source."""
+    sources = [*dict.fromkeys(row.source for row in rows)]
+    with sheet(PAGE, 3.4 * -(-len(sources) // 2)) as figure:
+        axes = figure.subplots(-(-len(sources) // 2), min(2, len(sources)), squeeze=False)
+        for axis in axes.flat[len(sources) :]:
+            axis.set_axis_off()
+        for axis, source in zip(axes.flat, sources, strict=False):
+            lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
+            for (of, method, _), some in grouped(rows).items():
+                if of == source:
+                    place = fmean(row.density for row in some), mean_error(some)
+                    lines[method].append(place)
+            for method, points in lines.items():
+                style = {ORACLE: "--", RANDOM: ":"}.get(method, "-")
+                axis.plot(*zip(*sorted(points), strict=True), style, marker="o", ms=3, label=method)
+            axis.set(xscale="log", yscale="log", title=source)
+            axis.set(xlabel="density (work kept)", ylabel="relative error")
+        axes.flat[0].legend(fontsize=6, ncols=2)
+        return save(figure, path)
