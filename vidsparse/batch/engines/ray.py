@@ -141,7 +141,8 @@ def _connected(worker: Worker) -> Iterator[tuple[int, dict[str, Any]]]:
 def _start(ray: Any, address: str | None, cpus: int) -> None:
     """Connect, to a cluster or to one that is started here. Raises InputError."""
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": STORE}
+    local: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False}
+    local |= {"object_store_memory": STORE, "address": "local"}  # whatever RAY_ADDRESS names
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with _silent():
