@@ -204,8 +204,12 @@ def test_a_plan_can_be_captured(route: str, cuda: torch.device) -> None:
     assert_captured(lambda: engine.execute(q, k, v, plan, order=order, return_lse=True, **how))
 
 
+CAPTURED = [name for name in presets() if not SparseConfig.load(name).layout.per_head]
+"""A layout that orders each head copies constants from the host whenever it makes orders."""
+
+
 @pytest.mark.parametrize("hoisted", [True, False], ids=["hoisted", "raster"])
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", CAPTURED)
 def test_a_whole_call_can_be_captured(preset: str, hoisted: bool, cuda: torch.device) -> None:
     changes = "kernel.block_q=128", "schedule.density=0.2"
     assert_captured(lambda: run(cuda, preset, *changes, hoisted=hoisted))
