@@ -1,5 +1,7 @@
 """Drafts and what is made of them: spread, error-aware scores, tilt; by brute force in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from vidsparse.blocks import Blocks
 from vidsparse.compensation import tilt
 from vidsparse.draft import Draft, strips, taken
-from vidsparse.estimator import ear, variance
+from vidsparse.estimator import ear, moments, variance
 from vidsparse.grid import TokenGrid
 from vidsparse.plan import BlockPlan
 
@@ -75,6 +77,25 @@ def test_error_aware_scores(order: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert ((again - found.value).abs() <= 1e-5 * scale).all()
 
 
+@pytest.mark.parametrize("order", ["none", "all", "heads"])
+def test_error_from_moments(order: str) -> None:
+    """The expectation is drawn: logits of a block normal, its values in a random order."""
+    torch.manual_seed(4)
+    draft, (_, _, v) = made(order=order)
+    found = moments.estimate(replace(draft, second=True), moments.Params(bound=0.3))
+    assert found.kind == "rank" and torch.equal(
+        found.value, moments.estimate(draft, moments.Params(bound=0.3)).value
+    )
+    spread = draft.spread.double().clamp(max=0.3)
+    for b, h, i, j in ((0, 0, 1, 2), (1, 2, 3, 14), (0, 1, 0, 0)):
+        values = parts(v, CUTS[1])[j][b, h]
+        c, mean = spread[b, h, i, j], draft.logits[b, h, i, j].double()
+        drawn = (mean + (2 * c).sqrt() * torch.randn(400_000, len(values)).double()).exp()
+        lost = drawn[..., None] * values - (mean + c).exp() * values.mean(0)
+        want = lost.square().sum((-1, -2)).mean().log()
+        assert float(found.value[b, h, i, j]) == pytest.approx(float(want), abs=0.03)
+
+
 def test_tilt_weighs_the_rest_by_its_spread() -> None:
     torch.manual_seed(3)
     draft, _ = made()
@@ -92,7 +113,7 @@ def test_strips_cover_all_rows() -> None:
     assert [cut.stop - cut.start for cut in strips(7, 1 << 23)] == [2, 2, 2, 1]
 
 
-@pytest.mark.parametrize("module", [variance, tilt], ids=["variance", "tilt"])
+@pytest.mark.parametrize("module", [variance, moments, tilt], ids=["variance", "moments", "tilt"])
 def test_bounds_are_positive(module: object) -> None:
-    with pytest.raises(ValueError, match=r"bound=0.*a number > 0"):
+    with pytest.raises(ValueError, match=r"bound=0.*a number"):
         module.Params(bound=0)  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_leaves
 
-from vidsparse import geometry
+from vidsparse import bisection, geometry
 from vidsparse.attention import attend
 from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig, presets
@@ -37,7 +37,14 @@ from vidsparse.plan import SKIP, BlockPlan, StepContext
 DEVICE = torch.device("cuda:0")
 GRID = TokenGrid(5, 16, 22, text_tokens=77, text_first=True)
 CACHES: tuple[Any, ...] = (
-    *(geometry.plan_geometry, pieces, engine._rows, levels_engine.key_layout),
+    *(
+        bisection._start,
+        bisection._rows,
+        geometry.plan_geometry,
+        pieces,
+        engine._rows,
+        levels_engine.key_layout,
+    ),
     *(exact_engine.key_place, exact_engine._full_rows, exact_engine._rows_of_tokens),
     *(rest._blocks, rest._bias, work._tables),
 )
@@ -204,12 +211,8 @@ def test_a_plan_can_be_captured(route: str, cuda: torch.device) -> None:
     assert_captured(lambda: engine.execute(q, k, v, plan, order=order, return_lse=True, **how))
 
 
-CAPTURED = [name for name in presets() if not SparseConfig.load(name).layout.per_head]
-"""A layout that orders each head copies constants from the host whenever it makes orders."""
-
-
 @pytest.mark.parametrize("hoisted", [True, False], ids=["hoisted", "raster"])
-@pytest.mark.parametrize("preset", CAPTURED)
+@pytest.mark.parametrize("preset", presets())
 def test_a_whole_call_can_be_captured(preset: str, hoisted: bool, cuda: torch.device) -> None:
     changes = "kernel.block_q=128", "schedule.density=0.2"
     assert_captured(lambda: run(cuda, preset, *changes, hoisted=hoisted))

@@ -183,7 +183,9 @@ def _attend(
             q, k, v = (x.index_select(1, geometry.order) for x in (q, k, v))
             order = None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    draft = Draft(q, k, v, geometry.q_blocks, geometry.k_blocks, order, order)
+    second = config.estimator.spread or config.compensation.spread
+    blocks = geometry.q_blocks, geometry.k_blocks
+    draft = Draft(q, k, v, *blocks, order, order, second=second)
     ordered = None
     if per_head:
         with _timed(seconds, "order"):

@@ -36,8 +36,7 @@ def bisected(rows: Tensor, size: int, local: bool) -> Tensor:
         for first, length in parts:
             alike[length].append(first)
         for length, firsts in alike.items():
-            inside = torch.arange(length, device=rows.device)
-            at = (torch.tensor(firsts, device=rows.device).unsqueeze(1) + inside).flatten()
+            at = _rows(tuple(firsts), length, rows.device)
             here = rows.index_select(2, at).view(groups, axes, -1, length)
             ranks = (_main(here) if local else _widest(here)).argsort(dim=-1, stable=True)
             moved = here.gather(-1, ranks.unsqueeze(1).expand(here.shape))
@@ -57,7 +56,8 @@ def main_axes(covariance: Tensor, axes: int) -> Tensor:
     depth = covariance.shape[-1]
     largest = covariance.diagonal(dim1=-2, dim2=-1).amax(-1).view(-1, 1, 1)
     scaled = covariance / largest.clamp(min=torch.finfo(covariance.dtype).tiny)
-    basis = _start(depth, axes).to(scaled).expand(len(covariance), depth, axes)
+    start = _start(depth, axes, covariance.dtype, covariance.device)
+    basis = start.expand(len(covariance), depth, axes)
     for _ in range(SWEEPS):
         basis = torch.linalg.qr(scaled @ basis).Q
     return basis
@@ -76,11 +76,20 @@ def factor(covariance: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _start(depth: int, axes: int) -> Tensor:
-    """[depth, axes], in general position."""
+def _start(depth: int, axes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[depth, axes], in general position; kept, as a copy would be a wait in every call."""
     with torch.inference_mode(False):
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(depth, axes, generator=generator, dtype=torch.float64)
+        drawn = torch.randn(depth, axes, generator=generator, dtype=torch.float64, device="cpu")
+        return drawn.to(device, dtype)
+
+
+@lru_cache(maxsize=256)
+def _rows(firsts: tuple[int, ...], length: int, device: torch.device) -> Tensor:
+    """int64: rows of parts of one length, kept for the same reason."""
+    with torch.inference_mode(False):
+        begin = torch.tensor(firsts, device="cpu").unsqueeze(1)
+        return (begin + torch.arange(length, device="cpu")).flatten().to(device)
 
 
 def _halves(first: int, length: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -32,7 +32,8 @@ class Draft:
 
     Position t of the query (key) blocks is token order_q[.., t] of q (order_k[.., t] of k and v),
     int64 [S] for all heads or [B, H, S]; None: token t. key_means: float32 [B, H, nk, D], if
-    somebody has made them already. Means and sums run over the real tokens of a block only, in fp32
+    somebody has made them already. second: second moments will be asked for, so means come from the
+    same read. Means and sums run over the real tokens of a block only, in fp32
     (float64 for float64).
     """
 
@@ -44,6 +45,7 @@ class Draft:
     order_q: Tensor | None = None
     order_k: Tensor | None = None
     key_means: Tensor | None = None
+    second: bool = False
 
     def ordered(self, order_q: Tensor, order_k: Tensor) -> Draft:
         """The same tokens in other orders."""
@@ -63,14 +65,20 @@ class Draft:
     @cached_property
     def q_means(self) -> Tensor:
         """[B, H, nq, D]."""
-        return self.means_of(self.q, self.q_blocks, self.order_q)
+        return self._of_q[0] if self.second else self.means_of(self.q, self.q_blocks, self.order_q)
 
     @cached_property
     def k_means(self) -> Tensor:
         """[B, H, nk, D]."""
         if self.key_means is not None:
             return self.key_means
-        return self.means_of(self.k, self.k_blocks, self.order_k)
+        return self._of_k[0] if self.second else self.means_of(self.k, self.k_blocks, self.order_k)
+
+    @cached_property
+    def value_moments(self) -> tuple[Tensor, Tensor]:
+        """Of the values of each key block: their mean [B, H, nk, D], mean of |v|^2 [B, H, nk]."""
+        means, squares = self._moments(self.v, self.k_blocks, self.order_k)
+        return means, squares.sum(-1)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -85,8 +93,7 @@ class Draft:
     @cached_property
     def spread(self) -> Tensor:
         """float32 [B, H, nq, nk], >= 0. Formula in the module docstring."""
-        of_q = self._squares(self.q, self.q_blocks, self.order_q)
-        variance = self._squares(self.k, self.k_blocks, self.order_k) - self.k_means.square()
+        of_q, variance = self._of_q[1], self._of_k[1] - self.k_means.square()
         half = 0.5 * self.scale**2
         return torch.matmul(of_q * half, variance.clamp_(min=0).mT).float()
 
@@ -99,19 +106,33 @@ class Draft:
             return found
         return blocks.mean(taken(x, order))
 
-    def _squares(self, x: Tensor, blocks: Blocks, order: Tensor | None) -> Tensor:
-        """`means_of` of x squared, a few heads at once."""
+    @cached_property
+    def _of_q(self) -> tuple[Tensor, Tensor]:
+        return self._moments(self.q, self.q_blocks, self.order_q)
+
+    @cached_property
+    def _of_k(self) -> tuple[Tensor, Tensor]:
+        return self._moments(self.k, self.k_blocks, self.order_k)
+
+    def _moments(self, x: Tensor, blocks: Blocks, order: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[B, H, n, D] twice: means of q, k or v over the tokens of each block, and of its squares;
+        a few heads at once."""
         batch, heads, tokens, depth = x.shape
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        found = []
+        means, squares = [], []
         for b in range(batch):
             for cut in strips(heads, tokens * depth):
                 some, own = (cut.start, cut.stop - cut.start), order
                 if order is not None and order.ndim == 3:
                     own = order.narrow(0, b, 1).narrow(1, *some)
-                part = x.narrow(0, b, 1).narrow(1, *some).to(wide).square()
-                found.append(self.means_of(part, blocks, own))
-        return torch.cat(found, 1).view(batch, heads, len(blocks), depth)
+                part = x.narrow(0, b, 1).narrow(1, *some)
+                if not self.in_triton:  # which takes an order as it reads
+                    part, own = taken(part, own), None
+                part = part.to(wide)
+                means.append(self.means_of(part, blocks, own))
+                squares.append(self.means_of(part.square(), blocks, own))
+        whole = batch, heads, len(blocks), depth
+        return torch.cat(means, 1).view(whole), torch.cat(squares, 1).view(whole)
 
 
 def taken(x: Tensor, order: Tensor | None) -> Tensor:

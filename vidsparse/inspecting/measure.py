@@ -76,11 +76,15 @@ def draft(call: ObservedCall, plan: BlockPlan, config: SparseConfig, heads: list
     Mass, or the scores themselves of an estimator that only ranks.
     """
     q, k, v = (x[:1, :, heads].transpose(1, 2) for x in (call.q, call.k, call.v))
-    orders = (None if o is None else o[:1, heads] for o in (plan.order_q, plan.order_k))
-    given = Draft(q, k, v, plan.q_blocks, plan.k_blocks, *orders)
+    order_q, order_k = (
+        None if order is None else order[:1, heads] for order in (plan.order_q, plan.order_k)
+    )
+    given = Draft(q, k, v, plan.q_blocks, plan.k_blocks, order_q, order_k)
     scores = registry.method("estimator", config.estimator.name).estimate(given, config.estimator)
     if scores.kind == "rank":
-        shares: Tensor = scores.value / scores.value.sum(-1, keepdim=True).clamp(min=1e-30)
+        value = scores.value
+        value = value if bool((value >= 0).all()) else (value - value.amax(-1, keepdim=True)).exp()
+        shares: Tensor = value / value.sum(-1, keepdim=True).clamp(min=1e-30)
         return shares[0]
     mass: Tensor = scores.mass(plan.k_blocks)
     return mass[0].float()

@@ -19,7 +19,7 @@ m being the drafted mass (`vidsparse.draft`): mass times variance of the logits,
 wrong. Heads that stay, and everything that is not video, keep the order of the tiles below.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -88,6 +88,7 @@ def head_orders(draft: Draft, grid: TokenGrid, params: Params) -> tuple[Tensor, 
     of_q, of_k = (_between(torch.cat(part).view(batch, heads, -1), *around) for part in found)
     if not params.gate:
         return of_q, of_k, torch.ones(batch, heads, dtype=torch.bool, device=base.device)
+    draft = replace(draft, second=True)
     chosen = waste(draft.ordered(of_q, of_k)) < waste(draft)
     of_q, of_k = (torch.where(chosen.unsqueeze(-1), order, base) for order in (of_q, of_k))
     return of_q, of_k, chosen
