@@ -54,7 +54,7 @@ def pack_exact_kernel(  # type: ignore[no-untyped-def]
 def pack_exact(
     levels: Tensor, first: Tensor, pieces: int, step: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """entry int32 [B, H, nq, width] and count int32 [B, H, nq] of `contract.ExactLists`.
+    """entry int32 [B, H, nq, width] and count int32 [B, H, nq] of `exact.ExactLists`.
 
     levels int8 [B, H, nq, nk]: 0 for a block that is read as it is. first int32 [nk]: the entry of
     its first piece, or ABSENT: in no list; its pieces are `step` apart. width: at least pieces
