@@ -16,8 +16,9 @@ LAYOUTS = [
     {"name": "tile", "tile": [2, 8, 8], "inner": "morton"},
     {"name": "tile", "tile": [3, 5, 4], "inner": "hilbert"},
     {"name": "tile", "tile": [1, 4, 4], "inner": "raster"},
+    {"name": "content", "tile": [2, 4, 4]},
 ]
-IDS = ["raster", "hilbert", "tile-morton", "tile-hilbert", "tile-raster"]
+IDS = ["raster", "hilbert", "tile-morton", "tile-hilbert", "tile-raster", "content"]
 
 
 def layout(section: dict) -> object:
