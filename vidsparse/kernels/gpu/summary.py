@@ -50,7 +50,9 @@ def shape_for(
         return Shape(32, 8, 1)
     if capability[0] not in (9, 10):
         return Shape(64, 8, 2)
-    return Shape(max(64, size), 8, 3 if moment else 2)
+    if moment:
+        return Shape(max(64, size), 8, 3)
+    return Shape(max(64, size), 8, 1 if capability[0] == 10 else 2)  # there 2 spill with an order
 
 
 @triton.jit
@@ -280,7 +282,7 @@ def _(
 def _summary(k: Tensor, start: Tensor, moment_tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `summarise` returns, not yet filled."""
     batch, heads, _, depth = k.shape
-    blocks, padded = start.shape[0], padded_width(depth)
+    blocks, padded = start.shape[0], padded_width(int(depth))  # fakes have symbols for sizes
     draft = k.new_empty(batch, heads, blocks, depth, dtype=torch.float32)
     mean_k, mean_v = (k.new_empty(batch, heads, rows_for(blocks), padded) for _ in range(2))
     side = padded if moment_tokens > 0 else 0
@@ -307,7 +309,7 @@ def block_moments(
 def _(
     k: Tensor, v: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None
 ) -> Tensor:
-    padded = padded_width(k.shape[3])
+    padded = padded_width(int(k.shape[3]))
     return k.new_empty(start.shape[0], *k.shape[:2], padded, padded, dtype=torch.float32)
 
 
