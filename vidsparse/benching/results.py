@@ -82,6 +82,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def plot(path: Path, rows: Sequence[Row]) -> Path:
     """Error against density, both logarithmic, a panel for each source."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     sources = [*dict.fromkeys(row.source for row in rows)]
     with sheet(PAGE, 3.4 * -(-len(sources) // 2)) as figure:
         axes = figure.subplots(-(-len(sources) // 2), min(2, len(sources)), squeeze=False)
@@ -98,5 +100,11 @@ def plot(path: Path, rows: Sequence[Row]) -> Path:
                 axis.plot(*zip(*sorted(points), strict=True), style, marker="o", ms=3, label=method)
             axis.set(xscale="log", yscale="log", title=source)
             axis.set(xlabel="density (work kept)", ylabel="relative error")
-        axes.flat[0].legend(fontsize=6, ncols=2)
+            asked = sorted({row.asked for row in rows})
+            axis.set_xticks(asked, [f"{one:g}" for one in asked])
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            for side in (axis.xaxis, axis.yaxis):
+                side.set_minor_formatter(NullFormatter())
+            axis.yaxis.set_major_formatter(lambda error, _: f"{error:g}")
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower left", ncols=6)
         return save(figure, path)
