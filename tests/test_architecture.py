@@ -31,6 +31,7 @@ ROOMS = [
     "jobs",
     "costs",
     "attention",
+    "result",
     "decision",
     "geometry",
     "operands",

@@ -1,6 +1,8 @@
 """A batch on one machine: nothing is made twice, nothing is lost, what fails is written down."""
 
 import csv
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -190,6 +192,18 @@ def test_a_folder_that_cannot_be_is_one_line(tmp_path, stub):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--out .*file/out: cannot write there"):
         run_local(batch_stub.plan(tmp_path / "file" / "out", 1), stub)
+
+
+def test_a_disk_without_locks_is_refused(home, stub, monkeypatch):
+    """Lock files in their place would stay behind when a process is killed, and stop all others."""
+
+    def no_flock(handle, how):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    with pytest.raises(InputError, match=r"cannot write there, or lock files: Function not impl"):
+        run_local(batch_stub.plan(home, 1), stub)
+    assert not stub.begun()
 
 
 def test_local_is_one_worker(home, stub):

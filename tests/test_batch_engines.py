@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import batch_stub
@@ -45,6 +46,9 @@ LAUNCH = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed
 """Of accelerate: several processes, which it starts for GPUs alone; --device cpu needs none."""
 
 
+RAY = pytest.mark.skipif(find_spec("ray") is None, reason="pyproject.toml has ray for Linux alone")
+
+
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
     """Other processes find it."""
@@ -79,6 +83,7 @@ def test_workers_can_be_sent_and_leave_the_listener_behind(home, stub):
         assert replace(sent, resources=worker.resources).home == home
 
 
+@RAY
 def test_an_actor_of_ray_makes_the_tasks_of_its_places(home, stub):
     tasks = batch_stub.plan(home, 3).tasks
     claims.prepare_home(home)
@@ -89,6 +94,7 @@ def test_an_actor_of_ray_makes_the_tasks_of_its_places(home, stub):
     assert (outcome.id, outcome.status) == (tasks[2].id, "made") and stub.begun() == [2]
 
 
+@RAY
 def test_what_engines_refuse_is_one_line_before_anything_is_made(home, stub, monkeypatch):
     plan = batch_stub.plan(home, 1)
     said = refused("torchrun", plan, stub, device="cpu")
@@ -141,6 +147,7 @@ def test_a_dead_process_is_one_line():
 # Slow: processes of engines
 
 
+@RAY
 @pytest.mark.slow
 def test_ray_takes_little_time_for_a_job_and_shares_them_evenly(home, stub, capsys):
     """200 jobs of a stub, 4 workers. The bound is for the 50 in a row that other programs on the
@@ -168,6 +175,7 @@ def test_ray_takes_little_time_for_a_job_and_shares_them_evenly(home, stub, caps
     assert not ray.is_initialized()
 
 
+@RAY
 @pytest.mark.slow
 def test_ray_goes_on_when_workers_die_and_gives_up_a_job_that_always_kills(home, stub):
     stub.kills, stub.seconds = (1,), 0.1
@@ -228,6 +236,7 @@ def prompts(tmp_path):
     return file
 
 
+@RAY
 @pytest.mark.slow
 def test_all_engines_make_the_same_frames(prompts, tmp_path):
     launched = ("-m", "accelerate.commands.launch", *LAUNCH, "--module")
@@ -250,7 +259,7 @@ def test_all_engines_make_the_same_frames(prompts, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["local", "ray", "torchrun"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=RAY), "torchrun"])
 def test_a_killed_process_loses_nothing(prompts, tmp_path, engine):
     workers = () if engine == "local" else ("--engine", engine, "--workers", "2")
     arguments = (prompts, tmp_path / "out", *workers, "--seeds", "0-1", "--steps", "12")

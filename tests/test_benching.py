@@ -106,6 +106,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong, said in (
         (["--density", "1.5"], "--density 1.5: expected a number between 0 and 1"),
         (["--preset", "nope"], "no such preset"),
+        (["--preset", "balanced"], "--preset balanced, balanced: expected presets of unlike names"),
     ):
         found = CliRunner().invoke(app, [*asked, *wrong])
         assert found.exit_code == 2 and said in found.stderr

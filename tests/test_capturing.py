@@ -121,6 +121,9 @@ def test_choices_are_spread() -> None:
     assert chosen("--head", (3, 1, 3), 4, 4) == (1, 3)
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
-    found = CliRunner().invoke(app, ["capture", "-o", str(tmp_path), "--steps", "0"])
-    assert found.exit_code == 2 and len(found.stderr.strip().splitlines()) == 1
+@pytest.mark.parametrize("wrong", [["--steps", "0"], ["-o", ""], ["--step", "99"]])
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, wrong: list[str]) -> None:
+    found = CliRunner().invoke(app, ["capture", "-o", str(tmp_path), *wrong])
+    assert found.exit_code == 2
+    said = [line for line in found.stderr.splitlines() if line.startswith("vidsparse: ")]
+    assert len(said) == 1 and wrong[0].replace("-o", "--out") in said[0]

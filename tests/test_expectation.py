@@ -9,13 +9,13 @@ import torch
 
 import vidsparse
 from vidsparse import SparseConfig, TokenGrid
-from vidsparse.attention import AttentionResult, full_density
 from vidsparse.costs import gpus
 from vidsparse.costs.forward import Forward
 from vidsparse.decision import Choice
 from vidsparse.pipelines import expectation
 from vidsparse.pipelines.expectation import Expectation, both, slower_here
 from vidsparse.plan import StepContext
+from vidsparse.result import AttentionResult, full_density
 
 GRID = TokenGrid(4, 16, 16)
 CONFIG = SparseConfig.load("balanced", ["schedule.min_tokens=0"])

@@ -17,10 +17,10 @@ from torch import Tensor
 
 import vidsparse
 from vidsparse import SparseConfig, TokenGrid, registry, sparse_attention
-from vidsparse.attention import _finite
 from vidsparse.pipelines import guard
 from vidsparse.pipelines.guard import Guard, NonFinite
 from vidsparse.plan import StepContext
+from vidsparse.result import finite_numbers
 
 
 class Fault:
@@ -80,34 +80,34 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_is_finite(dtype: torch.dtype) -> None:
+def test_what_isfinite_numbers(dtype: torch.dtype) -> None:
     """Against isfinite, also where the sum of finite numbers is not, in any order of memory."""
     x = torch.randn(1, 40, 2, 16).to(dtype)
     large = torch.full_like(x, torch.finfo(dtype).max)
-    assert _finite(x, x, x, x) is None and _finite(x, x, x, large) is None
+    assert finite_numbers(x, x, x, x) is None and finite_numbers(x, x, x, large) is None
     for axes in permutations(range(4)):
         out = x.permute(axes).contiguous().permute([axes.index(axis) for axis in range(4)])
-        assert torch.equal(out, x) and _finite(x, x, x, out) is None
+        assert torch.equal(out, x) and finite_numbers(x, x, x, out) is None
         for value, place in ((inf, 0), (-inf, 637), (nan, 1279), (nan, 128)):
             bad = out.clone()
             assert bad.stride() == out.stride()
             bad[(*map(int, torch.unravel_index(torch.tensor(place), x.shape)),)] = value
-            finite = _finite(x, x, x, bad)
+            finite = finite_numbers(x, x, x, bad)
             assert finite is not None and finite.tolist() == [True, True, True, False]
     for value in (inf, -inf, nan):
         for place in range(4):
             tensors = [x.clone() for _ in range(4)]
             tensors[place][0, 17, 1, 3] = value
-            finite = _finite(*tensors)
+            finite = finite_numbers(*tensors)
             if place < 3:
                 assert finite is None, "the output is finite, so nobody asks"
                 tensors[3][0, 1, 1, 1] = nan
-                finite = _finite(*tensors)
+                finite = finite_numbers(*tensors)
             assert finite is not None
             assert finite.tolist() == [bool(t.isfinite().all()) for t in tensors]
     both = x.clone()
     both[0, 3], both[0, 5] = inf, -inf
-    assert _finite(x, x, x, both) is not None
+    assert finite_numbers(x, x, x, both) is not None
 
 
 def test_a_call_without_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:

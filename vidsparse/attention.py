@@ -6,12 +6,9 @@ schedule -> layout -> estimator -> forced blocks -> selector -> compensation -> 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import replace
 from itertools import count
-from math import inf, isfinite
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -25,35 +22,15 @@ from vidsparse.geometry import Geometry, plan_geometry
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import dense
 from vidsparse.kernels.executor import Executor, Trial
-from vidsparse.kernels.gpu import support
 from vidsparse.memory import Memory, Recall
 from vidsparse.plan import BlockPlan, StepContext
-
-
-@dataclass
-class AttentionResult:
-    """out [B, S, H, D]; lse [B, H, S] or None; plan None if dense.
-
-    head_density: [H], float64; of a sparse call it is on the device of q, and to read it is to wait
-    for a GPU. finite: of a watched call, bool [4] on the device of q: whether all numbers of q, k,
-    v and out are finite; None if it was not watched, or if on a CPU all of out is. ordered: of a
-    layout with orders of heads, bool [B, H] on the device of q, those that have one; else None.
-    """
-
-    out: Tensor
-    lse: Tensor | None
-    plan: BlockPlan | None
-    head_density: Tensor
-    reason: str | None
-    choice: Choice = field(default_factory=Choice)
-    seconds: dict[str, float] = field(default_factory=dict)
-    finite: Tensor | None = None
-    ordered: Tensor | None = None
-
-    @property
-    def density(self) -> tuple[float, ...]:
-        """Kept fraction of the work of each head, in (0, 1]."""
-        return tuple(self.head_density.tolist())
+from vidsparse.result import (
+    AttentionResult,
+    finite_numbers,
+    full_density,
+    head_density_of,
+    timed,
+)
 
 
 @torch.compiler.disable
@@ -179,7 +156,7 @@ def _attend(
     per_head = config.layout.per_head
     permuted = order is not None and not executor.takes_order and not per_head
     if permuted:
-        with _timed(seconds, "permute"):
+        with timed(seconds, "permute"):
             q, k, v = (x.index_select(1, geometry.order) for x in (q, k, v))
             order = None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -188,10 +165,10 @@ def _attend(
     draft = Draft(q, k, v, *blocks, order, order, second=second)
     ordered = None
     if per_head:
-        with _timed(seconds, "order"):
+        with timed(seconds, "order"):
             *orders, ordered = _head_orders(draft, grid, config, recall)
             draft, order = draft.ordered(*orders), None
-    with _timed(seconds, "estimate"):
+    with timed(seconds, "estimate"):
         summary = executor.summarise(k, v, geometry.k_blocks, config, draft.order_k)
         draft = draft if summary is None else replace(draft, key_means=summary.means)
     plan = _plan(draft, geometry, config, decision.density, seconds)
@@ -199,19 +176,19 @@ def _attend(
         plan = plan.with_orders(draft.order_q, draft.order_k)
     if requested(config, impl) == "auto" and too_dense(plan, config, choice.crossover):
         return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds, choice)
-    with _timed(seconds, "kernel"):
+    with timed(seconds, "kernel"):
         how: Any = {"kernel": config.kernel, "order": order, "return_lse": return_lse}
         if summary is not None:
             how["summary"] = summary
         out, lse = executor.execute(q, k, v, plan, **how)
     out = out.transpose(1, 2)
     if permuted:
-        with _timed(seconds, "permute"):
+        with timed(seconds, "permute"):
             out = out.index_select(1, geometry.inverse)
             lse = lse.index_select(2, geometry.inverse) if lse is not None else None
-    finite = _finite(q_in, k_in, v_in, out) if watch else None
+    finite = finite_numbers(q_in, k_in, v_in, out) if watch else None
     return AttentionResult(
-        out, lse, plan, _head_density(plan), None, choice, seconds, finite, ordered
+        out, lse, plan, head_density_of(plan), None, choice, seconds, finite, ordered
     )
 
 
@@ -229,27 +206,6 @@ def _head_orders(
     form = draft.q.shape, draft.q.device, grid
     kept = make() if recall is None else recall.get("orders", config.layout.refresh, make, form)
     return kept[0].long(), kept[1].long(), kept[2]
-
-
-def _head_density(plan: BlockPlan) -> Tensor:
-    """Of each head over the batch, float64 [H], where the plan is."""
-    work = support.kernels("work", plan.levels)
-    density: Tensor = plan.density.mean(0) if work is None else work.head_density(plan)
-    return density
-
-
-def _finite(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor | None:
-    """`AttentionResult.finite`. On a CPU one pass over the output tells if there is more to ask.
-
-    In the order of memory, and by extremes, which a NaN becomes too: in another order, or as a sum
-    in float32, 16-bit numbers take 13 times as long.
-    """
-    if out.device.type == "cpu":
-        in_memory = out.permute(sorted(range(out.ndim), key=out.stride, reverse=True))
-        if all(isfinite(extreme.item()) for extreme in torch.aminmax(in_memory)):
-            return None
-    largest = [torch.linalg.vector_norm(x, inf) for x in (q, k, v, out)]
-    return torch.stack(largest).isfinite()
 
 
 def decision_for(
@@ -300,9 +256,9 @@ def _plan(
     estimator = registry.method("estimator", config.estimator.name)
     selector = registry.method("selector", config.selector.name)
     compensation = registry.method("compensation", config.compensation.name)
-    with _timed(seconds, "estimate"):
+    with timed(seconds, "estimate"):
         scores = estimator.estimate(draft, config.estimator)
-    with _timed(seconds, "select"):
+    with timed(seconds, "select"):
         forced = geometry.forced
         budgeted = forced if config.force.in_budget else torch.zeros_like(forced)
         levels = selector.select(scores, budgeted, density, k_blocks, config.selector)
@@ -324,30 +280,9 @@ def _dense(
     seconds: dict[str, float],
     choice: Choice,
 ) -> AttentionResult:
-    with _timed(seconds, "dense"):
+    with timed(seconds, "dense"):
         if path is not None and not return_lse:
             out, lse = path(q, k, v), None
         else:
             out, lse = dense.execute(q, k, v, return_lse=return_lse)
     return AttentionResult(out, lse, None, full_density(q.shape[2]), reason, choice, seconds)
-
-
-@lru_cache(maxsize=64)
-def full_density(heads: int) -> Tensor:
-    """The density of a dense call, float64 [heads]."""
-    with torch.inference_mode(False):
-        return torch.ones(heads, dtype=torch.float64)
-
-
-class _timed:
-    """Adds the seconds of what is done within to those of a stage."""
-
-    def __init__(self, seconds: dict[str, float], stage: str) -> None:
-        self.seconds, self.stage = seconds, stage
-
-    def __enter__(self) -> None:
-        self.start = perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        took = perf_counter() - self.start
-        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + took

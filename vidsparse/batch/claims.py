@@ -4,7 +4,9 @@
                         process
     .batch/<id>.json    how often the task was begun in a run; gone when it is made or has failed
 
-The lock of a task that is done is removed: whoever gets it later looks first whether it is done.
+The lock of a task that is done is removed: whoever gets it later looks first whether it is done. A
+disk without locks of the system is refused: files that stand for locks would outlive a process that
+is killed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 PLACE = ".batch"
 POLL = 0.5  # seconds between two tries of a run that waits
@@ -26,7 +28,7 @@ def claimed(home: Path, id: str, *, waits: bool) -> Iterator[bool]:
 
     home: folder of the batch, in which `prepare_home` was called.
     """
-    lock = FileLock(home / PLACE / f"{id}.lock", timeout=-1 if waits else 0)
+    lock = _lock(home, id, timeout=-1 if waits else 0)
     try:
         lock.acquire(poll_interval=POLL)
     except Timeout:
@@ -38,11 +40,15 @@ def claimed(home: Path, id: str, *, waits: bool) -> Iterator[bool]:
         lock.release()
 
 
+def _lock(home: Path, name: str, timeout: float = -1) -> BaseFileLock:
+    path = home / PLACE / f"{name}.lock"
+    return FileLock(path, timeout=timeout, fallback_to_soft=False)
+
+
 def prepare_home(home: Path) -> None:
     """Make the folder of a batch and try out what claims need. Raises OSError."""
     (home / PLACE).mkdir(parents=True, exist_ok=True)
-    trial = home / PLACE / "trial.lock"
-    with FileLock(trial):
+    with _lock(home, "trial"):
         pass
 
 

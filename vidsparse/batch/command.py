@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vidsparse import interrupts, registry
 from vidsparse.ending import fail, leave
-from vidsparse.generate.model_files import InputError
+from vidsparse.generate.model_files import InputError, named
 from vidsparse.options import (
     Device,
     Dtype,
@@ -26,7 +25,6 @@ from vidsparse.options import (
     Pipeline,
     Pixels,
     Steps,
-    path,
 )
 from vidsparse.terminal import printable, quiet_libraries
 
@@ -130,7 +128,7 @@ def _batch(asked: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, An
             from vidsparse.generate.prompts import WHOLE, read_prompts
             from vidsparse.generate.request import Request
 
-            file, out = _path("PROMPTS", options["prompts"]), _path("--out", home)
+            file, out = named("PROMPTS", options["prompts"]), named("--out", home)
             read = read_prompts(file, "PROMPTS", WHOLE)
             seeds, presets = read_seeds(options["seeds"]), _words(options["preset"])
             device = device_of(asked["device"])
@@ -183,13 +181,6 @@ def _engine(options: dict[str, Any]) -> Any:
                     f"--{flag}: --engine {options['engine']} has none; add --engine ray"
                 )
     return engine
-
-
-def _path(option: str, text: str) -> Path:
-    try:
-        return path(option, text)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def _words(text: str | None) -> tuple[str, ...]:

@@ -73,8 +73,8 @@ def run(
     report = Report(plan, dict(plan.done))
     try:
         prepare_home(plan.home)
-    except (OSError, NotImplementedError) as error:
-        why = getattr(error, "strerror", None) or error
+    except OSError as error:
+        why = error.strerror or error
         raise InputError(f"--out {plan.home}: cannot write there, or lock files: {why}") from error
     worker = Worker(make, plan.home, secrets.token_hex(8), resources, retries, listener=display)
     pending = plan.missing

@@ -72,7 +72,7 @@ class Worker:
         except Unfit as error:
             self.unfit = str(error)
             return Outcome(task.id, "unfit", self.unfit, worker=name)
-        except (OSError, NotImplementedError) as error:  # of the claims
+        except OSError as error:  # of the claims
             found = Outcome(task.id, "failed", f"cannot be claimed: {first_line(error)}")
         return replace(found, seconds=perf_counter() - start, worker=name)
 

@@ -82,6 +82,8 @@ def _methods(
                     raise ValueError(f"--density {one}: expected a number between 0 and 1")
             require_matplotlib()
             configs = {Path(name).stem: resolve(name) for name in named or presets()}
+            if named and len(configs) < len(named):
+                raise ValueError(f"--preset {', '.join(named)}: expected presets of unlike names")
             folder, heads = path("--out", out), _heads(captures)
             folder.mkdir(parents=True, exist_ok=True)
         except (ValueError, ImportError, OSError) as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vidsparse import registry
-from vidsparse.attention import AttentionResult, attend
+from vidsparse.attention import attend
 from vidsparse.config import SparseConfig
 from vidsparse.draft import Draft, taken
 from vidsparse.geometry import plan_geometry
@@ -19,6 +19,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.inspecting.measure import Truth, figures, truth
 from vidsparse.kernels.executor import Executor
 from vidsparse.plan import SKIP, BlockPlan
+from vidsparse.result import AttentionResult
 
 ORACLE, RANDOM = "oracle", "random"
 """Rows beside the presets: blocks by their true mass, and by chance; all else as `BASE`."""

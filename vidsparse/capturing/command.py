@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vidsparse import interrupts
-from vidsparse.ending import fail, leave
+from vidsparse.generate.model_files import named
+from vidsparse.generate.session import session
 from vidsparse.options import (
     Device,
     Dtype,
@@ -27,11 +27,7 @@ from vidsparse.options import (
     Seed,
     Steps,
     Video,
-    path,
 )
-from vidsparse.terminal import quiet_libraries
-
-KEPT = "; files that are there are whole, and the same command goes on from them"
 
 
 def capture(
@@ -80,33 +76,17 @@ def capture(
 
 
 def _capture(out: str, asked: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """Run with a display on stderr. Exits on a mistake."""
-    from rich.console import Console
+    """Run with a display on stderr; returns the figures. Exits on a mistake."""
+    with session(
+        "files that are there are whole, and the same command goes on from them"
+    ) as running:
+        from vidsparse.capturing.run import Wanted
+        from vidsparse.capturing.run import capture as run
+        from vidsparse.generate.request import Request
 
-    console = Console(stderr=True)
-    quiet_libraries()
-    try:
-        with console.status("importing torch and diffusers") as status:
-            from vidsparse.capturing.run import Wanted
-            from vidsparse.capturing.run import capture as run
-            from vidsparse.generate.display import Display, hide_bars
-            from vidsparse.generate.model_files import InputError
-            from vidsparse.generate.request import Request
-
-            interrupts.check()
-            hide_bars()
-            display = Display(console, status)
-            try:
-                folder = path("--out", out)
-                content = run(Request(**asked), Wanted(**wanted), folder, display)
-            except InputError as error:
-                if not interrupts.pending():
-                    fail(str(error))
-                leave(KEPT)  # a library has made an error of its own of it
-        display.say(
+        content = run(Request(**asked), Wanted(**wanted), named("--out", out), running.display)
+        running.display.say(
             f"{len(content['files'])} files, {content['made']} of them new, "
             f"{content['bytes'] / 2**20:.0f} MiB in {content['out']}"
         )
         return content
-    except KeyboardInterrupt:
-        leave(KEPT)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vidsparse.options import path
 from vidsparse.shipped import demo_model
 
 INDEX = "model_index.json"
@@ -20,6 +21,14 @@ WEIGHT_FILES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin", ".sft")
 
 class InputError(ValueError):
     """A mistake in what the user asked for: what was expected, what came, the cure, in one line."""
+
+
+def named(option: str, text: str) -> Path:
+    """`options.path`. Raises InputError."""
+    try:
+        return path(option, text)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def first_line(error: BaseException, longest: int = 300) -> str:

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vidsparse import interrupts
-from vidsparse.ending import fail, leave
+from vidsparse.generate.session import session
 from vidsparse.options import (
     Device,
     Dtype,
@@ -31,7 +30,6 @@ from vidsparse.options import (
     Steps,
     Video,
 )
-from vidsparse.terminal import printable, quiet_libraries
 
 
 def inspect(
@@ -100,36 +98,16 @@ def inspect(
 
 def _inspect(asked: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
     """Run with a display on stderr; returns the figures. Exits on a mistake."""
-    from rich.console import Console
+    with session("nothing was written") as running:
+        from vidsparse.generate.request import Request
+        from vidsparse.inspecting.run import Inspection
+        from vidsparse.inspecting.run import inspect as run
 
-    console = Console(stderr=True)
-    quiet_libraries()
-    content = None
-    try:
-        with console.status("importing torch and diffusers") as status:
-            from vidsparse.generate.display import Display, hide_bars
-            from vidsparse.generate.model_files import InputError
-            from vidsparse.generate.request import Request
-            from vidsparse.inspecting.run import Inspection
-            from vidsparse.inspecting.run import inspect as run
-
-            interrupts.check()
-            hide_bars()
-            display = Display(console, status)
-            try:
-                content = run(Inspection(Request(**asked), **chosen), display)
-            except InputError as error:
-                if not interrupts.pending():
-                    fail(str(error))
-                leave("; nothing was written")  # a library has made an error of its own of it
+        content = run(Inspection(Request(**asked), **chosen), running.display)
+        running.left = f"the files are in {content['out']}"
         for line in _lines(content):
-            display.say(line)
+            running.display.say(line)
         return content
-    except KeyboardInterrupt as interrupt:
-        said = getattr(interrupt, "__notes__", None) or ["nothing was written"]
-        if content:
-            said = [f"the files are in {content['out']}"]
-        leave(f"; {printable('; '.join(said))}")
 
 
 def _lines(content: dict[str, Any]) -> list[str]:

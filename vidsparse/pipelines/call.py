@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidsparse.attention import AttentionResult, attend, decision_for, full_density
+from vidsparse.attention import attend, decision_for
 from vidsparse.config import SparseConfig
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines import private
@@ -20,6 +20,7 @@ from vidsparse.pipelines.forward import Forward, RealRows
 from vidsparse.pipelines.observation import ObservedCall, Observer
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import StepContext
+from vidsparse.result import AttentionResult, full_density
 
 
 @dataclass(frozen=True)

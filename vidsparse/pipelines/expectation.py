@@ -13,7 +13,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vidsparse.attention import AttentionResult
 from vidsparse.config import SparseConfig
 from vidsparse.costs import clock, run, stages
 from vidsparse.costs.forward import BYTES, Forward
@@ -22,6 +21,7 @@ from vidsparse.costs.machine import Machine
 from vidsparse.decision import scheduled
 from vidsparse.grid import TokenGrid
 from vidsparse.plan import StepContext
+from vidsparse.result import AttentionResult
 
 CURE = "`vidsparse predict` says what it depends on; restore_pipeline takes vidsparse off"
 

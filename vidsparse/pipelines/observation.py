@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vidsparse.attention import AttentionResult
 from vidsparse.grid import TokenGrid
 from vidsparse.plan import StepContext
+from vidsparse.result import AttentionResult
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsparse.attention import AttentionResult
 from vidsparse.config import SparseConfig
 from vidsparse.decision import Choice
 from vidsparse.memory import Memory
 from vidsparse.pipelines.guard import Guard, NonFinite
 from vidsparse.plan import Branch, StepContext
+from vidsparse.result import AttentionResult
 from vidsparse.versions import versions
 
 SCHEMA = "vidsparse.report/1"
