@@ -60,6 +60,10 @@ def block_means() -> list[tuple[Any, ...]]:
     return [(tokens(), *PLACE), (tokens().half(), *PLACE, ORDER)]
 
 
+def second_moments() -> list[tuple[Any, ...]]:
+    return [(tokens(), *PLACE, None, True), (tokens().half(), *PLACE, ORDER, False)]
+
+
 def fill_keys() -> list[tuple[Any, ...]]:
     return [(tokens().half(), *PLACE, [0, -1, 192], 240, 64, order) for order in (None, ORDER)]
 
@@ -185,7 +189,16 @@ def library_operands() -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
 CALLS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     f"vidsparse::{call.__name__}": call
     for call in (
-        *(block_means, fill_keys, draft_scores, select, pack_exact, exact_tiles, rest_merge),
+        *(
+            block_means,
+            second_moments,
+            fill_keys,
+            draft_scores,
+            select,
+            pack_exact,
+            exact_tiles,
+            rest_merge,
+        ),
         *(summarise, block_moments, pack_tiles, levels_forward, row_shares),
         *(key_mean, quantise_keys, quantise_queries, cudnn_tiles, fa4_tiles),
     )

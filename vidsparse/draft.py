@@ -75,10 +75,12 @@ class Draft:
         return self._of_k[0] if self.second else self.means_of(self.k, self.k_blocks, self.order_k)
 
     @cached_property
-    def value_moments(self) -> tuple[Tensor, Tensor]:
-        """Of the values of each key block: their mean [B, H, nk, D], mean of |v|^2 [B, H, nk]."""
+    def value_norms(self) -> tuple[Tensor, Tensor]:
+        """Of the values of each key block: |mean|^2 and the mean of |v|^2, [B, H, nk] both."""
+        if self.in_triton:
+            return self._in_one_read(self.v, self.k_blocks, self.order_k, norms=True)
         means, squares = self._moments(self.v, self.k_blocks, self.order_k)
-        return means, squares.sum(-1)
+        return means.square().sum(-1), squares.sum(-1)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -116,7 +118,9 @@ class Draft:
 
     def _moments(self, x: Tensor, blocks: Blocks, order: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, H, n, D] twice: means of q, k or v over the tokens of each block, and of its squares;
-        a few heads at once."""
+        in torch a few heads at once."""
+        if self.in_triton:
+            return self._in_one_read(x, blocks, order, norms=False)
         batch, heads, tokens, depth = x.shape
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         means, squares = [], []
@@ -126,13 +130,19 @@ class Draft:
                 if order is not None and order.ndim == 3:
                     own = order.narrow(0, b, 1).narrow(1, *some)
                 part = x.narrow(0, b, 1).narrow(1, *some)
-                if not self.in_triton:  # which takes an order as it reads
-                    part, own = taken(part, own), None
-                part = part.to(wide)
-                means.append(self.means_of(part, blocks, own))
-                squares.append(self.means_of(part.square(), blocks, own))
+                part = taken(part, own).to(wide)
+                means.append(blocks.mean(part))
+                squares.append(blocks.mean(part.square()))
         whole = batch, heads, len(blocks), depth
         return torch.cat(means, 1).view(whole), torch.cat(squares, 1).view(whole)
+
+    def _in_one_read(
+        self, x: Tensor, blocks: Blocks, order: Tensor | None, norms: bool
+    ) -> tuple[Tensor, Tensor]:
+        kernels = support.kernels("moments", x)
+        place = *pieces(blocks, 1, x.device), blocks.size, order
+        found: tuple[Tensor, Tensor] = kernels.second_moments(x, *place, norms)
+        return found
 
 
 def taken(x: Tensor, order: Tensor | None) -> Tensor:

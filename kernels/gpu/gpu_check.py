@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from gpu_cases import QKV, Shape, exact_plan, random_qkv
+from gpu_check_content import content
 from gpu_check_stages import stages
 from gpu_compare import (
     GRIDS,
@@ -110,7 +111,7 @@ def presence(one: Way, machine: Machine) -> float:
 def units(machine: Machine) -> list[Unit]:
     """The checks, the ones that everything else rests on first."""
     return [*exacts(machine), *plans(machine), *graphs(machine), *int8(machine),
-            *far_offsets(machine), *stages(machine)]  # fmt: skip
+            *far_offsets(machine), *stages(machine), *content(machine)]  # fmt: skip
 
 
 def exact_unit(case: Case, one: Way, **how: Any) -> Unit:

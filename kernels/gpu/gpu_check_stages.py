@@ -80,7 +80,7 @@ def stages(machine: Machine) -> Iterator[Unit]:
             data = "random" if name.startswith("rest merge") else "structured"
             run = partial(on_inputs, act, machine, grid, depth, dtype, data)
             yield check(name, f"{grid}, B 2, D {depth}", dtype, "kernel", bound, run,
-                        family=f"stage {name}")  # fmt: skip
+                        family=f"stage {name}", seconds=0.8)  # fmt: skip
     for grid in ("text first",) if machine.dry else ("ragged", "no text"):
         for name, (sizes, kind) in PACKED.items():
             run = partial(lists_error, machine, grid, sizes, kind)

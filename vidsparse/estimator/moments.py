@@ -33,10 +33,10 @@ class Params:
 
 def estimate(draft: Draft, params: Params) -> Scores:
     """Logarithms float32 [B, H, nq, nk], which compare inside a row alone. Formula above."""
-    means, squares = draft.value_moments
+    norms, squares = draft.value_norms
     spread = draft.spread.clamp(max=params.bound)
     count = draft.k_blocks.on(draft.q.device).count.to(spread)
-    around = (2 * spread).exp() * squares.unsqueeze(-2) - means.square().sum(-1).unsqueeze(-2)
+    around = (2 * spread).exp() * squares.unsqueeze(-2) - norms.unsqueeze(-2)
     error = around.clamp(min=TINY).log() + count.log()
     return Scores((error + 2 * (draft.logits + spread)).float(), params.kind)
 

@@ -21,6 +21,13 @@ def block_means(x: Tensor, start: Tensor, count: Tensor) -> Tensor:
     return torch.stack([x[:, :, at : at + n].double().sum(2) / max(n, 1) for at, n in spans], 2)
 
 
+def second_moments(x: Tensor, start: Tensor, count: Tensor, norms: bool) -> tuple[Tensor, Tensor]:
+    """Means of x and of x^2 over the tokens of each block, [B, H, n, D]; norms: |mean|^2 and the
+    mean of |x|^2, [B, H, n]."""
+    mean, second = (block_means(y, start, count) for y in (x, x.double().square()))
+    return (mean.square().sum(-1), second.sum(-1)) if norms else (mean, second)
+
+
 def fill_keys(x: Tensor, blocks: Blocks, levels: dict[int, int], rows: int, padded: int) -> Tensor:
     """The key buffer, [B, H, rows, padded]: tokens from row 0 on, means of level l from levels[l].
 

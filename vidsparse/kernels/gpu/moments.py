@@ -1,0 +1,128 @@
+"""First and second moments of the tokens of each block, both from one read of them.
+
+    mean_j = (1 / n_j) sum x,   second_j = (1 / n_j) sum x^2,   for each of D channels
+    norms: |mean_j|^2 and (1 / n_j) sum |x|^2, two numbers of a block
+
+A program reads a tile as `vidsparse.kernels.gpu.pool` does, in any order of the tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vidsparse.kernels.gpu.operands import order_head
+from vidsparse.kernels.gpu.operator import operator
+from vidsparse.kernels.gpu.pool import LOW, TILE, load_tile, warps
+
+
+@triton.jit
+def over_blocks(b_x, b_count, PER_TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Means over the tokens of the blocks in a tile, [LOW, HIGH, DP] -> [PER_TILE, DP]."""
+    HIGH: tl.constexpr = b_x.shape[1]
+    DP: tl.constexpr = b_x.shape[2]
+    b_sum = tl.reshape(tl.sum(b_x, 0), [PER_TILE, HIGH // PER_TILE, DP])
+    return tl.sum(b_sum, 1) / tl.maximum(b_count, 1).to(tl.float32)[:, None]
+
+
+@triton.jit(do_not_specialize=["order_head", "heads", "blocks"])
+def second_moments_kernel(  # type: ignore[no-untyped-def]
+    p_x,
+    p_start,
+    p_count,
+    p_order,
+    p_mean,
+    p_second,
+    x_batch,
+    x_head,
+    x_token,
+    order_head,
+    heads,
+    blocks,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    SIZE: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    ORDERED: tl.constexpr,
+    NORMS: tl.constexpr,
+):
+    """mean and second of each block, or their sums over D (NORMS). Grid (tiles, B * H)."""
+    PER_TILE: tl.constexpr = LOW * HIGH // SIZE
+    i_tile = tl.program_id(0)
+    i_bh = tl.program_id(1).to(tl.int64)
+    x_base = p_x + i_bh // heads * x_batch + i_bh % heads * x_head
+    p_order += i_bh * order_head
+    b_x = load_tile(
+        x_base, p_start, p_count, p_order, i_tile, x_token, blocks, D, DP, SIZE, LOW, HIGH, ORDERED
+    ).to(tl.float32)
+    block = i_tile * PER_TILE + tl.arange(0, PER_TILE)
+    m_block = block < blocks
+    b_count = tl.load(p_count + block, mask=m_block, other=0)
+    b_mean = over_blocks(b_x, b_count, PER_TILE)
+    b_second = over_blocks(b_x * b_x, b_count, PER_TILE)
+    row = i_bh * blocks + block
+    if NORMS:
+        tl.store(p_mean + row, tl.sum(b_mean * b_mean, 1), mask=m_block)
+        tl.store(p_second + row, tl.sum(b_second, 1), mask=m_block)
+    else:
+        o_d = tl.arange(0, DP)
+        o_row = row[:, None] * D + o_d[None, :]
+        m_row = m_block[:, None] & (o_d < D)[None, :]
+        tl.store(p_mean + o_row, b_mean, mask=m_row)
+        tl.store(p_second + o_row, b_second, mask=m_row)
+
+
+@operator("second_moments")
+def second_moments(
+    x: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None, norms: bool
+) -> tuple[Tensor, Tensor]:
+    """Means over the real tokens of each block, and of the squares: float32 [B, H, n, D] both.
+
+    x, start, count, size, order: as for `vidsparse.kernels.gpu.pool.block_means`; x up to 128 wide,
+    size 16 .. 128. norms: instead |mean|^2 and the mean of |x|^2, float32 [B, H, n] both.
+    """
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    batch, heads, _, depth = x.shape
+    blocks = start.numel()
+    padded = max(16, 1 << (depth - 1).bit_length())
+    low = min(LOW, size)
+    mean, second = _empty(x, blocks, norms)
+    with torch.cuda.device_of(x):
+        second_moments_kernel[(-(-blocks * size // TILE), batch * heads)](
+            x,
+            start,
+            count,
+            start if order is None else order,
+            mean,
+            second,
+            *x.stride()[:3],
+            order_head(order),
+            heads,
+            blocks,
+            D=depth,
+            DP=padded,
+            SIZE=size,
+            LOW=low,
+            HIGH=TILE // low,
+            ORDERED=order is not None,
+            NORMS=norms,
+            num_warps=warps(padded),
+            enable_fp_fusion=True,
+        )
+    return mean, second
+
+
+@second_moments.register_fake
+def _(
+    x: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None, norms: bool
+) -> tuple[Tensor, Tensor]:
+    return _empty(x, start.shape[0], norms)
+
+
+def _empty(x: Tensor, blocks: int, norms: bool) -> tuple[Tensor, Tensor]:
+    shape = (*x.shape[:2], blocks) if norms else (*x.shape[:2], blocks, x.shape[3])
+    mean, second = (x.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    return mean, second
