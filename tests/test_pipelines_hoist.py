@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 import vidsparse
@@ -97,16 +95,6 @@ def test_positional_arguments() -> None:
         plain = model(*positional, **arguments)[0]
         Hoist(model, ADAPTER, shuffled, Forward()).attach()
         assert distance(plain, model(*positional, **arguments)[0]) < 1e-5
-
-
-def test_a_parallel_transformer_is_refused() -> None:
-    pipe, _ = tiny.build("wan")
-    registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer.rope)
-    registry.register_hook(ModelHook(), "cp_input---rope")
-    with pytest.raises(ValueError, match="context-parallel"):
-        vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
-    assert type(pipe.transformer.blocks[0].attn1.processor) is WanAttnProcessor
-    assert not pipe.transformer._forward_pre_hooks
 
 
 def test_tokens_that_do_not_match_the_grid() -> None:

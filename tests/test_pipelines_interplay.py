@@ -89,19 +89,6 @@ def test_projections_are_called_as_modules() -> None:
     assert torch.equal(expected, tiny.run(pipe, call))
 
 
-def test_context_parallelism_is_refused() -> None:
-    pipe, _ = tiny.build("wan")
-    attention = pipe.transformer.blocks[1].attn1
-    attention.processor._parallel_config = object()
-    with pytest.raises(ValueError, match="context-parallel"):
-        vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
-    del attention.processor._parallel_config
-    vidsparse.accelerate_pipeline(pipe, tiny.SPARSE)
-    attention.processor._parallel_config = object()
-    with pytest.raises(RuntimeError, match="context parallelism"), vidsparse.step(0, 2):
-        tiny.forward(pipe.transformer)
-
-
 @pytest.mark.parametrize("scores_only", [True, False])
 def test_layer_skip_guidance(scores_only: bool) -> None:
     """Only the stock attention can be told to return its values; skipped modules do not run."""

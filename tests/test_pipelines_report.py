@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from statistics import fmean
 from typing import Any
@@ -11,6 +12,7 @@ import tiny
 
 import vidsparse
 from vidsparse.pipelines.report import RunReport
+from vidsparse.pipelines.share import Share
 
 CALL_KEYS = [
     "step",
@@ -55,6 +57,7 @@ def test_layout_of_the_report(pipeline: tuple[Any, dict[str, Any]]) -> None:
         "config",
         "steps",
         "versions",
+        "share",
         "choices",
     ]
     assert report["non_finite"] == []
@@ -137,6 +140,13 @@ def test_too_short_for_the_shipped_preset() -> None:
     vidsparse.accelerate_pipeline(pipe, "balanced", ["schedule.dense_layers=[]"])
     tiny.run(pipe, call)
     assert "too-short" in vidsparse.run_report(pipe).dense_reasons
+
+
+def test_the_share_of_a_process_is_saved(pipeline, tmp_path) -> None:
+    report = copy.copy(vidsparse.run_report(pipeline[0]))
+    report.share = Share(1, 2, 1.25)
+    loaded = RunReport.load(report.save(tmp_path / "report.json"))
+    assert loaded.share == report.share and "1.25 times the mean" in str(loaded)
 
 
 def test_saved_and_loaded(pipeline, tmp_path) -> None:

@@ -13,7 +13,9 @@ import pytest
 import tiny
 import torch
 import zoo.anyflow
+from diffusers import ContextParallelConfig, ParallelConfig
 from diffusers.hooks import LayerSkipConfig, apply_layer_skip, hooks
+from diffusers.hooks.context_parallel import apply_context_parallel
 
 import vidsparse
 from vidsparse.pipelines import families, private
@@ -21,6 +23,7 @@ from vidsparse.pipelines.recognition import adapter_for
 
 PACKAGE = Path(vidsparse.__file__).resolve().parent
 PRIVATE = ("_diffusers_hook", "_hook_order", "_fn_refs", "_parallel_config", "_attention_backend")
+PRIVATE += ("_cp_plan", "_ulysses_local_rank", "_resolve_parallel_config")
 PRIVATE += ("_current_timestep", "_num_timesteps", "_hf_hook", "_reset_stateful_cache")
 
 
@@ -65,16 +68,32 @@ def test_the_end_of_a_call_is_told(build: Any) -> None:
     assert set(vars(pipe.transformer)) == plain
 
 
-def test_context_parallel_hooks_have_their_prefix() -> None:
-    from diffusers.hooks.context_parallel import _CONTEXT_PARALLEL_INPUT_HOOK_TEMPLATE as template
-
-    assert template.startswith("cp_")
+def test_the_plan_is_read_off_the_hooks_of_context_parallelism() -> None:
     model = tiny.transformer()
-    assert not private.is_context_parallel(model.rope)
-    private.HookRegistry.check_if_exists_or_initialize(model.rope).register_hook(
-        Noted(), template.format("rope")
-    )
-    assert private.is_context_parallel(model.rope)
+    plan = private.own_plan(model)
+    assert plan and not private.split_plan(model)
+    assert private.splits_output(model.rope) is None and not private.gathers_output(model.proj_out)
+    apply_context_parallel(model, ContextParallelConfig(ulysses_degree=2), plan)
+    assert private.split_plan(model) == private.normalised_plan(plan)
+    reference = private.splits_output(model.rope)
+    assert reference is not None and reference.post_forward.__self__.metadata == plan["rope"]
+    assert private.gathers_output(model.proj_out) and not private.gathers_output(model.rope)
+    assert private.splits_output(model.blocks[0]) is None, "its input is split"
+
+
+def test_a_plan_of_ours_goes_with_the_split_by_it() -> None:
+    model, plain = tiny.transformer(), set(vars(tiny.transformer()))
+    plan = {"proj_out": private.ContextParallelOutput(1)}
+    private.place_plan(model, plan)
+    assert private.own_plan(model) == plan
+    parallel = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
+    model._parallel_config = model.blocks[0].attn1.processor._parallel_config = parallel
+    apply_context_parallel(model, parallel.context_parallel_config, plan)
+    assert private.context_parallel(model) is parallel
+    private.remove_plan(model)
+    assert set(vars(model)) == plain and not private.split_plan(model)
+    assert model.blocks[0].attn1.processor._parallel_config is None
+    private.remove_plan(model)
 
 
 def test_skipped_scores() -> None:
@@ -94,7 +113,6 @@ def test_what_processors_and_pipelines_tell() -> None:
     pipe.transformer.set_attention_backend("native")
     processor = pipe.transformer.blocks[0].attn1.processor
     assert private.backend(processor) == "native"
-    assert private.parallel_config(processor) is None
     seen: list[tuple[Any, Any]] = []
 
     def look(pipe: Any, step: int, time: Any, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -47,10 +47,15 @@ def accelerate_pipeline(
     after, run sparse too, each with steps and a report of its own, in several threads as well. The
     pipeline is held weakly. To copy a transformer, restore the pipeline first.
 
+    Several processes can share a video: `pipe.transformer.enable_parallelism(config=
+    diffusers.ContextParallelConfig(ulysses_degree=n))` in each, before this or after, for
+    HunyuanVideo and CogVideoX after. Each then computes a share of the heads; what cannot be shared
+    is refused here or at the first forward (`vidsparse.pipelines.parallel`).
+
     Raises TypeError if `pipe` is no diffusers pipeline; ValueError if its class is not supported,
     if a setting does not exist or does not fit the model, if its transformer is missing, without
-    weights or wrapped, or its attention customised, parallel or compiled, or if another pipeline
-    has accelerated a transformer of it with other settings.
+    weights or wrapped, or its attention customised or compiled, or split between processes in
+    another way, or if another pipeline has accelerated a transformer of it with other settings.
     """
     require_pipeline(pipe)
     changes = override_list(overrides)
@@ -99,7 +104,9 @@ def restore_pipeline(pipe: Pipe) -> Pipe:
 
     What others changed in the meantime stays: fused or adapted weights, an attention backend, hooks
     and wrappers around `forward` or `scheduler.step`, in whatever order they came. A processor that
-    someone put in the place of ours stays too, with a RuntimeWarning. A pipeline that is not
+    someone put in the place of ours stays too, with a RuntimeWarning. A transformer that several
+    processes share stays so, but for HunyuanVideo and CogVideoX, whose stock attention cannot: then
+    each process computes the whole video. A pipeline that is not
     accelerated is returned as it is. A transformer that several pipelines share becomes stock for
     all of them. Raises TypeError if `pipe` is no pipeline.
     """

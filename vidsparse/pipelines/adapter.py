@@ -63,6 +63,28 @@ class RealText:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How diffusers splits the transformers of a family between processes (`parallel.py`).
+
+    plan: for classes that have no `_cp_plan`, or one that their attention does not follow.
+    entries: instead of those of the adapter, where the plan splits what passes before it passes.
+    together: text and video are split as one sequence, else each by itself.
+    cuts: blocks tell parts of the video apart by rows that are split too, not by their place.
+    lacks: (transformer, arguments) -> what of a forward the plan does not split, so that it would
+        fail or be wrong, as in "..., which diffusers does not split"; "" if nothing.
+    """
+
+    plan: Mapping[str, Any] | None = None
+    entries: tuple[Site, ...] | None = None
+    together: bool = False
+    cuts: bool = False
+    lacks: Callable[[Any, Arguments], str] = lambda transformer, arguments: ""
+
+
+NO_SPLIT = "diffusers has no cp_plan for it, and vidsparse knows none"
+
+
+@dataclass(frozen=True)
 class Adapter:
     """All facts about one model family.
 
@@ -83,6 +105,7 @@ class Adapter:
     branch_order: pipeline class name -> order of the guidance branches inside a step, for
         pipelines that never enter `cache_context`.
     packed: latents of each side that a pipeline puts into one row before the transformer sees it.
+    split: how several processes share one video; a text says why they cannot.
     own_size: (config of the transformer, height and width of a picture) -> those of the video, for
         pipelines that take no size.
     """
@@ -101,6 +124,7 @@ class Adapter:
     sequence: Callable[[Any, TokenGrid, int, int], TokenGrid | None] | None = None
     branch_order: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)
     packed: int = 1
+    split: Split | str = NO_SPLIT
     own_size: Callable[[Arguments, tuple[int, int]], tuple[int, int]] | None = None
 
     def transformers(self, pipe: Any) -> dict[str, nn.Module]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Site
 from vidsparse.pipelines.order import Order
+from vidsparse.pipelines.parallel import Ulysses
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import StepContext
 
@@ -46,7 +47,8 @@ def real_rows(rows: Tensor) -> tuple[RealRows, ...]:
 class Forward(threading.local):
     """grid, order, context, report: of this thread's running forward; all None outside of one.
 
-    report: where its calls are noted. real_text: of each sample, None if that is not known.
+    report: where its calls are noted. ulysses: how its tokens are split between processes, None if
+    they are not. real_text: of each sample, None if that is not known.
     entries: submodules that must bring tokens or positions into the order; missing: those that have
     not run since the exit, arrived: those that have. entered, left: whether one of them has run at
     all, and the exit since.
@@ -60,6 +62,7 @@ class Forward(threading.local):
         self.order: Order | None = None
         self.context: StepContext | None = None
         self.report: RunReport | None = None
+        self.ulysses: Ulysses | None = None
         self.real_text: tuple[RealRows, ...] | None = None
         self.entries: tuple[str, ...] = ()
         self.missing: set[str] = set()
@@ -69,7 +72,7 @@ class Forward(threading.local):
     def begin(self, order: Order, entries: tuple[str, ...]) -> None:
         """A forward starts, whatever became of the one before."""
         self.grid, self.order, self.context, self.report = order.grid, order, None, None
-        self.real_text = None
+        self.ulysses = self.real_text = None
         self.entries, self.missing, self.arrived = entries, set(entries), set()
         self.entered = self.left = False
 
@@ -90,7 +93,8 @@ class Forward(threading.local):
 
     def clear(self) -> None:
         """No forward is running."""
-        self.grid = self.order = self.context = self.report = self.real_text = None
+        self.grid = self.order = self.context = self.report = None
+        self.ulysses = self.real_text = None
 
     def end(self, exit: Site | None) -> None:
         """The forward has come to its end. Raise RuntimeError if it left the exit out.

@@ -7,7 +7,9 @@ back.
 
 Others hook and wrap the same modules, and what they do may depend on the position of a token. So
 our hooks stand next to the blocks: last at the entries, first at the exit. Whatever is further out
-sees raster order.
+sees raster order. Where several processes share the tokens (`parallel.py`) they stand outside of
+that: each process brings all tokens into the order before they are split, and back once they are
+gathered.
 
 The order depends on the grid alone: it is the same in every step, dense steps included, because
 caches (FirstBlockCache and its kin) keep residuals in this order.
@@ -39,11 +41,12 @@ from torch.utils.hooks import RemovableHandle
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.call_check import refuse_gradients
 from vidsparse.pipelines import private
-from vidsparse.pipelines.adapter import Adapter, Arguments, Site
+from vidsparse.pipelines.adapter import Adapter, Arguments, Site, Split
 from vidsparse.pipelines.forward import Forward, RealRows, real_rows
 from vidsparse.pipelines.hooks import PlacedHook
 from vidsparse.pipelines.kept import Kept
 from vidsparse.pipelines.order import Order
+from vidsparse.pipelines.parallel import Ulysses, ulysses_of
 from vidsparse.plan import StepContext
 
 KEPT_ORDERS = 8
@@ -72,14 +75,18 @@ class Hoist:
         self.transformer, self.adapter = transformer, adapter
         self.order, self.forward, self.position = order, forward, position
         self.names = list(inspect.signature(type(transformer).forward).parameters)[1:]
-        required = [site for site in adapter.entries if site.at != "argument" and not site.optional]
-        self.entries = tuple(site.name for site in required)
         self.handle: RemovableHandle | None = None
-        self.hooks = [self._entry(site) for site in adapter.entries if site.at != "argument"]
+        split = adapter.split if isinstance(adapter.split, Split) else Split()
+        self.split_entries = adapter.entries if split.entries is None else split.entries
+        sites = dict.fromkeys((*adapter.entries, *self.split_entries))
+        self.hooks = {site: self._entry(site) for site in sites if site.at != "argument"}
+        self.exits: list[PlacedHook] = []  # where tokens are whole, and where they are gathered
         if (exit := adapter.exit) is not None:
-            leave = partial(self._leave, exit)
-            self.hooks.append(PlacedHook(transformer, exit.name, leave, before=True, first=True))
-        self.hooks.append(PlacedHook(transformer, "", self._end, first=True, always=True))
+            leave, left = partial(self._leave, exit), partial(self._left, exit)
+            self.exits.append(PlacedHook(transformer, exit.name, leave, before=True, first=True))
+            self.exits.append(PlacedHook(transformer, exit.name, left, first=True))
+        self.last = PlacedHook(transformer, "", self._end, first=True, always=True)
+        self.ulysses: Ulysses | None = None
         self.lock = threading.RLock()
         self.kept: OrderedDict[tuple[TokenGrid, torch.device], Order] = OrderedDict()
         self.real_text: Kept[tuple[RealRows, ...]] = Kept()
@@ -92,7 +99,7 @@ class Hoist:
         )
 
     def attach(self) -> None:
-        """Register the hooks. Raises ValueError on a transformer split between processes."""
+        """Register the hooks. Raises ValueError on one that is split in a way not supported."""
         self._place()
         self.handle = self.transformer.register_forward_pre_hook(self._enter, with_kwargs=True)
 
@@ -100,19 +107,32 @@ class Hoist:
         """Remove the hooks; the transformer is as before."""
         if self.handle is not None:
             self.handle.remove()
-        for hook in self.hooks:
+        for hook in (*self.hooks.values(), *self.exits, self.last):
             hook.remove()
 
-    def _place(self) -> None:
-        """Every hook on the module that the transformer has now."""
-        for hook in self.hooks:
-            module = hook.target()
-            if module is not None and private.is_context_parallel(module):
-                raise ValueError(
-                    "the transformer is context-parallel: its tokens are split between processes "
-                    "and cannot be reordered; vidsparse does not support that"
-                )
-            hook.place()
+    def _place(self) -> tuple[Site, ...]:
+        """Every hook on the module that the transformer has now. Returns the entries.
+
+        Raises as `ulysses_of`.
+        """
+        config = private.context_parallel(self.transformer)
+        if self.ulysses is None or self.ulysses.config is not config:
+            self.ulysses = ulysses_of(self.adapter, self.transformer)
+        entries = self.adapter.entries if self.ulysses is None else self.split_entries
+        for site, hook in self.hooks.items():
+            if site in entries:
+                hook.place()
+            else:
+                hook.remove()
+        if self.exits:
+            whole, gathered = self.exits
+            module = gathered.target()
+            if module is not None and private.gathers_output(module):
+                whole, gathered = gathered, whole
+            gathered.remove()
+            whole.place()
+        self.last.place()
+        return entries
 
     @torch.compiler.disable
     def _enter(
@@ -127,14 +147,18 @@ class Hoist:
                 "the transformer or its input", _tensors(arguments), module.parameters()
             )
         with self.lock:  # threads may run this transformer at once
-            self._place()
+            entries = self._place()
         latents = arguments["hidden_states"]
         _refuse_symbols(latents)
         order = self._order(self.adapter.video(module, arguments), latents.device)
-        self.forward.begin(order, self.entries)
+        if self.ulysses is not None:
+            self.ulysses.check(self.adapter, module, order.grid, arguments)
+        inner = [site for site in entries if site.at != "argument" and not site.optional]
+        self.forward.begin(order, tuple(site.name for site in inner))
+        self.forward.ulysses = self.ulysses
         self.forward.context = self.position()
         self.forward.real_text = self._real_text(arguments)
-        sites = [site for site in self.adapter.entries if site.at == "argument"]
+        sites = [site for site in entries if site.at == "argument"]
         if not sites:
             return None
         for site in sites:
@@ -193,6 +217,16 @@ class Hoist:
             return None
         self.forward.require_entries()
         moved = _changed(args, kwargs, partial(order.move, site, back=True))
+        self.forward.leave()
+        return moved
+
+    def _left(self, site: Site, module: nn.Module, args: Any, output: Any) -> Any:
+        """After it, where its output is gathered from several processes: back to raster order."""
+        order = self.forward.order
+        if order is None:
+            return None
+        self.forward.require_entries()
+        moved = order.move(site, output, back=True)
         self.forward.leave()
         return moved
 

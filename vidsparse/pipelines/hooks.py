@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from vidsparse.pipelines import private
 from vidsparse.pipelines.private import BaseState, CacheContext, ModelHook, StateManager
 
 
@@ -25,7 +26,9 @@ class PlacedHook:
     always: run, with None for the output, when the forward raises, too.
     optional: the model may have no such submodule.
 
-    A copy of the submodule gets a hook that does nothing.
+    Where diffusers splits the output of the submodule between processes, which it does inside of
+    `module.forward`, a hook on it is called before that. A copy of the submodule gets a hook that
+    does nothing.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class PlacedHook:
         self.optional = optional
         self.module: nn.Module | None = None
         self.handle: RemovableHandle | None = None
+        self.inside: _BeforeSplit | None = None
 
     def target(self) -> nn.Module | None:
         """The module that bears the name now; None if there is none and need not be one."""
@@ -59,6 +63,12 @@ class PlacedHook:
         module = self.target()
         if module is None:
             self.remove()
+            return
+        split = None if self.before else private.splits_output(module)
+        if split is not None:
+            if self.inside is None or split.post_forward is not self.inside:
+                self.remove()
+                self.inside = _BeforeSplit(self, split)
             return
         hooks: Any = module._forward_pre_hooks if self.before else module._forward_hooks
         handle = self.handle
@@ -82,13 +92,34 @@ class PlacedHook:
         """Take the hook off; without effect where others have taken it off."""
         if self.handle is not None:
             self.handle.remove()
-        self.module = self.handle = None
+        if self.inside is not None:
+            self.inside.remove()
+        self.module = self.handle = self.inside = None
 
     def __call__(self, module: nn.Module, *call: Any) -> Any:
         return self.call(module, *call)
 
     def __reduce__(self) -> Any:
         return _inert, ()
+
+
+class _BeforeSplit:
+    """Stands where diffusers calls its hook that splits an output: ours first, then that one."""
+
+    def __init__(self, hook: PlacedHook, split: Any) -> None:
+        self.hook: PlacedHook | None = hook
+        self.split, self.after = split, split.post_forward
+        split.post_forward = self
+
+    def __call__(self, module: nn.Module, output: Any) -> Any:
+        changed = None if self.hook is None else self.hook.call(module, (), output)
+        return self.after(module, output if changed is None else changed)
+
+    def remove(self) -> None:
+        """Give diffusers its own hook back; if someone has wrapped us, we stay as a passage."""
+        self.hook = None
+        if self.split.post_forward is self:
+            self.split.post_forward = self.after
 
 
 def _inert() -> Callable[..., None]:

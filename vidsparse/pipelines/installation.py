@@ -16,7 +16,7 @@ from torch import nn
 from vidsparse.config import SparseConfig
 from vidsparse.geometry import token_order
 from vidsparse.pipelines import private
-from vidsparse.pipelines.adapter import Adapter, eager
+from vidsparse.pipelines.adapter import Adapter, Split, eager
 from vidsparse.pipelines.call import Link
 from vidsparse.pipelines.expectation import Expectation
 from vidsparse.pipelines.forward import Forward
@@ -137,6 +137,9 @@ class Installation:
         part = Part(name, transformer, forward, hoist, context, [])
         self.parts.append(part)
         hoist.attach()
+        plan = adapter_plan(self.adapter)
+        if plan is not None:
+            private.place_plan(transformer, plan)
         private.place_observer(transformer, part.context, HOOK)
         self._fill(part)
 
@@ -169,6 +172,8 @@ class Installation:
         for part in self.parts:
             private.remove_observer(part.transformer, HOOK)
             part.hoist.detach()
+            if adapter_plan(self.adapter) is not None:
+                private.remove_plan(part.transformer)
             if _installed.get(part.transformer, _nothing)() is self:
                 del _installed[part.transformer]
         self.runs.detach()
@@ -253,7 +258,7 @@ def _stock_class(processor: Any) -> type:
 
 
 def check_stock(adapter: Adapter, name: str, transformer: nn.Module) -> None:
-    """Raise ValueError unless the attention of a transformer is stock, eager and not parallel."""
+    """Raise ValueError unless the attention of a transformer is stock and eager."""
     compiled = any(m._compiled_call_impl is not None for m in transformer.modules())
     if compiled or eager(transformer) is not transformer:
         raise ValueError(f"{name} is compiled: call accelerate_pipeline before compiling")
@@ -265,7 +270,7 @@ def stock_processor(adapter: Adapter, name: str, module: Any) -> Any:
     """The processor that ours will replace in an attention module of transformer `name`.
 
     A copied module has one of ours that is linked to nothing: then a new stock one. Raises
-    ValueError if the processor is customised, parallel or at work for another pipeline.
+    ValueError if the processor is customised or at work for another pipeline.
     """
     processor = module.processor
     if isinstance(processor, SparseProcessor):
@@ -283,9 +288,12 @@ def stock_processor(adapter: Adapter, name: str, module: Any) -> Any:
             f"{name} has a {type(processor).__name__} where {expected} was expected; what it does "
             "would be lost, so take it off first"
         )
-    if private.parallel_config(processor) is not None:
-        raise ValueError(f"{name} is context-parallel, which vidsparse does not support")
     return processor
+
+
+def adapter_plan(adapter: Adapter) -> Mapping[str, Any] | None:
+    """The plan of ours by which diffusers splits transformers for which it has none."""
+    return adapter.split.plan if isinstance(adapter.split, Split) else None
 
 
 def check_layers(config: SparseConfig, name: str, layers: int) -> None:

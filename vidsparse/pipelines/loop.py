@@ -120,6 +120,7 @@ class Loop:
         if self.report is not None:
             self.report.memory.clear()
         if running and self.report is not None:
+            self.report.settle()
             self.report.guard.look()
             self.report.guard.tell()
 

@@ -114,19 +114,25 @@ class SparseProcessor:
                 "program exported from it; if another tool has cleared the hooks of the "
                 "transformer, call accelerate_pipeline again; or restore_pipeline first"
             )
-        if private.parallel_config(self) is not None:
-            raise RuntimeError(
-                "vidsparse does not support context parallelism: restore_pipeline first"
-            )
-        about = None
+        about, ulysses = None, forward.ulysses
         if k.shape[1] == q.shape[1]:
-            about = link.adapter.around(link.transformer(), grid, q.shape[1], link.layer)
+            tokens = q.shape[1] * (1 if ulysses is None else ulysses.degree)
+            about = link.adapter.around(link.transformer(), grid, tokens, link.layer)
         if about is None:
             other: Tensor = dense(q, k, v)
             return other
         context = replace(context, layer=link.layer)
-        call = Call(link, report, about, context, dense)
-        return call.run(q, k, v, mask, forward.real_text)
+        if ulysses is None:
+            call = Call(link, report, about, context, dense)
+            return call.run(q, k, v, mask, forward.real_text)
+
+        ulysses.share_in(report)
+
+        def inside(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            call = Call(link, report, about, context, whole(dense, mask))
+            return call.run(q, k, v, mask, forward.real_text)
+
+        return ulysses.exchange(q, k, v, mask, about, inside)
 
 
 _numbers = itertools.count()
@@ -157,6 +163,12 @@ def primitive(
         processor.link.forward.require_entries()
     dense = partial(processor.dense, attn_mask=attn_mask, **options)
     return processor.attend(query, key, value, attn_mask, dense)
+
+
+def whole(dense: partial[Tensor], mask: Tensor | None) -> partial[Tensor]:
+    """A stock call for all tokens of some heads: with their mask, and without another exchange."""
+    options = {n: x for n, x in dense.keywords.items() if n != "parallel_config"}
+    return partial(dense.func, **{**options, "attn_mask": mask})
 
 
 USUAL = {"scale": None, "is_causal": False, "dropout_p": 0.0, "enable_gqa": False}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from vidsparse.config import SparseConfig
 from vidsparse.decision import Choice
 from vidsparse.memory import Memory
 from vidsparse.pipelines.guard import Guard, NonFinite
+from vidsparse.pipelines.share import Share
 from vidsparse.plan import Branch, StepContext
 from vidsparse.result import AttentionResult
 from vidsparse.versions import versions
@@ -67,7 +68,8 @@ class RunReport:
 
     preset: as the user gave it, overrides behind. config: the method in full. steps: of the run.
     calls: in the order of execution. versions: of the packages, where the run was. choices: who
-    executes sparse calls and why, with the number of calls that this decided on.
+    executes sparse calls and why, with the number of calls that this decided on. share: of this
+    process in a run of several, of whose heads the calls tell; None in a run of one.
 
     Empty (no calls, 0 steps) until the first run. A new run makes a new report, this one stays.
     """
@@ -78,9 +80,14 @@ class RunReport:
     calls: list[Call] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: versions())
     choices: dict[Choice, int] = field(default_factory=dict)
+    share: Share | None = None
 
     def __post_init__(self) -> None:
         self.guard, self.memory = Guard(self.preset), Memory()
+        self.settle: Callable[[], None] = _nothing  # what is to be done once, when the run ends
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "settle": _nothing}  # it knows of other processes
 
     @property
     def non_finite(self) -> list[NonFinite]:
@@ -184,6 +191,7 @@ class RunReport:
             "config": self.config.to_dict(),
             "steps": self.steps,
             "versions": self.versions,
+            "share": None if self.share is None else asdict(self.share),
             "choices": [{**asdict(choice), "calls": n} for choice, n in self.choices.items()],
         }
 
@@ -221,6 +229,7 @@ class RunReport:
                 [_call(**call) for call in content["calls"]],
                 content["versions"],
                 dict(_choice(**choice) for choice in content.get("choices", [])),
+                Share(**content["share"]) if content.get("share") else None,
             )
             found = [
                 NonFinite(**{**n, "inputs": tuple(n["inputs"])}) for n in content["non_finite"]
@@ -246,6 +255,7 @@ class RunReport:
             lines.append(f"{self.ordered:.0%} of heads in an order of their own")
         if self.steps:
             lines.append(f"schedule: {self.config.dense_note(self.steps)}")
+        lines += [] if self.share is None else [str(self.share)]
         lines += [f"engine {text}" for text in dict.fromkeys(map(str, self.choices))]
         if self.calls:
             lines.append("step  density  dense calls")
@@ -258,6 +268,10 @@ class RunReport:
             lines.append(f"seconds: {spent}")
         lines += [f"not finite: {found}" for found in self.non_finite]
         return "\n".join(lines)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _call(density: list[float], ordered: list[list[bool]] | None = None, **fields: Any) -> Call:

@@ -14,7 +14,8 @@ from diffusers.models.attention_processor import (
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
 
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.adapter import Adapter, Arguments, Site
+from vidsparse.pipelines.adapter import Adapter, Arguments, Site, Split
+from vidsparse.pipelines.private import ContextParallelInput, ContextParallelOutput
 from vidsparse.pipelines.processor import SparseProcessor
 
 
@@ -38,6 +39,15 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     return TokenGrid(-(-frames // deep), height // wide, width // wide)
 
 
+PLAN = {
+    "": {"image_rotary_emb": [ContextParallelInput(0, expected_dims=2)] * 2},
+    "transformer_blocks.0": dict.fromkeys(
+        ("hidden_states", "encoder_hidden_states"), ContextParallelInput(1, expected_dims=3)
+    ),
+    "proj_out": ContextParallelOutput(1, expected_dims=3),
+}
+"""Stock attention of the family does not exchange anything, so it takes none of diffusers'."""
+
 ADAPTER = Adapter(
     pipelines=(
         "CogVideoXPipeline",
@@ -55,5 +65,6 @@ ADAPTER = Adapter(
         Site("argument", "image_rotary_emb", 0, optional=True),
     ),
     exit=Site("input", "proj_out", 1),
+    split=Split(PLAN),
     text="first",
 )

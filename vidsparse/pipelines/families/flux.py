@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, Fl
 from torch import Tensor
 
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.adapter import Adapter, Arguments, Site
+from vidsparse.pipelines.adapter import Adapter, Arguments, Site, Split
 from vidsparse.pipelines.kept import Kept
 from vidsparse.pipelines.processor import SparseProcessor
 
@@ -65,6 +65,14 @@ def _read(ids: Tensor) -> TokenGrid:
     return TokenGrid(1, height, width, after=len(places) - rows)
 
 
+def not_split(transformer: Any, arguments: Arguments) -> str:
+    """Residuals of a ControlNet; coordinates with a batch, which diffusers has deprecated."""
+    for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
+        if arguments.get(name) is not None:
+            return name
+    return "img_ids with a batch" if arguments["img_ids"].ndim > 2 else ""
+
+
 ADAPTER = Adapter(
     pipelines=(
         "FluxPipeline",
@@ -92,6 +100,7 @@ ADAPTER = Adapter(
         Site("argument", "controlnet_single_block_samples", 1, optional=True),
     ),
     exit=Site("input", "proj_out", 1),
+    split=Split(lacks=not_split),
     text="first",
     packed=2,
 )

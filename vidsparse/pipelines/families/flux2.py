@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_flux2 import (
 )
 
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.adapter import Adapter, Arguments, Site
+from vidsparse.pipelines.adapter import Adapter, Arguments, Site, Split
 from vidsparse.pipelines.families import flux
 from vidsparse.pipelines.processor import SparseProcessor
 
@@ -70,6 +70,7 @@ ADAPTER = Adapter(
     grid=grid,
     entries=(Site("argument", "hidden_states", 1), Site("argument", "img_ids", -2)),
     exit=Site("input", "proj_out", 1),
+    split=Split(),
     text="first",
     packed=2,
 )

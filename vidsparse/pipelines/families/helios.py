@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_helios import (
 )
 
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.adapter import Adapter, Arguments, Site
+from vidsparse.pipelines.adapter import Adapter, Arguments, Site, Split
 from vidsparse.pipelines.families import wan
 from vidsparse.pipelines.processor import SparseProcessor
 
@@ -47,6 +47,12 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     return replace(wan.grid(transformer, arguments), before=before)
 
 
+def not_split(transformer: Any, arguments: Arguments) -> str:
+    """Keys of the history are amplified by their place among those of one process."""
+    amplified = transformer.config.is_amplify_history
+    return "the amplified history" if amplified else ""
+
+
 ADAPTER = Adapter(
     pipelines=("HeliosPipeline", "HeliosPyramidPipeline", "HeliosModularPipeline"),
     components=("transformer",),
@@ -59,4 +65,5 @@ ADAPTER = Adapter(
         Site("output", "rope", (2, 3, 4), once=True),
     ),
     exit=Site("input", "proj_out", 1),
+    split=Split(lacks=not_split),
 )

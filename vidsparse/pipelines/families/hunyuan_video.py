@@ -16,7 +16,8 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 from torch import Tensor
 
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.adapter import Adapter, Arguments, RealText, Site
+from vidsparse.pipelines.adapter import Adapter, Arguments, RealText, Site, Split
+from vidsparse.pipelines.private import ContextParallelInput, ContextParallelOutput
 from vidsparse.pipelines.processor import SparseProcessor
 
 
@@ -48,6 +49,16 @@ def real_rows(mask: Tensor) -> Tensor:
     return mask.sum(1, dtype=torch.int64)
 
 
+PLAN = {
+    "rope": {n: ContextParallelInput(0, expected_dims=2, split_output=True) for n in (0, 1)},
+    "transformer_blocks.0": dict.fromkeys(
+        ("hidden_states", "encoder_hidden_states"), ContextParallelInput(1, expected_dims=3)
+    ),
+    "proj_out": ContextParallelOutput(1, expected_dims=3),
+}
+"""Text and video each by itself. The mask of all keys stays whole: stock attention, which does not
+sort the shares of the processes, takes it wrong."""
+
 ADAPTER = Adapter(
     pipelines=(
         "HunyuanVideoPipeline",
@@ -61,6 +72,7 @@ ADAPTER = Adapter(
     grid=grid,
     entries=(Site("output", "x_embedder", 1), Site("output", "rope", 0)),
     exit=Site("input", "proj_out", 1),
+    split=Split(PLAN),
     text="last",
     real_text=RealText(("encoder_attention_mask",), real_rows),
     cuts=cuts,

@@ -74,6 +74,11 @@ def grid_of(coordinates: Tensor) -> TokenGrid:
     return TokenGrid(end - first, height, width, before=before, after=after)
 
 
+SPLIT = (
+    "its cross-attention fails in stock diffusers, where the mask of the text is for all heads and "
+    "the exchanged queries are of some"
+)
+
 ADAPTER = Adapter(
     pipelines=(
         "LTXPipeline",
@@ -92,4 +97,5 @@ ADAPTER = Adapter(
         Site("output", "rope", 1),
     ),
     exit=Site("input", "proj_out", 1),
+    split=SPLIT,
 )

@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_ltx2 import (
 
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.adapter import Adapter, Arguments, Site
-from vidsparse.pipelines.families.ltx import self_attention
+from vidsparse.pipelines.families.ltx import SPLIT, self_attention
 from vidsparse.pipelines.processor import SparseProcessor
 
 
@@ -67,4 +67,5 @@ ADAPTER = Adapter(
         Site("output", "cross_attn_rope", -2),
     ),
     exit=Site("input", "proj_out", 1),
+    split=SPLIT,
 )

@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_minimax_h3 import (
 from torch import Tensor
 
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.adapter import Adapter, Arguments, Site
+from vidsparse.pipelines.adapter import Adapter, Arguments, Site, Split
 from vidsparse.pipelines.kept import Kept
 from vidsparse.pipelines.processor import SparseProcessor
 
@@ -87,5 +87,6 @@ ADAPTER = Adapter(
         Site("argument", "token_tags", ROWS, joint=True),
     ),
     exit=Site("input", "proj_out", 1, joint=True),
+    split=Split(together=True),
     text="first",
 )

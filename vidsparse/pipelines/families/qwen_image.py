@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_qwenimage import (
 )
 
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.adapter import Adapter, Arguments, RealText, Site
+from vidsparse.pipelines.adapter import Adapter, Arguments, RealText, Site, Split
 from vidsparse.pipelines.families.hunyuan_video15 import self_attention
 from vidsparse.pipelines.processor import SparseProcessor
 
@@ -43,6 +43,12 @@ def cuts(transformer: Any, arguments: Arguments, grid: TokenGrid) -> tuple[int, 
     return (1,) if transformer.config.zero_cond_t and grid.frames > 1 else ()
 
 
+def not_split(transformer: Any, arguments: Arguments) -> str:
+    """Residuals of a ControlNet."""
+    name = "controlnet_block_samples"
+    return name if arguments.get(name) is not None else ""
+
+
 ADAPTER = Adapter(
     pipelines=(
         "QwenImagePipeline",
@@ -66,6 +72,7 @@ ADAPTER = Adapter(
         Site("argument", "controlnet_block_samples", 1, optional=True),
     ),
     exit=Site("input", "proj_out", 1),
+    split=Split(cuts=True, lacks=not_split),
     text="first",
     real_text=RealText(("encoder_hidden_states_mask",), lambda mask: mask.bool()),
     cuts=cuts,

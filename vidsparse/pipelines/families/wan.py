@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_wan import (
 )
 
 from vidsparse.grid import TokenGrid
-from vidsparse.pipelines.adapter import Adapter, Arguments, Site
+from vidsparse.pipelines.adapter import Adapter, Arguments, Site, Split
 from vidsparse.pipelines.processor import SparseProcessor
 
 
@@ -50,6 +50,8 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     return TokenGrid(*(size // p for size, p in zip(shape[2:], patch, strict=True)))
 
 
+VIDEO = (Site("output", "patch_embedding", (2, 3, 4)), Site("output", "rope", 1))
+
 ADAPTER = Adapter(
     pipelines=(
         "WanPipeline",
@@ -63,11 +65,8 @@ ADAPTER = Adapter(
     sparse=(WanSparseProcessor,),
     self_attention=self_attention,
     grid=grid,
-    entries=(
-        Site("output", "patch_embedding", (2, 3, 4)),
-        Site("output", "rope", 1),
-        Site("output", "condition_embedder", 1, items=(0, 1), dims=3),
-    ),
+    entries=(*VIDEO, Site("output", "condition_embedder", 1, items=(0, 1), dims=3)),
     exit=Site("input", "proj_out", 1),
+    split=Split(entries=(*VIDEO, Site("argument", "timestep", 1, dims=2))),
     branch_order={"WanVideoToVideoPipeline": ("cond", "uncond")},
 )
