@@ -36,12 +36,14 @@ ROOMS = [
     "geometry",
     "operands",
     "layout",
+    "pattern",
     "estimator",
     "selector",
     "compensation",
     "schedule",
     "densities",
     "force",
+    "places",
     "memory",
     "draft",
     "bisection",
@@ -58,13 +60,14 @@ ROOMS = [
     "shipped",
     "clip_bar",
     "reasons",
+    "refused",
     "versions",
     "options",
     "ending",
     "interrupts",
     "terminal",
 ]
-STAGES = ("layout", "estimator", "selector", "compensation", "schedule")
+STAGES = ("layout", "pattern", "estimator", "selector", "compensation", "schedule")
 
 
 def room(module: str) -> str:

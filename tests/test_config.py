@@ -49,8 +49,11 @@ BAD = [
     ("schedule.density=1.5", r"schedule.density=1.5: allowed is a number in \(0, 1\]"),
     ("schedule.density=lots", r"schedule.density='lots': allowed is a number"),
     ("schedule.densty=0.2", r"schedule key='densty': allowed is .*density"),
-    ("schedul.density=0.2", "section='schedul': allowed is layout, estimator"),
-    ("selector.name=magic", "selector.name='magic': no such method; there are pyramid, threshold"),
+    ("schedul.density=0.2", "section='schedul': allowed is layout, pattern, estimator"),
+    (
+        "selector.name=magic",
+        "selector.name='magic': no such method; there are carve, pyramid, share",
+    ),
     ("layout.tile=[2,0,8]", "layout.tile=.*three integers >= 1"),
     ("layout.tile=[2,8]", "layout.tile="),
     ("kernel.block_k=48", r"kernel.block_k=48: allowed is a power of two, 16 \.\. 512"),

@@ -30,6 +30,7 @@ from vidsparse.decision import check_config
 from vidsparse.draft import pieces
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, rest, support, work
+from vidsparse.layout import cycle, stride
 from vidsparse.pipelines import guard
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import SKIP, BlockPlan, StepContext
@@ -41,6 +42,11 @@ CACHES: tuple[Any, ...] = (
         bisection._start,
         bisection._rows,
         geometry.plan_geometry,
+        geometry.patterned,
+        stride.candidates,
+        stride.drawn,
+        stride.owner_on,
+        cycle.turned,
         pieces,
         engine._rows,
         levels_engine.key_layout,

@@ -17,12 +17,24 @@ LAYOUTS = [
     {"name": "tile", "tile": [3, 5, 4], "inner": "hilbert"},
     {"name": "tile", "tile": [1, 4, 4], "inner": "raster"},
     {"name": "content", "tile": [2, 4, 4]},
+    {"name": "stride"},
+    {"name": "cycle"},
 ]
-IDS = ["raster", "hilbert", "tile-morton", "tile-hilbert", "tile-raster", "content"]
+IDS = [
+    "raster",
+    "hilbert",
+    "tile-morton",
+    "tile-hilbert",
+    "tile-raster",
+    "content",
+    "stride",
+    "cycle",
+]
 
 
 def layout(section: dict) -> object:
-    return SparseConfig.from_dict({"layout": section}).layout
+    beside = {"name": "band"} if section["name"] == "stride" else {}
+    return SparseConfig.from_dict({"layout": section, "pattern": beside}).layout
 
 
 @pytest.mark.parametrize("section", LAYOUTS, ids=IDS)

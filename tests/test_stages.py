@@ -251,10 +251,19 @@ def test_warmup_counts_a_fraction_or_steps(dense, wanted):
 
 STEPS = (1, 2, 4, 8, 10, 20, 50)
 DENSE = {  # share of each preset -> dense steps of a run of so many STEPS: the share, rounded up
-    ("fast", "pisa", "topp"): (1, 1, 1, 2, 2, 4, 10),  # 0.2
-    ("balanced", "content"): (1, 1, 1, 2, 3, 5, 13),  # 0.25
+    ("jenga",): (1, 1, 1, 1, 1, 2, 3),  # 0.06
+    ("fast", "pisa", "topp", "nabla", "lvsa", "svg1", "vmoba", "vdit"): (
+        1,
+        1,
+        1,
+        2,
+        2,
+        4,
+        10,
+    ),  # 0.2
+    ("balanced", "content", "radial"): (1, 1, 1, 2, 3, 5, 13),  # 0.25
     ("draft",): (1, 1, 2, 3, 3, 6, 15),  # 0.29
-    ("psa", "pyramid"): (1, 1, 2, 3, 3, 6, 15),  # 0.3
+    ("psa", "pyramid", "sta", "gna"): (1, 1, 2, 3, 3, 6, 15),  # 0.3
     ("quality",): (1, 1, 2, 4, 4, 8, 20),  # 0.4
 }
 

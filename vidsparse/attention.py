@@ -1,6 +1,6 @@
 """Sparse attention: the one place that names the stages in order.
 
-schedule -> layout -> estimator -> forced blocks -> selector -> compensation -> kernel.
+schedule -> layout -> forced blocks, pattern -> estimator -> selector -> compensation -> kernel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vidsparse import operands, registry
 from vidsparse.config import SparseConfig, resolve
 from vidsparse.decision import Choice, Decision, decide, requested, too_dense, tried
 from vidsparse.draft import Draft
-from vidsparse.geometry import Geometry, plan_geometry
+from vidsparse.geometry import Geometry, patterned, plan_geometry
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import dense
 from vidsparse.kernels.executor import Executor, Trial
@@ -162,7 +162,8 @@ def _attend(
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     second = config.estimator.spread or config.compensation.spread
     blocks = geometry.q_blocks, geometry.k_blocks
-    draft = Draft(q, k, v, *blocks, order, order, second=second)
+    forced = _forced(geometry, grid, config, context, decision, q.shape[1])
+    draft = Draft(q, k, v, *blocks, order, order, second=second, forced=forced, context=context)
     ordered = None
     if per_head:
         with timed(seconds, "order"):
@@ -171,7 +172,7 @@ def _attend(
     with timed(seconds, "estimate"):
         summary = executor.summarise(k, v, geometry.k_blocks, config, draft.order_k)
         draft = draft if summary is None else replace(draft, key_means=summary.means)
-    plan = _plan(draft, geometry, config, decision.density, seconds)
+    plan = _plan(draft, config, decision.density, seconds)
     if per_head:
         plan = plan.with_orders(draft.order_q, draft.order_k)
     if requested(config, impl) == "auto" and too_dense(plan, config, choice.crossover):
@@ -189,6 +190,33 @@ def _attend(
     finite = finite_numbers(q_in, k_in, v_in, out) if watch else None
     return AttentionResult(
         out, lse, plan, head_density_of(plan), None, choice, seconds, finite, ordered
+    )
+
+
+def _forced(
+    geometry: Geometry,
+    grid: TokenGrid,
+    config: SparseConfig,
+    context: StepContext | None,
+    decision: Decision,
+    heads: int,
+) -> Tensor:
+    """bool [nq, nk] or [H, nq, nk]: blocks that are exact for every q and k."""
+    pattern = config.pattern
+    if pattern.name == "none":
+        return geometry.forced
+    return patterned(
+        grid,
+        config.layout,
+        config.force,
+        decision.block_q,
+        config.kernel.block_k,
+        pattern,
+        density=decision.density,
+        phase=registry.method("pattern", pattern.name).phase(context, pattern),
+        static=config.selector.name == "static",
+        heads=heads,
+        device=geometry.forced.device,
     )
 
 
@@ -245,11 +273,7 @@ def trial_of(config: SparseConfig, hoisted: bool) -> Trial:
 
 
 def _plan(
-    draft: Draft,
-    geometry: Geometry,
-    config: SparseConfig,
-    density: float,
-    seconds: dict[str, float],
+    draft: Draft, config: SparseConfig, density: float, seconds: dict[str, float]
 ) -> BlockPlan:
     """Estimate, select, complete."""
     q_blocks, k_blocks = draft.q_blocks, draft.k_blocks
@@ -259,7 +283,8 @@ def _plan(
     with timed(seconds, "estimate"):
         scores = estimator.estimate(draft, config.estimator)
     with timed(seconds, "select"):
-        forced = geometry.forced
+        forced = draft.forced
+        assert forced is not None, "of every call"
         budgeted = forced if config.force.in_budget else torch.zeros_like(forced)
         levels = selector.select(scores, budgeted, density, k_blocks, config.selector)
         if not config.force.in_budget:

@@ -22,6 +22,7 @@ from vidsparse.plain_values import (
     stamp,
     write,
 )
+from vidsparse.refused import refused
 from vidsparse.shipped import folder
 
 
@@ -101,6 +102,7 @@ class Kernel:
 
 DEFAULT_METHODS = {
     "layout": "tile",
+    "pattern": "none",
     "estimator": "mean",
     "selector": "topk",
     "compensation": "centroid",
@@ -118,11 +120,12 @@ class SparseConfig:
     key counts, or one such string. Values stand for themselves: nothing is interpolated.
 
     Raises ValueError for stages that do not go together: a selector that reads coarser than
-    `kernel.block_k` tokens, or needs mass of scores that only rank; forced frames in an order of
-    heads.
+    `kernel.block_k` tokens, or needs mass of scores that only rank; forced frames, or a pattern in
+    the video, in an order of heads; patterns of heads beside scores; a choice from nothing.
     """
 
     layout: Any
+    pattern: Any
     estimator: Any
     selector: Any
     compensation: Any
@@ -146,6 +149,41 @@ class SparseConfig:
             raise ValueError(
                 f"force.{frames[0]}=True with layout.name={self.layout.name!r}: blocks of an order "
                 "of heads hold tokens of any frame; use layout.name=tile"
+            )
+        self._check_pattern()
+
+    def _check_pattern(self) -> None:
+        """Raise ValueError for patterns, and their selector, that the rest does not go with."""
+        pattern, static = self.pattern, self.selector.name == "static"
+        if self.layout.per_head and pattern.of_video:
+            raise ValueError(
+                f"pattern.name={pattern.name!r} with layout.name={self.layout.name!r}: blocks of "
+                "an order of heads stand nowhere in the video; use layout.name=tile"
+            )
+        if getattr(pattern, "of_raster", False) and self.layout.name != "raster":
+            raise ValueError(
+                f"layout.name={self.layout.name!r} with pattern.name={pattern.name!r}, which is "
+                "drawn over frames as they stand: use layout.name=raster"
+            )
+        if getattr(self.layout, "by_pattern", False) and pattern.name == "none":
+            raise ValueError(
+                f"layout.name={self.layout.name!r} with pattern.name='none': heads choose the "
+                "order in which a pattern loses least; use pattern.name=band"
+            )
+        if static and pattern.name == "none":
+            raise ValueError(
+                "selector.name='static' with pattern.name='none': there is nothing to keep; "
+                f"pattern.name is one of {', '.join(registry.methods('pattern'))}"
+            )
+        if getattr(pattern, "per_head", False) and not static:
+            raise ValueError(
+                f"pattern.name={pattern.name!r} with maps of heads beside "
+                f"selector.name={self.selector.name!r}: use selector.name=static, or one map"
+            )
+        if self.estimator.name == "none" and not static:
+            raise ValueError(
+                f"estimator.name='none' with selector.name={self.selector.name!r}, which asks for "
+                "scores: use selector.name=static, or estimator.name=mean"
             )
 
     @classmethod
@@ -260,6 +298,8 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
     if name in known:
         return read_file(known[name])
     path = _path(name)
+    if why := refused(name):
+        raise ValueError(f"preset {short(name)}: {why}")
     if path.suffix not in (".yaml", ".yml") or "\0" in name:
         raise ValueError(
             f"preset {short(name)}: no such preset; there are {', '.join(known)}; "

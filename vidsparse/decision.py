@@ -8,6 +8,7 @@ import torch
 
 from vidsparse import registry
 from vidsparse.config import SparseConfig, require
+from vidsparse.geometry import pattern_fault
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.executor import Executor, Form, Trial
 from vidsparse.plan import BlockPlan, StepContext
@@ -73,12 +74,15 @@ def decide(
     """
     form = Form(config, grid, device, dtype, head_dim, heads, hoisted, trial)
     choice = choose(form, impl)
+    if choice.executor and heads is not None:
+        _check_pattern(form, context, choice.executor)
     density, reason = scheduled(config, grid, context)
     if reason:
         return Decision(1.0, reason)
     if not choice.executor:
         return Decision(1.0, choice.code, choice)
     executor: Executor = registry.executor(choice.executor)
+    block_q = executor.query_block(form)
     if route := executor.route(form):
         choice = replace(choice, route=route)
     if requested(config, impl) == "auto":
@@ -87,7 +91,18 @@ def decide(
         choice = replace(choice, crossover=crossover)
         if not_faster(config, density, crossover):
             return Decision(1.0, "not-faster", choice)
-    return Decision(density, None, choice, executor.query_block(form))
+    return Decision(density, None, choice, block_q)
+
+
+def _check_pattern(form: Form, context: StepContext | None, executor: str) -> None:
+    """Raise the ValueError of a pattern that costs more than the density that is asked for."""
+    config = form.config
+    if config.pattern.name == "none":
+        return
+    block_q = registry.executor(executor).query_block(form)
+    phase = registry.method("pattern", config.pattern.name).phase(context, config.pattern)
+    if fault := pattern_fault(config, form.grid, block_q, phase):
+        raise ValueError(fault)
 
 
 def scheduled(
@@ -178,12 +193,15 @@ def requested(config: SparseConfig, impl: str) -> str:
 def tried(config: SparseConfig, name: str, block_q: int, density: float) -> SparseConfig:
     """The config of a sparse call by an executor that shows what one of `config` costs.
 
-    A selector that follows the data more than a budget is replaced by one of which the density is
-    known.
+    A selector that follows the data, or the grid, more than a budget is replaced by one of which
+    the density is known.
     """
     schedule = registry.method("schedule", "constant").Params("constant", density, 0)
-    selector = config.selector
-    if not selector.spends_budget:
-        selector = registry.method("selector", "topk").Params("topk")
     kernel = replace(config.kernel, impl=name, block_q=block_q)
-    return replace(config, schedule=schedule, selector=selector, kernel=kernel)
+    if config.selector.spends_budget:
+        return replace(config, schedule=schedule, kernel=kernel)
+    parts = {"selector": "topk", "pattern": "none"}
+    if config.estimator.name == "none":
+        parts["estimator"] = "mean"
+    made = {stage: registry.method(stage, n).Params() for stage, n in parts.items()}
+    return replace(config, schedule=schedule, kernel=kernel, **made)

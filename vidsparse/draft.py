@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vidsparse.blocks import Blocks
 from vidsparse.kernels.gpu import support
+from vidsparse.plan import StepContext
 
 SCRATCH = 1 << 24
 """Numbers in a temporary of a few heads or rows, at most, unless one alone is more: 64 MiB."""
@@ -33,7 +34,8 @@ class Draft:
     Position t of the query (key) blocks is token order_q[.., t] of q (order_k[.., t] of k and v),
     int64 [S] for all heads or [B, H, S]; None: token t. key_means: float32 [B, H, nk, D], if
     somebody has made them already. second: second moments will be asked for, so means come from the
-    same read. Means and sums run over the real tokens of a block only, in fp32
+    same read. forced: bool [nq, nk] or [H, nq, nk], blocks that are exact in any case. context: of
+    the call, if it is known. Means and sums run over the real tokens of a block only, in fp32
     (float64 for float64).
     """
 
@@ -46,6 +48,8 @@ class Draft:
     order_k: Tensor | None = None
     key_means: Tensor | None = None
     second: bool = False
+    forced: Tensor | None = None
+    context: StepContext | None = None
 
     def ordered(self, order_q: Tensor, order_k: Tensor) -> Draft:
         """The same tokens in other orders."""

@@ -1,8 +1,8 @@
-"""What follows from the grid and the config alone: token order, blocks, forced blocks."""
+"""What follows from the grid and the config alone: order, blocks, forced blocks, patterns."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -15,6 +15,7 @@ from vidsparse.blocks import Blocks
 from vidsparse.config import Force
 from vidsparse.force import forced_blocks
 from vidsparse.grid import TokenGrid
+from vidsparse.places import Places
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,112 @@ def plan_geometry(
     with torch.inference_mode(False):  # the cached tensors must serve every grad mode
         order, inverse = token_order(grid, layout)
         q_blocks, k_blocks = Blocks.cut(grid, block_q), Blocks.cut(grid, block_k)
-        own_block = force.own_block and not (layout is not None and layout.per_head)
+        apart = layout is not None and layout.per_head and not layout.shared
+        own_block = force.own_block and not apart
         force = replace(force, own_block=own_block)
         forced = forced_blocks(force, grid, order, q_blocks, k_blocks)
         order, inverse, forced = (x.to(device) for x in (order, inverse, forced))
         return Geometry(order, inverse, q_blocks, k_blocks, forced)
+
+
+@lru_cache(maxsize=64)
+def patterned(
+    grid: TokenGrid,
+    layout: Any,
+    force: Force,
+    block_q: int,
+    block_k: int,
+    pattern: Any,
+    *,
+    density: float,
+    phase: int,
+    static: bool,
+    device: torch.device,
+    heads: int | None = None,
+) -> Tensor:
+    """bool [nq, nk], or [H, nq, nk] of a pattern of heads: forced blocks, the pattern's too.
+
+    Of the settings that the pattern may stand for, the first that costs at most `density` together
+    with the forced blocks, else the last. static: nothing else is chosen, so that what is neither
+    video nor text is exact both ways, and no row is empty. A pure function that is kept like
+    `plan_geometry`; a schedule with a density for every step makes a map for every step. heads: of
+    the model, which take the maps in turn; None: the maps as they are.
+    """
+    with torch.inference_mode(False):
+        method = registry.method("pattern", pattern.name)
+        known = plan_geometry(grid, layout, force, block_q, block_k, torch.device("cpu"))
+        places = Places(grid, known.order, known.q_blocks, known.k_blocks)
+        forced = known.forced | _without_place(places) if static else known.forced
+
+        def made(params: Any) -> Tensor:
+            found: Tensor = method.blocks(places, phase, params) | forced
+            return _guarded(found, places) if static else found
+
+        options = method.settings(places, density, pattern)
+        low, high = 0, len(options) - 1  # the first that fits is in low .. high, or none does
+        while low < high:
+            middle = (low + high) // 2
+            fits = places.share(made(options[middle])) <= density
+            low, high = (low, middle) if fits else (middle + 1, high)
+        found = made(options[low])
+        if found.ndim == 3 and heads is not None:
+            if len(found) != heads and getattr(pattern, "all_heads", False):
+                raise ValueError(
+                    f"pattern.file={pattern.file!r} is for {len(found)} heads, and the model has "
+                    f"{heads}"
+                )
+            found = found.index_select(0, torch.arange(heads) % len(found))
+        return found.to(device)
+
+
+def pattern_fault(config: Any, grid: TokenGrid, block_q: int, phase: int) -> str | None:
+    """Why a pattern whose size is given, and which is all that is read, is no answer to the density
+    that is asked for; None if it is."""
+    if config.selector.name != "static":
+        return None
+    return _fault(
+        grid, config.layout, config.force, block_q, config.kernel.block_k, config.pattern,
+        config.schedule.density, phase,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _fault(
+    grid: TokenGrid, layout: Any, force: Force, block_q: int, block_k: int, pattern: Any,
+    density: float, phase: int,
+) -> str | None:  # fmt: skip
+    device = torch.device("cpu")
+    known = plan_geometry(grid, layout, force, block_q, block_k, device)
+    places = Places(grid, known.order, known.q_blocks, known.k_blocks)
+    options = registry.method("pattern", pattern.name).settings(places, density, pattern)
+    if len(options) > 1:  # the budget decides
+        return None
+    how: Any = {"density": density, "phase": phase, "static": True, "device": device}
+    sizes = grid, layout, force, block_q, block_k, pattern
+    share = places.share(patterned(*sizes, **how))
+    if share <= density:
+        return None
+    given = ", ".join(
+        f"{field.name}={getattr(pattern, field.name)!r}" for field in fields(pattern)[1:]
+    )
+    return (
+        f"schedule.density={density}: pattern.name={pattern.name!r} ({given}) with what is forced "
+        f"reads {share:.3f} of the pairs of {grid.frames} x {grid.height} x {grid.width} tokens; "
+        "ask for that density, or leave the size of the pattern to it"
+    )
+
+
+def _without_place(places: Places) -> Tensor:
+    """bool [nq, nk]: pairs with a block that is neither video nor text, such as history."""
+    found = []
+    for blocks in (places.q_blocks, places.k_blocks):
+        video = places.held(blocks, places.sizes).flatten(1).any(1)
+        found.append(~video & ~blocks.text)
+    return found[0][:, None] | found[1]
+
+
+def _guarded(blocks: Tensor, places: Places) -> Tensor:
+    """The same, where rows without a block have the one at their place."""
+    own = torch.searchsorted(places.k_blocks.start, places.q_blocks.start, right=True) - 1
+    empty = ~blocks.any(-1, keepdim=True)
+    return blocks | (empty & (torch.arange(blocks.shape[-1]) == own[:, None]))

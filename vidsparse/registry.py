@@ -16,7 +16,7 @@ from typing import Any
 
 ENGINES = "vidsparse.kernels.gpu.exact"
 BATCH = "vidsparse.batch.engines"
-STAGES = ("layout", "estimator", "selector", "compensation", "schedule")
+STAGES = ("layout", "pattern", "estimator", "selector", "compensation", "schedule")
 
 
 @cache

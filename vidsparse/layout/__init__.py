@@ -7,7 +7,9 @@ A method is a file here with
 
     class Params
         frozen dataclass, first field `name`; its other fields are the YAML keys. `per_head`:
-        whether heads have orders of their own above it.
+        whether heads have orders of their own above it; then also `shared`, whether queries and
+        keys stand in the same one, `refresh` and `axes`, as below, and perhaps `by_pattern`,
+        whether it compares what a pattern holds.
     def video_order(grid: TokenGrid, params: Params) -> Tensor
         int64 [grid.video_tokens]: raster index (frame, row, column) of the token at each new
         position; a permutation of 0 .. video_tokens - 1 for any grid, divisible by nothing.

@@ -49,6 +49,7 @@ class Params:
     refresh: int = 4
     gate: bool = True
     per_head: ClassVar[bool] = True
+    shared: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tile", tuple(self.tile))
