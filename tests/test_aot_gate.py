@@ -84,6 +84,7 @@ def launch(
         ({"shared": 65_537}, {"arch": "gfx942"}, ["shared > 65536"]),
         ({"tensor_core": 0}, {}, ["no tensor core"]),
         ({"tensor_core": 0}, {"kernel": "draft_scores", "kind": "fp32"}, ["no tensor core"]),
+        ({"tensor_core": 0}, {"kernel": "draft_spread", "kind": "fp32"}, ["no tensor core"]),
         ({"tensor_core": 0}, {"kernel": "select", "kind": "fp32"}, []),
         ({"integer_core": 0}, {"QK8": True}, ["no int8 on tensor cores"]),
         ({"specialised": False}, {"SPECIALISED": True}, ["warps not specialised"]),

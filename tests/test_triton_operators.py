@@ -24,7 +24,7 @@ import vidsparse.kernels.gpu
 from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
-from vidsparse.kernels.gpu import engine, exact_engine, exact_lists, rest, summary
+from vidsparse.kernels.gpu import engine, exact_engine, exact_lists, rest, spread, summary
 from vidsparse.kernels.gpu import rest_merge as rest_merge_module
 from vidsparse.kernels.gpu.exact import ExactLists
 from vidsparse.kernels.gpu.exact import triton as ours
@@ -74,6 +74,18 @@ def draft_scores() -> list[tuple[Any, ...]]:
     four = torch.randn(2, 2, 8, 40), torch.randn(2, 2, 12, 40)
     pieces = torch.ones(8, dtype=torch.int32), torch.ones(12, dtype=torch.int32)
     return [(*one, count, count, 1, 0.1), (*four, *pieces, 4, 0.1)]
+
+
+def draft_spread() -> list[tuple[Any, ...]]:
+    means = [torch.rand(2, 2, n, 40) for n in (3, 3, 7, 7)]
+    values = [torch.ones(7, dtype=torch.int32), *torch.rand(2, 2, 2, 7)]
+    how = 0.1, 2.0, 1e-37
+    return [(*means, rule, *how, values if rule == "moments" else []) for rule in spread.RULES]
+
+
+def lost_mass() -> list[tuple[Any, ...]]:
+    text = torch.arange(33) > 30
+    return [(*torch.rand(2, 2, 2, 3, 33), torch.full((33,), 16), text, 7)]
 
 
 def select() -> list[tuple[Any, ...]]:
@@ -189,16 +201,8 @@ def library_operands() -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
 CALLS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     f"vidsparse::{call.__name__}": call
     for call in (
-        *(
-            block_means,
-            second_moments,
-            fill_keys,
-            draft_scores,
-            select,
-            pack_exact,
-            exact_tiles,
-            rest_merge,
-        ),
+        *(block_means, second_moments, fill_keys, draft_scores, draft_spread, lost_mass),
+        *(select, pack_exact, exact_tiles, rest_merge),
         *(summarise, block_moments, pack_tiles, levels_forward, row_shares),
         *(key_mean, quantise_keys, quantise_queries, cudnn_tiles, fa4_tiles),
     )

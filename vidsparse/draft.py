@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from math import inf
 
 import torch
 from torch import Tensor
@@ -99,9 +100,21 @@ class Draft:
     @cached_property
     def spread(self) -> Tensor:
         """float32 [B, H, nq, nk], >= 0. Formula in the module docstring."""
+        if self.in_triton:
+            return self.in_one_pass("spread", inf)
         of_q, variance = self._of_q[1], self._of_k[1] - self.k_means.square()
         half = 0.5 * self.scale**2
         return torch.matmul(of_q * half, variance.clamp_(min=0).mT).float()
+
+    def in_one_pass(self, rule: str, bound: float, tiny: float = 0.0) -> Tensor:
+        """float32 [B, H, nq, nk] by a rule of `vidsparse.kernels.gpu.spread`; in Triton alone."""
+        values: list[Tensor] = []
+        if rule == "moments":
+            values = [pieces(self.k_blocks, 1, self.k.device)[1], *self.value_norms]
+        kernels = support.kernels("spread", self.q)
+        moments = *self._of_q, self.k_means, self._of_k[1]
+        found: Tensor = kernels.draft_spread(*moments, rule, self.scale, bound, tiny, values)
+        return found
 
     def means_of(self, x: Tensor, blocks: Blocks, order: Tensor | None) -> Tensor:
         """[B, H, blocks, D] of q, k or v in an order of theirs."""

@@ -78,6 +78,7 @@ def calls(arch: Architecture, full: bool) -> Iterator[Call]:
         yield attention("balanced", half, depth, high, *MIXED)
         yield attention("balanced", half, depth, high, "kernel.qk=int8")
     yield by_rows(half, 128)
+    yield attention("content", half, 128, "estimator.name=variance")
     yield attention("balanced", torch.float32, 128)
     for sub_blocks in (1, 4):
         yield draft(128, sub_blocks)

@@ -21,8 +21,8 @@ FACTORS = ("exact_tiles", "exact_tiles_hopper", "levels_forward", "rest_merge", 
 PIPELINED = ("exact_tiles", "exact_tiles_hopper", "levels_forward")
 """Kernels whose loop over tiles of keys is nearly all of a call."""
 
-DRAFT = "draft_scores"
-"""Multiplies float32 as pairs of tf32."""
+DRAFTS = ("draft_scores", "draft_spread")
+"""Multiply float32 as pairs of tf32."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Launch:
         """Whether tensor cores must be in use."""
         if self.kernel == "summarise" and not self.constants.get("MOMENT"):
             return False
-        return self.kernel == DRAFT or (self.kernel in FACTORS and not self.exact)
+        return self.kernel in DRAFTS or (self.kernel in FACTORS and not self.exact)
 
     @property
     def multiplies_int8(self) -> bool:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import inf
 
 from gpu_check_stages import MEAN_LIMIT, PLACES, Inputs, on_inputs, order_of, relative
 from gpu_compare import check
 from gpu_results import Machine
 from gpu_units import Unit
+from torch import Tensor
 
+from vidsparse.draft import Draft
+from vidsparse.estimator.moments import TINY
 from vidsparse.kernels.gpu import oracles
+
+SCORE_LIMIT = 1e-5
+"""Relative L2 of scores."""
 
 
 def content(machine: Machine) -> Iterator[Unit]:
     """What preset `content` launches beside the stages of all methods."""
     acts: dict[str, tuple[float, Callable[[Inputs], float]]] = {
         "second moments": (MEAN_LIMIT, seconds_error),
+        "draft with spread": (SCORE_LIMIT, spread_error),
+        "lost mass": (SCORE_LIMIT, lost_error),
     }
     for grid, dtype, depth in PLACES[1:2] if machine.dry else PLACES[::2]:
         for name, (bound, act) in acts.items():
@@ -37,3 +46,29 @@ def seconds_error(given: Inputs) -> float:
         want = oracles.second_moments(moved, blocks.start, blocks.count, norms)
         errors += [relative(one, two) for one, two in zip(found, want, strict=True)]
     return max(errors)
+
+
+def spread_error(given: Inputs) -> float:
+    """The largest, of the scores by every rule."""
+    from vidsparse.kernels.gpu.spread import RULES
+
+    operands = given.q, given.k, given.v, given.plan.q_blocks, given.plan.k_blocks
+    return max(
+        relative(drafted(given, rule, 2.0), oracles.draft_spread(*operands, rule, 2.0))
+        for rule in RULES
+    )
+
+
+def drafted(given: Inputs, rule: str, bound: float) -> Tensor:
+    cuts = given.plan.q_blocks, given.plan.k_blocks
+    return Draft(given.q, given.k, given.v, *cuts, second=True).in_one_pass(rule, bound, TINY)
+
+
+def lost_error(given: Inputs) -> float:
+    """Of scores that a call would have."""
+    from vidsparse.kernels.gpu.waste import lost_mass
+
+    cut = given.plan.k_blocks.on(given.q.device)
+    logits, spread = drafted(given, "variance", 1.0), drafted(given, "spread", inf)
+    operands = logits, spread, cut.count, cut.text, 3
+    return relative(lost_mass(*operands), oracles.lost_mass(*operands))

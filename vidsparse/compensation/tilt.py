@@ -34,5 +34,8 @@ class Params:
 def complete(plan: BlockPlan, draft: Draft, params: Params) -> BlockPlan:
     """`rest` = the centroid level, with bias and first-order term of each row."""
     # what is not finite in a query or a key stays where the executor finds it
-    bias = draft.spread.nan_to_num(0.0).clamp(max=params.bound)
+    if draft.in_triton:
+        bias = draft.in_one_pass("spread", params.bound)
+    else:
+        bias = draft.spread.nan_to_num(0.0).clamp(max=params.bound)
     return plan.with_rest(plan.k_blocks.levels, "row", bias)

@@ -33,6 +33,8 @@ class Params:
 
 def estimate(draft: Draft, params: Params) -> Scores:
     """Logarithms float32 [B, H, nq, nk], which compare inside a row alone. Formula above."""
+    if draft.in_triton:
+        return Scores(draft.in_one_pass("moments", params.bound, TINY), params.kind)
     norms, squares = draft.value_norms
     spread = draft.spread.clamp(max=params.bound)
     count = draft.k_blocks.on(draft.q.device).count.to(spread)

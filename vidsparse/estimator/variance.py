@@ -30,4 +30,6 @@ class Params:
 
 def estimate(draft: Draft, params: Params) -> Scores:
     """Logits float32 [B, H, nq, nk]. Formula in the module docstring."""
+    if draft.in_triton:
+        return Scores(draft.in_one_pass("variance", params.bound), params.kind)
     return Scores(draft.logits + draft.spread.clamp(max=params.bound), params.kind)

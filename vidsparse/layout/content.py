@@ -29,6 +29,7 @@ from vidsparse import bisection, curves
 from vidsparse.config import require
 from vidsparse.draft import SCRATCH, Draft, taken
 from vidsparse.grid import TokenGrid
+from vidsparse.kernels.gpu import support
 
 NEAR = 0.2
 """Share of a row's blocks, those of most mass, that are as good as read exactly."""
@@ -103,15 +104,18 @@ def _between(orders: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
 def waste(draft: Draft) -> Tensor:
     """float32 [B, H]. Formula in the module docstring; text is left out, being exact."""
-    cut = draft.k_blocks.on(draft.q.device)
-    text = draft.q_blocks.on(draft.q.device).text
-    logits = (draft.logits + cut.count.log()).masked_fill(cut.text, float("-inf"))
-    mass = logits.softmax(-1)
+    cut, own = draft.k_blocks.on(draft.q.device), draft.q_blocks.on(draft.q.device)
     near = max(1, int(NEAR * int((~draft.k_blocks.text).sum())))
-    least = mass.topk(near, -1).values.narrow(-1, near - 1, 1)
-    lost = (mass * draft.spread).masked_fill((mass >= least) | cut.text, 0.0)
-    weight = draft.q_blocks.on(draft.q.device).count.masked_fill(text, 0).to(lost)
-    return 2 * (lost.sum(-1) @ weight) / weight.sum()
+    if draft.in_triton:
+        kernels = support.kernels("waste", draft.q)
+        lost = kernels.lost_mass(draft.logits, draft.spread, cut.count, cut.text, near)
+    else:
+        logits = (draft.logits + cut.count.log()).masked_fill(cut.text, float("-inf"))
+        mass = logits.softmax(-1)
+        least = mass.topk(near, -1).values.narrow(-1, near - 1, 1)
+        lost = (mass * draft.spread).masked_fill((mass >= least) | cut.text, 0.0).sum(-1)
+    weight = own.count.masked_fill(own.text, 0).to(lost)
+    return 2 * (lost @ weight) / weight.sum()
 
 
 def _in_metric(q: Tensor, k: Tensor, axes: int) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,31 @@ def draft_scores(
     return blocked
 
 
+def draft_spread(
+    q: Tensor, k: Tensor, v: Tensor, q_blocks: Blocks, k_blocks: Blocks, rule: str, bound: float
+) -> Tensor:
+    """What `vidsparse.kernels.gpu.spread` writes by a rule, from the tokens, [B, H, nq, nk]."""
+    scale, cut = q.shape[3] ** -0.5, (k_blocks.start, k_blocks.count)
+    means, seconds = second_moments(q, q_blocks.start, q_blocks.count, False)
+    parts = k.double().split(k_blocks.count.tolist(), 2)
+    variance = torch.stack([part.var(2, correction=0) for part in parts], 2)
+    logits = scale * (means @ block_means(k, *cut).mT)
+    spread = (scale**2 / 2 * (seconds @ variance.mT)).clamp(max=bound)
+    if rule != "moments":
+        return spread if rule == "spread" else logits + spread
+    norms, squares = second_moments(v, *cut, True)
+    around = (2 * spread).exp() * squares.unsqueeze(2) - norms.unsqueeze(2)
+    found: Tensor = 2 * (logits + spread) + around.log() + k_blocks.count.to(q.device).log()
+    return found
+
+
+def lost_mass(logits: Tensor, spread: Tensor, count: Tensor, text: Tensor, near: int) -> Tensor:
+    """Of each row [B, H, nq]: sum of mass times spread past the `near` blocks of most mass."""
+    mass = (logits.double() + count.log()).masked_fill(text, -torch.inf).softmax(-1)
+    far = mass < mass.topk(near, -1).values[..., -1:]
+    return torch.where(far, mass * spread.double(), 0.0).sum(-1)
+
+
 def pack_exact(levels: Tensor, first: Tensor, pieces: int, step: int) -> list[list[int]]:
     """The list of each row of levels [B, H, nq, nk]: blocks of level 0, as first + step * piece."""
     lists = []
