@@ -24,7 +24,8 @@ OPTIONAL = {"lpips"}
 LIBRARIES = {"cudnn": "nvidia-cudnn-frontend", "flash_attn": "flash-attn-4"}
 """Modules of the extra "hopper", and the distributions that hold them."""
 TOOLS = {"ruff", "mypy", "types-pyyaml", "hatchling", "hatch-fancy-pypi-readme", "pytest-xdist"}
-"""Run as programs."""
+TOOLS |= {"scipy"}
+"""Run as programs, or asked for by what is tested."""
 
 
 def tracked() -> set[str]:
@@ -147,9 +148,11 @@ def test_dependencies_are_those_that_the_package_imports():
     declared = {plain(r) for r in PROJECT["dependencies"]}
     needed = distributions(imported("vidsparse"), {"vidsparse"})
     extras = PROJECT["optional-dependencies"]
-    hopper, ray = ({plain(r) for r in extras[name]} for name in ("hopper", "ray"))
+    hopper, ray, calibrate = (
+        {plain(r) for r in extras[name]} for name in ("hopper", "ray", "calibrate")
+    )
     assert hopper == set(LIBRARIES.values())
-    assert needed - declared == OPTIONAL | hopper | ray
+    assert needed - declared == OPTIONAL | hopper | ray | calibrate
     assert declared - needed == INDIRECT
 
 

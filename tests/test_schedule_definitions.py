@@ -1,6 +1,7 @@
 """Schedules against their definitions: which steps and layers are dense, how a ramp falls."""
 
 import math
+import random
 from fractions import Fraction
 
 import pytest
@@ -119,6 +120,8 @@ def test_the_steps_that_are_told_are_those_in_which_every_layer_is_dense(
         values |= {"dense_steps": first, "dense_layers": ()}
     if name == "ramp":
         values |= {"start": start, "layer_density": by_layer}
+    if name == "table":
+        values |= {"levels": (0.5, 1.0), "groups": ("01 11", "11 11", "00 11")}
     params = method.Params(**values)
     layers = len(by_layer) or 2
     wanted = [
@@ -130,3 +133,33 @@ def test_the_steps_that_are_told_are_those_in_which_every_layer_is_dense(
         )
     ]
     assert params.dense_in(steps) == wanted
+
+
+@given(
+    steps=st.integers(1, 40),
+    first=st.integers(0, 20),
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4)),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_table_gives_each_group_layer_and_head_its_density(steps, first, sizes, seed):
+    groups, layers, heads = sizes
+    levels = (0.1, 0.25, 1.0)
+    digits = random.Random(seed).choices("012", k=groups * layers * heads)
+    of = iter(digits)
+    table = [[[next(of) for _ in range(heads)] for _ in range(layers)] for _ in range(groups)]
+    texts = [" ".join("".join(word) for word in group) for group in table]
+    method = registry.method("schedule", "table")
+    params = method.Params(levels=levels, groups=tuple(texts), dense_steps=first, dense_layers=())
+    sparse = [*range(first, steps)]
+    for place, step in enumerate(sparse):
+        for layer in range(layers):
+            at = StepContext(step, steps, layer, layers)
+            group = math.floor(Fraction(place * groups, len(sparse)))
+            wanted = [levels[int(digit)] for digit in table[group][layer]]
+            assert method.head_densities(at, params) == tuple(wanted)
+            density, reason = method.density_at(at, params)
+            assert density == pytest.approx(sum(wanted) / heads)
+            assert reason == ("dense-layer" if set(wanted) == {1.0} else None)
+    assert method.head_densities(None, params) is None
+    assert method.density_at(None, params) == (params.density, None)

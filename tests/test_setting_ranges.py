@@ -31,6 +31,16 @@ RANGES = {
         [[], [1.0], [1e-9, 1.0]],
         [[0.0], [0.5, 0.0], [0.5, 1.0001], [-0.1, 0.5]],
     ),
+    ("schedule", "table", "dense_steps"): STEPS,
+    ("schedule", "table", "last_dense_steps"): STEPS,
+    ("schedule", "table", "levels"): (
+        [[1e-9], [0.1, 1.0], [n / 10 for n in range(1, 11)]],
+        [[], [0.0], [0.5, 0.5], [0.5, 0.1], [0.5, 1.1], [n / 11 for n in range(1, 12)]],
+    ),
+    ("schedule", "table", "groups"): (
+        [["0"], ["00 00", "00 00"]],
+        [[], [""], ["1"], ["0 00"], ["00 00", "00"], ["a"], ["-0"]],
+    ),
     ("selector", "topk", "min_blocks"): POSITIVE,
     ("selector", "topp", "min_blocks"): POSITIVE,
     ("selector", "topp", "p"): SHARE,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from vidsparse.config import SparseConfig, resolve
+from vidsparse.pipelines.provenance import calibrated_for, of_another_model
 from vidsparse.pipelines.recognition import adapter_for, require_pipeline
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plain_values import override_list
@@ -30,14 +31,17 @@ def accelerate_pipeline(
     overrides: str | Iterable[str] | None = (),
     *,
     adapter: Adapter | str | None = None,
+    target: str | None = None,
 ) -> Pipe:
     """Make the self-attention of a video pipeline block-sparse, in place; the pipeline is returned.
 
     pipe: a diffusers pipeline of a supported family. Offload and compile afterwards.
     preset: name of a preset (`vidsparse.presets()`), path of a YAML file, nested dict or
-        `SparseConfig`. overrides: `section.key=value` strings, as in ["schedule.density=0.2"], or
-        one such string. What the device cannot execute is refused at the first forward, which may
-        be on another device than now.
+        `SparseConfig`; "auto": the one that `vidsparse calibrate` made for this model, from
+        presets/ or shipped. What the device cannot execute is refused at the first forward, which
+        may be on another device than now.
+    overrides: `section.key=value` strings, as in ["schedule.density=0.2"], or one such string.
+    target: which "auto" takes if there are several, as "psnr30".
     adapter: None takes the family's own. For models that no family file describes: an `Adapter` of
         yours, or "generic", which finds out what it can and warns of what it cannot
         (`vidsparse.generic_adapter` takes what you know).
@@ -59,7 +63,13 @@ def accelerate_pipeline(
     """
     require_pipeline(pipe)
     changes = override_list(overrides)
+    if preset == "auto":
+        preset = calibrated_for(pipe, target)
+    elif target is not None:
+        raise ValueError(f'target={target!r} with preset {preset!r:.80}: it chooses among "auto"')
     config = resolve(preset, changes)
+    if other := of_another_model(config.calibrated, pipe):
+        warnings.warn(f"vidsparse {preset!s:.80}: {other}", RuntimeWarning, stacklevel=2)
     chosen = adapter_for(pipe) if adapter is None else _chosen(adapter, pipe)
     from vidsparse.pipelines.installation import Installation, check_layers, label
 

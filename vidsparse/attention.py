@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsparse import operands, registry
+from vidsparse import budgets, operands, registry
 from vidsparse.config import SparseConfig, resolve
 from vidsparse.decision import Choice, Decision, decide, requested, too_dense, tried
 from vidsparse.draft import Draft
@@ -172,7 +172,7 @@ def _attend(
     with timed(seconds, "estimate"):
         summary = executor.summarise(k, v, geometry.k_blocks, config, draft.order_k)
         draft = draft if summary is None else replace(draft, key_means=summary.means)
-    plan = _plan(draft, config, decision.density, seconds)
+    plan = _plan(draft, config, decision, seconds)
     if per_head:
         plan = plan.with_orders(draft.order_q, draft.order_k)
     if requested(config, impl) == "auto" and too_dense(plan, config, choice.crossover):
@@ -273,7 +273,7 @@ def trial_of(config: SparseConfig, hoisted: bool) -> Trial:
 
 
 def _plan(
-    draft: Draft, config: SparseConfig, density: float, seconds: dict[str, float]
+    draft: Draft, config: SparseConfig, decision: Decision, seconds: dict[str, float]
 ) -> BlockPlan:
     """Estimate, select, complete."""
     q_blocks, k_blocks = draft.q_blocks, draft.k_blocks
@@ -286,7 +286,8 @@ def _plan(
         forced = draft.forced
         assert forced is not None, "of every call"
         budgeted = forced if config.force.in_budget else torch.zeros_like(forced)
-        levels = selector.select(scores, budgeted, density, k_blocks, config.selector)
+        budget = decision.density, decision.by_head
+        levels = budgets.select(selector, scores, budgeted, *budget, k_blocks, config.selector)
         if not config.force.in_budget:
             levels = levels.masked_fill(forced, 0)
         listed = tuple(sorted({0, *config.selector.levels}))

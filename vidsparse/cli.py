@@ -19,6 +19,7 @@ import vidsparse
 from vidsparse import interrupts
 from vidsparse.batch.command import batch
 from vidsparse.benching.command import app as bench
+from vidsparse.calibrating.command import calibrate
 from vidsparse.capturing.command import capture
 from vidsparse.compare.command import compare
 from vidsparse.ending import fail, leave
@@ -184,6 +185,7 @@ app.command()(predict)
 app.command()(compare)
 app.command()(inspect)
 app.command()(capture)
+app.command()(calibrate)
 
 
 @app.command()

@@ -100,6 +100,33 @@ class Kernel:
             object.__setattr__(self, "crossover", float(self.crossover))
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """What `vidsparse calibrate` made a preset of; all empty in others. It decides nothing.
+
+    id: of the calibration. model: its name; fingerprint: of its files; transformer: `identity` in
+    `vidsparse.pipelines.provenance`. tokens: frames, height, width. target: the goal in a word;
+    goal, reached: in words. prompts: measured and checked on.
+    """
+
+    id: str = ""
+    model: str = ""
+    fingerprint: str = ""
+    transformer: str = ""
+    tokens: tuple[int, ...] = ()
+    steps: int = 0
+    seed: int = 0
+    target: str = ""
+    goal: str = ""
+    reached: str = ""
+    prompts: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("tokens", "prompts", "versions"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+
+
 DEFAULT_METHODS = {
     "layout": "tile",
     "pattern": "none",
@@ -132,6 +159,7 @@ class SparseConfig:
     schedule: Any
     force: Force = field(default_factory=Force)
     kernel: Kernel = field(default_factory=Kernel)
+    calibrated: Calibrated = field(default_factory=Calibrated)
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -223,7 +251,8 @@ class SparseConfig:
         about = values.get("about")
         about = "" if about is None else about
         require(isinstance(about, str), "about", about, "text; quote a number")
-        require("about" not in changes, "section", "about", ", ".join(names[:-1]))
+        for words in ("about", "calibrated"):
+            require(words not in changes, "section", words, ", ".join(names[:-2]))
         built: dict[str, Any] = {"about": about}
         for stage, default in DEFAULT_METHODS.items():
             base, change = _section(values, stage), _section(changes, stage)
@@ -234,7 +263,9 @@ class SparseConfig:
                 build(_params(stage, former), stage, base)
                 base = {k: v for k, v in base.items() if k in keys(kind) and k != "name"}
             built[stage] = build(kind, stage, base, change)
-        for stage, kind in (("force", Force), ("kernel", Kernel)):
+        if "schedule" in changes:  # other densities than those that were calibrated
+            values = {key: value for key, value in values.items() if key != "calibrated"}
+        for stage, kind in (("force", Force), ("kernel", Kernel), ("calibrated", Calibrated)):
             built[stage] = build(kind, stage, _section(values, stage), _section(changes, stage))
         return cls(**built)
 
@@ -256,7 +287,16 @@ class SparseConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; `from_dict` gives an equal config back."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.calibrated == Calibrated():
+            del values["calibrated"]
+        return values
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """All of `to_dict` that decides something."""
+        values = self.to_dict()
+        return {key: value for key, value in values.items() if key not in ("about", "calibrated")}
 
     def to_yaml(self) -> str:
         """YAML text; loading it gives an equal config."""

@@ -41,13 +41,14 @@ class Decision:
     """density: what the call may cost, in (0, 1]. reason: of `vidsparse.reasons`, None if sparse.
 
     choice: empty where the schedule or the length decided. block_q: tokens per query block of a
-    sparse call, else 0.
+    sparse call, else 0. by_head: density of each head where they differ, else None.
     """
 
     density: float
     reason: str | None
     choice: Choice = Choice()
     block_q: int = 0
+    by_head: tuple[float, ...] | None = None
 
 
 def decide(
@@ -91,7 +92,11 @@ def decide(
         choice = replace(choice, crossover=crossover)
         if not_faster(config, density, crossover):
             return Decision(1.0, "not-faster", choice)
-    return Decision(density, None, choice, block_q)
+    schedule = registry.method("schedule", config.schedule.name)
+    of_heads = getattr(schedule, "head_densities", None)
+    by_head = of_heads(context, config.schedule) if of_heads else None
+    return Decision(density, None, choice, block_q, by_head)
+
 
 
 def _check_pattern(form: Form, context: StepContext | None, executor: str) -> None:

@@ -88,8 +88,7 @@ class Job:
     @property
     def id(self) -> str:
         """The same exactly for the same job: see `vidsparse.jobs.identity`."""
-        method = self.config.to_dict()
-        del method["about"]
+        method = self.config.method
         facts = {name: getattr(self, name) for name in ("fingerprint", "call", "seed", "dtype")}
         facts |= {"compare_dense": self.compare_dense, "method": method}
         facts["device"] = _device_kind(self.device)

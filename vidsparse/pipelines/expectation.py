@@ -20,6 +20,7 @@ from vidsparse.costs.gpus import recognised
 from vidsparse.costs.machine import Machine
 from vidsparse.decision import scheduled
 from vidsparse.grid import TokenGrid
+from vidsparse.pipelines.provenance import of_another_run
 from vidsparse.plan import StepContext
 from vidsparse.result import AttentionResult
 
@@ -39,6 +40,8 @@ class Expectation:
         if self.told or result.reason not in (None, "not-faster"):
             return
         self.told = True  # also where all is well: calls of one pipeline are alike
+        if other := of_another_run(self.config.calibrated, grid, context.steps):
+            self._warn(other)
         density, reason = scheduled(self.config, grid, context)
         if reason is not None:
             return
@@ -47,9 +50,10 @@ class Expectation:
         else:
             why = slower_here(self.config, grid, density, q, hoist)
         if why:
-            warnings.warn(
-                f"vidsparse {self.settings!r}: {why}; {CURE}", RuntimeWarning, stacklevel=2
-            )
+            self._warn(f"{why}; {CURE}")
+
+    def _warn(self, why: str) -> None:
+        warnings.warn(f"vidsparse {self.settings!r}: {why}", RuntimeWarning, stacklevel=3)
 
 
 def dense_here(tokens: int, density: float, crossover: float, device: str) -> str:

@@ -304,6 +304,9 @@ def check_layers(config: SparseConfig, name: str, layers: int) -> None:
             f"schedule.dense_layers={outside}: {name} has {layers} layers, allowed is "
             f"{-layers} .. {layers - 1}"
         )
+    table = getattr(config.schedule, "sizes", (layers, 0))[0]
+    if table != layers:
+        raise ValueError(f"schedule.groups is of {table} layers, but {name} has {layers}")
     given = len(getattr(config.schedule, "layer_density", ()))
     if given not in (0, layers):
         raise ValueError(

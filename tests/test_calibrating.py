@@ -1,0 +1,243 @@
+"""`vidsparse calibrate`: tables are the best there are, errors are those of attention, and what was
+done is not done again."""
+
+import itertools
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import vidsparse
+from vidsparse import SparseConfig
+from vidsparse.accelerate import observing
+from vidsparse.calibrating import goal as goals
+from vidsparse.calibrating import meter as meters
+from vidsparse.calibrating import run as running
+from vidsparse.calibrating.goal import Goal
+from vidsparse.calibrating.meter import Meter
+from vidsparse.calibrating.run import LEVELS, Asked, calibrate
+from vidsparse.capturing.run import DENSE
+from vidsparse.cli import app
+from vidsparse.generate.clock import Listener
+from vidsparse.generate.job import prepare
+from vidsparse.generate.model_files import InputError
+from vidsparse.generate.request import Request
+from vidsparse.generate.run import load, run_arm
+
+CHANGES = ("kernel.block_q=16", "kernel.block_k=16", "schedule.min_tokens=0", "kernel.crossover=1")
+SMALL: dict[str, Any] = {"height": 32, "width": 32, "frames": 5, "steps": 4}
+REQUEST = Request(**SMALL, preset="balanced", overrides=CHANGES)
+PROMPTS = ("a red circle moves left", "a blue ring moves up")
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder to work in, and calls that cost what their density says, whatever the clock does."""
+    monkeypatch.setattr(Meter, "costs", lambda self: [0.01 * level for level in self.levels])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def best(aim: np.ndarray, bounded: np.ndarray, budget: float) -> float:
+    """Least sum of aim with sum of bounded <= budget, by looking at all tables."""
+    cells, levels = aim[..., 0].size, aim.shape[-1]
+    flat, bound = aim.reshape(cells, levels), bounded.reshape(cells, levels)
+    rows = np.arange(cells)
+    found = np.inf
+    for table in itertools.product(range(levels), repeat=cells):
+        if bound[rows, table].sum() <= budget * (1 + 1e-9):
+            found = min(found, flat[rows, table].sum())
+    return float(found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_table_is_better(seed: int) -> None:
+    numbers = np.random.default_rng(seed)
+    shape = (2, 2, 2, 3)
+    cost = np.broadcast_to(np.array([0.1, 0.3, 1.0]), shape) * numbers.integers(1, 4, (2, 1, 1, 1))
+    error = np.sort(numbers.exponential(size=shape) ** 3, -1)[..., ::-1].copy()
+    error[..., -1] = 0
+    for share in (0.02, 0.2, 0.7):
+        budget = share * error[..., 0].sum()
+        table = goals.cheapest(cost, error, budget)
+        assert goals.chosen(error, table).sum() <= budget * (1 + 1e-6)
+        assert goals.chosen(cost, table).sum() <= best(cost, error, budget) * 1.002
+        budget = cost[..., 0].sum() + share * (cost[..., -1] - cost[..., 0]).sum()
+        table = goals.most_exact(cost, error, budget)
+        assert goals.chosen(cost, table).sum() <= budget * (1 + 1e-6)
+        aim = best(error, cost, budget)
+        assert goals.chosen(error, table).sum() <= aim + 0.002 * error.max()
+    assert (goals.cheapest(cost, error, 0.0) == 2).all()
+    assert (goals.cheapest(cost, error, error.sum()) == 0).all()
+    assert (goals.most_exact(cost, error, 0.0) == 0).all()
+
+
+def test_errors_are_those_of_attention() -> None:
+    """Calls are kept in the run, and each head is attended to alone afterwards."""
+    job = prepare(REQUEST)
+    pipe, seen = load(job, Listener()), {}
+    meter = Meter(job.config, (0.1, 0.4, 1.0), (1, 3))
+
+    def watch(call: Any) -> None:
+        meter(call)
+        if call.context.branch != "uncond":
+            parts = (call.q, call.k, call.v)
+            seen[call.context.step, call.context.layer] = [x.clone() for x in parts], call.grid
+
+    vidsparse.accelerate_pipeline(pipe, DENSE)
+    with observing(pipe, watch):
+        run_arm(pipe, job, "sparse", Listener())
+    vidsparse.restore_pipeline(pipe)
+    table = meter.table()
+    assert table.shape == (2, 6, 2, 3) and meter.forwards == 2
+    assert (table[..., -1] == 0).all() and (table[..., 0] > 0).all()
+    assert (table[..., 0] > table[..., 1]).mean() > 0.9
+    for (group, step), layer in itertools.product(enumerate((1, 3)), (0, 5)):
+        qkv, grid = seen[step, layer]
+        wide = [x.double().transpose(1, 2) for x in qkv]
+        dense = torch.nn.functional.scaled_dot_product_attention(*wide).transpose(1, 2)
+        for head in range(2):
+            alone = [x[:, :, head : head + 1] for x in qkv]
+            config = meters.at(job.config, 0.4)
+            out = vidsparse.sparse_attention(*alone, grid=grid, config=config)
+            off = (out[:, :, 0] - dense[:, :, head]).square().sum() / dense.square().sum()
+            assert float(off) == pytest.approx(table[group, layer, head, 1], rel=1e-3)
+
+
+def test_a_goal_of_error_is_reached_and_nothing_is_done_twice(free: Path) -> None:
+    asked = Asked(REQUEST, Goal("error", 0.2), PROMPTS, ())
+    made = calibrate(asked)
+    assert made["runs"] == 2 and made["error"] <= 0.2 and 0.05 < made["density"] < 0.9
+    file = Path(made["preset"])
+    assert file == Path("presets/demo-wan-error0.2.yaml") and file.stat().st_size < 50_000
+    config = SparseConfig.load(file)
+    schedule = config.schedule
+    assert schedule.name == "table" and schedule.levels == LEVELS and schedule.dense_steps == 0.25
+    assert len(schedule.groups) == 3 and schedule.sizes == (6, 2)
+    made_of = config.calibrated
+    assert made_of.model == "demo-wan" and made_of.tokens == (3, 8, 8) and made_of.steps == 4
+    assert made_of.prompts == PROMPTS and made_of.goal.startswith("error 0.2")
+    before = file.read_bytes()
+    assert calibrate(asked)["runs"] == 0 and file.read_bytes() == before
+    stricter = calibrate(Asked(REQUEST, Goal("error", 0.1), PROMPTS, ()))
+    assert stricter["runs"] == 0 and stricter["density"] > made["density"]
+    other = Asked(REQUEST, Goal("error", 0.3), PROMPTS, (), out=file)
+    with pytest.raises(InputError, match="is another preset"):
+        calibrate(other)
+    assert file.read_bytes() == before
+
+
+def test_a_goal_of_psnr_is_tried_on_videos(free: Path) -> None:
+    """Of one prompt, so that the result can be run again: it gives what is said."""
+    made = calibrate(Asked(REQUEST, Goal("psnr", 30.0), PROMPTS[:1], PROMPTS[1:]))
+    assert abs(made["psnr"] - 30) < 3 and len(made["held_out_psnr"]) == 1
+    with warnings.catch_warnings():  # also in the steps that warm up
+        warnings.simplefilter("error", RuntimeWarning)
+        again = psnr_of(made["preset"], PROMPTS[0])
+    assert again == pytest.approx(made["psnr"], abs=0.05)
+
+
+def psnr_of(preset: str, prompt: str) -> float:
+    from vidsparse.generate.run import generate
+
+    asked = Request(**SMALL, preset=preset, prompt=prompt, compare_dense=True, out="check")
+    quality = generate(asked)["quality"]
+    return float(quality["psnr_pool"])
+
+
+@pytest.mark.slow
+def test_a_goal_of_speed_is_a_budget_of_time(free: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = running.Runs.measured
+
+    def timed(self: Any, *given: Any) -> dict[str, Any]:  # attention is half of a step
+        return {**real(self, *given), "step_seconds": 2 * 2 * 6 * 2 * 0.01}
+
+    monkeypatch.setattr(running.Runs, "measured", timed)
+    made = calibrate(Asked(REQUEST, Goal("speedup", 1.2), PROMPTS[:1], ()))
+    assert 1.2 <= made["speedup"] < 1.25
+    with pytest.raises(InputError, match=r"--speedup 3: at most 1\.5"):
+        calibrate(Asked(REQUEST, Goal("speedup", 3.0), PROMPTS[:1], ()))
+
+
+def test_a_killed_calibration_goes_on(free: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(REQUEST, Goal("error", 0.2), PROMPTS, ())
+    real, calls = running.Runs._run, []
+
+    def killed(self: Any, number: int, *given: Any) -> Any:
+        calls.append(number)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, number, *given)
+
+    monkeypatch.setattr(running.Runs, "_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(asked)
+    assert not list(Path("presets").glob("*.yaml"))
+    made = calibrate(asked)
+    assert made["runs"] == 1 and calls == [0, 1, 1]
+    assert Path(made["preset"]).is_file()
+
+
+def test_presets_of_other_models_and_sizes_warn_and_auto_finds_those_of_this_one(
+    free: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    job = prepare(REQUEST)
+    pipe = load(job, Listener())
+    with pytest.raises(ValueError, match="'auto': no preset is calibrated for this WanPipeline"):
+        vidsparse.accelerate_pipeline(pipe, "auto", target="error0.2")
+    for value in (0.2, 0.1):
+        calibrate(Asked(REQUEST, Goal("error", value), PROMPTS[:1], ()))
+    recwarn.clear()
+    vidsparse.accelerate_pipeline(pipe, "auto", target="error0.2")
+    run_arm(pipe, job, "sparse", Listener())
+    assert vidsparse.run_report(pipe).calls[-1].reason in (None, "dense-layer")
+    assert not [w for w in recwarn if "calibrated" in str(w.message)]
+    with pytest.raises(ValueError, match=r"targets error0\.1, error0\.2.*: name one"):
+        vidsparse.accelerate_pipeline(pipe, "auto")
+    with pytest.raises(ValueError, match="it chooses among"):
+        vidsparse.accelerate_pipeline(pipe, "balanced", target="psnr30")
+    vidsparse.accelerate_pipeline(pipe, "auto", target="error0.1")
+    longer = prepare(Request(**{**SMALL, "frames": 9}, preset="balanced"))
+    with pytest.warns(RuntimeWarning, match="calibrated on 3x8x8 tokens, and these are 5x8x8"):
+        run_arm(pipe, longer, "sparse", Listener())
+    vidsparse.restore_pipeline(pipe)
+    pipe.transformer.register_to_config(rope_max_seq_len=512)
+    with pytest.warns(RuntimeWarning, match="calibrated on demo-wan, and this pipeline has ano"):
+        vidsparse.accelerate_pipeline(pipe, "presets/demo-wan-error0.1.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "one goal is needed, and none is given"),
+        (["--psnr", "30", "--error", "0.1"], "and --psnr, --error is given"),
+        (["--psnr", "3"], "--psnr 3: expected 10 .. 60, dB against the dense video"),
+        (["--error", "0.1", "--prompt", "a", "--held-out", "a"], "is among the prompts"),
+        (["--error", "0.1", "--set", "schedule.dense_steps=0.99"], "all 4 steps of preset"),
+    ],
+)
+def test_mistakes_are_one_line(given: list[str], said: str, free: Path) -> None:
+    size = [x for key, value in SMALL.items() for x in (f"--{key}", str(value))]
+    found = CliRunner().invoke(app, ["calibrate", *size, *given])
+    assert found.exit_code == 2
+    assert said in found.stderr and found.stderr.strip().count("\n") == 0
+    assert not Path("presets").exists() or not list(Path("presets").glob("*.yaml"))
+
+
+@pytest.mark.slow
+def test_the_command_prints_one_document(free: Path) -> None:
+    size = [x for key, value in SMALL.items() for x in (f"--{key}", str(value))]
+    changes = [x for change in CHANGES for x in ("--set", change)]
+    prompts = ["--prompt", PROMPTS[0], "--held-out", PROMPTS[1]]
+    found = CliRunner().invoke(
+        app, ["calibrate", "--error", "0.3", *size, *changes, *prompts, "--json"]
+    )
+    assert found.exit_code == 0, found.stderr
+    content = json.loads(found.stdout)
+    assert content["error"] <= 0.3 and len(content["held_out_psnr"]) == 1
+    assert content["preset"] in found.stderr
