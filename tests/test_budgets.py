@@ -10,7 +10,7 @@ from vidsparse import SparseConfig, StepContext, TokenGrid, registry
 
 GRID = TokenGrid(5, 9, 11, text_tokens=7)
 LEVELS = (0.1, 0.3, 1.0)
-SELECTORS = registry.methods("selector")
+SELECTORS = [name for name in registry.methods("selector") if name != "static"]
 
 
 def table(groups, **more):
@@ -66,6 +66,12 @@ def test_tables_of_other_models_are_refused():
         vidsparse.sparse_attention(
             q, k, v, grid=GRID, config=table(["01"]), context=StepContext(0, 4, 0, 4)
         )
+
+
+def test_a_pattern_has_one_size_for_all_heads():
+    changes = "selector.name=static", "pattern.name=window"
+    with pytest.raises(ValueError, match=r"schedule\.name='table': a pattern has one size"):
+        table(["01"]).override(*changes)
 
 
 def test_outside_a_run_all_heads_have_one_density():

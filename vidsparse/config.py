@@ -203,6 +203,11 @@ class SparseConfig:
                 "selector.name='static' with pattern.name='none': there is nothing to keep; "
                 f"pattern.name is one of {', '.join(registry.methods('pattern'))}"
             )
+        if static and self.schedule.name == "table":
+            raise ValueError(
+                "selector.name='static' with schedule.name='table': a pattern has one size for all "
+                "heads; use selector.name=topk"
+            )
         if getattr(pattern, "per_head", False) and not static:
             raise ValueError(
                 f"pattern.name={pattern.name!r} with maps of heads beside "

@@ -98,7 +98,6 @@ def decide(
     return Decision(density, None, choice, block_q, by_head)
 
 
-
 def _check_pattern(form: Form, context: StepContext | None, executor: str) -> None:
     """Raise the ValueError of a pattern that costs more than the density that is asked for."""
     config = form.config
