@@ -47,6 +47,7 @@ ROOMS = [
     "force",
     "places",
     "memory",
+    "inside",
     "draft",
     "bisection",
     "curves",

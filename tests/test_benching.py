@@ -72,8 +72,9 @@ def test_every_preset_can_be_measured(preset: str) -> None:
     if config.pattern.name != "none":  # of three frames, and heads that look everywhere
         assert 0 < row.error < 1.3 and 0 < row.density <= 1
         return
-    forced = config.force.first_frame  # a third of this video, and on top of it
-    assert 0 < row.error < 1 and 0 < row.density <= (0.7 if forced else 0.45)
+    exact = config.estimator.name == "alike"  # of this field no block is: all are exact, unasked
+    drops = config.compensation.name == "none"  # of values that sum to little, which may be worse
+    assert 0 < row.error < (1.5 if drops else 1) and 0 < row.density <= (1 if exact else 0.45)
 
 
 def test_fields_are_smooth_and_of_the_rank() -> None:

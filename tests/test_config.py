@@ -52,7 +52,7 @@ BAD = [
     ("schedul.density=0.2", "section='schedul': allowed is layout, pattern, estimator"),
     (
         "selector.name=magic",
-        "selector.name='magic': no such method; there are carve, pyramid, share",
+        "selector.name='magic': no such method; there are .*pyramid, .*threshold",
     ),
     ("layout.tile=[2,0,8]", "layout.tile=.*three integers >= 1"),
     ("layout.tile=[2,8]", "layout.tile="),

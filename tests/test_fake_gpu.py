@@ -22,12 +22,13 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_leaves
 
-from vidsparse import bisection, geometry
+from vidsparse import bisection, geometry, inside
 from vidsparse.attention import attend
 from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig, presets
 from vidsparse.decision import check_config
 from vidsparse.draft import pieces
+from vidsparse.estimator import sampled
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, rest, support, work
 from vidsparse.layout import cycle, stride
@@ -48,6 +49,7 @@ CACHES: tuple[Any, ...] = (
         stride.owner_on,
         cycle.turned,
         pieces,
+        *(inside.slots, sampled.sampled),
         engine._rows,
         levels_engine.key_layout,
     ),
@@ -163,7 +165,8 @@ def test_launches_of_a_call(preset: str, cuda: torch.device) -> None:
 
     The summary of a call with a moment is two, so that Taylor takes eight.
     """
-    changes = "kernel.block_q=128", "selector.name=topk", "schedule.density=0.2"
+    changes = ("kernel.block_q=128", "estimator.name=mean", "selector.name=topk",
+               "schedule.density=0.2")  # fmt: skip
     run(cuda, preset, *changes)  # fills what is kept of a cut
     mode = current_mode()
     mode.forget()

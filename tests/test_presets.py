@@ -7,10 +7,13 @@ from dataclasses import fields
 import pytest
 import tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import vidsparse
 from vidsparse import registry
 from vidsparse.config import SparseConfig, presets
+from vidsparse.plan import SKIP
 
 # what a field may be changed to; a value that a method refuses at load is skipped
 CHANGES: dict[str, tuple[str, ...]] = {
@@ -75,6 +78,42 @@ def test_one_changed_key_runs_or_is_refused_before_the_sparse_steps(preset: str)
         if refusal != call(config, 0):
             late.append(f"{change}: {refusal}")
     assert not late and ran > 15
+
+
+@given(
+    preset=st.sampled_from([*presets()]),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 11)),
+    text=st.sampled_from([(0, False), (1, True), (13, False), (37, True)]),
+    form=st.tuples(st.integers(1, 2), st.integers(1, 3), st.sampled_from([8, 24])),
+    blocks=st.tuples(st.sampled_from([16, 32, 64]), st.sampled_from([16, 32])),
+    density=st.sampled_from([0.02, 0.25, 0.6, 0.97, 1.0]),
+    gain=st.sampled_from([0.0, 0.3, 2.0, 12.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=120, deadline=None)
+def test_any_preset_on_any_grid(preset, sizes, text, form, blocks, density, gain, seed) -> None:
+    """No error and no NaN, whatever the logits; density 1 is dense attention."""
+    changes = "schedule.name=constant", "schedule.min_tokens=0", f"schedule.density={density}"
+    own = f"kernel.block_q={blocks[0]}", f"kernel.block_k={blocks[1]}"
+    config = SparseConfig.load(preset, [*changes, *own])
+    grid = vidsparse.TokenGrid(*sizes, text_tokens=text[0], text_first=text[1])
+    generator = torch.Generator().manual_seed(seed)
+    shape = form[0], grid.tokens, form[1], form[2]
+    q, k, v = (torch.randn(shape, generator=generator) for _ in range(3))
+    q, k = gain * q, gain * k
+    out, lse, plan = vidsparse.sparse_attention(
+        q, k, v, grid=grid, config=config, impl="cpu", return_lse=True, return_plan=True
+    )
+    assert bool(out.isfinite().all()) and bool(lse.isfinite().all())
+    assert (plan is None) == (density == 1)
+    if plan is None:
+        heads = (x.transpose(1, 2) for x in (q, k, v))
+        dense = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2)
+        torch.testing.assert_close(out, dense, rtol=1e-4, atol=1e-5)
+        return
+    assert bool((plan.level_map() != SKIP).any(-1).all()) and bool((plan.density <= 1).all())
+    if config.compensation.name in ("none", "centroid", "rectify"):  # weighted means of values
+        assert bool((out.abs() <= v.abs().amax() * (1 + 1e-4)).all())
 
 
 REFUSED = {

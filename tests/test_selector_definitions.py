@@ -3,6 +3,7 @@
 Masses are multiples of 1/64, so that many blocks are equal and a sum may meet a bound exactly.
 """
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -102,6 +103,23 @@ def test_topp(kind, size, density, share, least, p, seed):
         assert levels[at].tolist() == wanted
 
 
+@pytest.mark.parametrize(("name", "values"), [
+    ("topp", {"p": 0.6}), ("pyramid", {"mode": "mass", "levels": (0, 2), "mass": (0.6, 0.6)}),
+])  # fmt: skip
+def test_a_short_block_weighs_its_tokens(name, values):
+    """Rows are cut in the order of n exp(score): here the best score is of a block of 3 tokens."""
+    count = torch.tensor([64, 64, 64, 3])
+    keys = Blocks(count.cumsum(0) - count, count, torch.zeros(4, dtype=torch.bool), 64)
+    logits = torch.tensor([[0.0, 1.0, 0.5, 2.0]])
+    weight = [n * math.exp(x) for n, x in zip(count.tolist(), logits[0].tolist(), strict=True)]
+    assert sorted(range(4), key=lambda j: -weight[j]) == [1, 2, 0, 3]
+    assert weight[1] < 0.6 * sum(weight) < weight[1] + weight[2]
+    method, nothing = registry.method("selector", name), torch.zeros(1, 4, dtype=torch.bool)
+    scores = Scores(logits[None, None], "logit")
+    levels = method.select(scores, nothing, 0.99, keys, method.Params(**values))
+    assert levels.flatten().tolist() == [SKIP, 0, 0, SKIP]
+
+
 @given(size=SIZES, density=DENSITY, share=FLAGS, least=LEAST, seed=SEEDS)
 @settings(max_examples=80, deadline=None)
 def test_threshold(size, density, share, least, seed):
@@ -120,6 +138,28 @@ def test_threshold(size, density, share, least, seed):
         for _, _, i, j in places[: max(budget, fixed)]:
             wanted[i, j] = 0
         assert torch.equal(found, wanted)
+
+
+@given(size=SIZES, density=DENSITY, share=FLAGS, seed=SEEDS)
+@settings(max_examples=80, deadline=None)
+def test_threshold_apart_is_that_of_draft_attention(size, density, share, seed):
+    """The floor(s n)-th smallest of the n free pairs of a head, and all that are not below it."""
+    mass, forced = masses(*size, seed), flags(*size, share, seed)
+    mass = mass * 64 + torch.rand(mass.shape, generator=torch.Generator().manual_seed(seed)) * 9
+    levels = select("threshold", mass, forced, density, "logit", apart=True)
+    free = ~forced
+    for head, found in zip(mass.flatten(0, 1), levels.flatten(0, 1), strict=True):
+        weight = (head.double() / 64).masked_fill(forced, 0.0)
+        shares = weight / weight.sum(-1, keepdim=True).clamp(min=1e-300)
+        n = int(free.sum())
+        rank = floor_of(1 - density, n)
+        values = shares[free].sort().values
+        bound = values[max(rank, 1) - 1] if n else 0.0
+        wanted = ((shares >= bound) & free) | forced
+        alone = int(((values - bound).abs() <= 1e-5 * bound).sum()) == 1  # to float32
+        if bool(wanted.any(-1).all()) and alone:
+            assert torch.equal(found == 0, wanted)
+        assert bool((found[forced] == 0).all()) and bool((found == 0).any(-1).all())
 
 
 def spent(levels, order, must, least, limit):

@@ -250,39 +250,33 @@ def test_warmup_counts_a_fraction_or_steps(dense, wanted):
 
 
 STEPS = (1, 2, 4, 8, 10, 20, 50)
-DENSE = {  # share of each preset -> dense steps of a run of so many STEPS: the share, rounded up
-    ("jenga",): (1, 1, 1, 1, 1, 2, 3),  # 0.06
-    ("fast", "pisa", "topp", "nabla", "lvsa", "svg1", "vmoba", "vdit"): (
-        1,
-        1,
-        1,
-        2,
-        2,
-        4,
-        10,
-    ),  # 0.2
-    ("balanced", "content", "radial"): (1, 1, 1, 2, 3, 5, 13),  # 0.25
-    ("draft",): (1, 1, 2, 3, 3, 6, 15),  # 0.29
-    ("psa", "pyramid", "sta", "gna"): (1, 1, 2, 3, 3, 6, 15),  # 0.3
-    ("quality",): (1, 1, 2, 4, 4, 8, 20),  # 0.4
+DENSE = {  # share of dense steps -> of runs of so many STEPS: the share, rounded up
+    0.0: (0, 0, 0, 0, 0, 0, 0),
+    0.06: (1, 1, 1, 1, 1, 2, 3),
+    0.1: (1, 1, 1, 1, 1, 2, 5),
+    0.2: (1, 1, 1, 2, 2, 4, 10),
+    0.25: (1, 1, 1, 2, 3, 5, 13),
+    0.29: (1, 1, 2, 3, 3, 6, 15),
+    0.3: (1, 1, 2, 3, 3, 6, 15),
+    0.33: (1, 1, 2, 3, 4, 7, 17),
+    0.4: (1, 1, 2, 4, 4, 8, 20),
 }
+OWN = {"fast": 0.2, "balanced": 0.25, "content": 0.25, "pyramid": 0.3, "quality": 0.4}
 
 
 def test_every_preset_has_its_dense_steps_in_short_runs_too():
-    named = [name for names in DENSE for name in names]
-    assert sorted(named) == [*presets()]
-    for names, counts in DENSE.items():
-        for name in names:
-            config = SparseConfig.load(name)
-            module = registry.method("schedule", config.schedule.name)
-            for steps, wanted in zip(STEPS, counts, strict=True):
-                assert config.dense_steps(steps) == tuple(range(wanted)), (name, steps)
-                layer = StepContext(0, steps, 7, 30)
-                reasons = [
-                    module.density_at(replace(layer, step=n), config.schedule)[1]
-                    for n in range(steps)
-                ]
-                assert reasons == ["warmup-step"] * wanted + [None] * (steps - wanted)
+    shares = {name: SparseConfig.load(name).schedule.dense_steps for name in presets()}
+    assert OWN.items() <= shares.items()
+    for name, share in shares.items():
+        config = SparseConfig.load(name)
+        module = registry.method("schedule", config.schedule.name)
+        for steps, wanted in zip(STEPS, DENSE[share], strict=True):
+            assert config.dense_steps(steps) == tuple(range(wanted)), (name, steps)
+            layer = StepContext(0, steps, 7, 30)
+            reasons = [
+                module.density_at(replace(layer, step=n), config.schedule)[1] for n in range(steps)
+            ]
+            assert reasons == ["warmup-step"] * wanted + [None] * (steps - wanted)
 
 
 def test_a_share_is_rounded_up_in_decimal():

@@ -195,7 +195,7 @@ def test_differences_stay_at_the_bound(p: float) -> None:
     scores = random_scores("logit", 257, rows=12, scale=3.0)
     got = selected(params, scores, forced, 1 - 1e-9, keys)
     differs = got != expected(params, scores, forced, 1 - 1e-9, keys)
-    mass, ranked = scores.mass(keys).double(), scores.ranked(forced)
+    mass, ranked = scores.mass(keys).double(), scores.weighted(keys).ranked(forced)
     front = mass.gather(-1, ranked).cumsum(-1) - mass.gather(-1, ranked)
     short = (p * mass.sum(-1, keepdim=True) - front).abs()
     assert (short[differs.gather(-1, ranked)] <= BOUNDARY).all()

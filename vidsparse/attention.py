@@ -285,6 +285,8 @@ def _plan(
     with timed(seconds, "select"):
         forced = draft.forced
         assert forced is not None, "of every call"
+        if scores.exact is not None:
+            forced = forced | scores.exact
         budgeted = forced if config.force.in_budget else torch.zeros_like(forced)
         budget = decision.density, decision.by_head
         levels = budgets.select(selector, scores, budgeted, *budget, k_blocks, config.selector)

@@ -26,10 +26,16 @@ class Scores:
     """Block scores. value: float32 [B, H, nq, nk].
 
     kind: "logit"; "mass", rows sum to 1; or "rank", which only compares inside a row.
+    What else an estimator may find: exact, bool that broadcasts to value, blocks that are exact
+    whatever their score; coarsest, int8 [B, H, nk], the last level at which a key block may be
+    read; logits, like value, of block means, beside scores that only rank.
     """
 
     value: Tensor
     kind: ScoreKind
+    exact: Tensor | None = None
+    coarsest: Tensor | None = None
+    logits: Tensor | None = None
 
     def ranked(self, first: Tensor) -> Tensor:
         """int64 [B, H, nq, nk]: block ids, `first` in front, by falling score, ties by index."""
@@ -43,12 +49,20 @@ class Scores:
 
         Raises ValueError for scores that only rank.
         """
+        weighted = self.weighted(k_blocks)
+        return weighted.value if self.kind == "mass" else torch.softmax(weighted.value, -1)
+
+    def weighted(self, k_blocks: Blocks) -> Scores:
+        """What orders blocks by their mass: logits get + ln n_j, so a short block comes later.
+
+        Raises ValueError for scores that only rank.
+        """
         if self.kind == "mass":
-            return self.value
+            return self
         if self.kind == "rank":
             raise ValueError("scores of kind 'rank' have no mass: use selector topk")
         count = k_blocks.on(self.value.device).count
-        return torch.softmax(self.value + count.to(self.value).log(), -1)
+        return replace(self, value=self.value + count.to(self.value).log())
 
 
 FirstOrder = Literal["none", "block", "global", "row"]

@@ -186,7 +186,7 @@ def unjustified(
     and the first min_blocks are exact; the first block that costs more than the budget, and all
     after it, are not listed.
     """
-    ranked = scores.ranked(forced)
+    ranked = scores.weighted(k_blocks).ranked(forced)
     level = found.gather(-1, ranked).long()
     nk = level.shape[-1]
     rank = torch.arange(nk)

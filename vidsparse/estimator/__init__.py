@@ -8,7 +8,8 @@ A method is a file here with
         every key and value.
     def estimate(draft: Draft, params: Params) -> Scores
         scores [B, H, nq, nk] that say what they are: kind "logit" (logarithms of mean weights),
-        "mass" (rows sum to 1) or "rank" (they compare inside a row, and are no mass).
+        "mass" (rows sum to 1) or "rank" (they compare inside a row, and are no mass; `logits` of
+        block means stand beside them).
 
 draft: `vidsparse.draft.Draft`, q, k and v of the call in blocks.
 """

@@ -14,42 +14,44 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vidsparse import inside
+from vidsparse.config import require
 from vidsparse.draft import Draft, strips
 from vidsparse.plan import ScoreKind, Scores
 
 
 @dataclass(frozen=True)
 class Params:
-    """No settings."""
+    """gamma: scores are divided by n_j^gamma, in [0, 2]; 1: what a block loses per token of it."""
 
     name: str = "ear"
+    gamma: float = 0.0
     kind: ClassVar[ScoreKind] = "rank"
     spread: ClassVar[bool] = False
     reads_tokens: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        require(0 <= self.gamma <= 2, "estimator.gamma", self.gamma, "a number in [0, 2]")
+
+    def products(self, block_q: int, block_k: int, heads: int) -> tuple[float, float]:
+        """Scored pairs of all queries and keys, and numbers in each product by head dim."""
+        return 1 / block_q, 1
+
 
 def estimate(draft: Draft, params: Params) -> Scores:
     """Errors float32 [B, H, nq, nk], which compare inside a row alone. Formula above."""
-    batch, heads = draft.q.shape[:2]
-    cut, size = draft.k_blocks.on(draft.q.device), draft.k_blocks.size
-    inside = torch.arange(size, device=draft.q.device)
-    padding = inside >= cut.count.unsqueeze(1)
-    slots = cut.start.unsqueeze(1) + inside.masked_fill(padding, 0)
-    scaled = draft.q_means * draft.scale
-    order = None if draft.order_k is None else draft.order_k.expand(batch, heads, -1)
-    found = []
-    for b, h in ((b, h) for b in range(batch) for h in range(heads)):
-        at = slots.flatten()
-        if order is not None:
-            at = _head(order, b, h).index_select(0, at)
-        k, v = (_head(x, b, h).index_select(0, at).to(scaled.dtype) for x in (draft.k, draft.v))
-        v = v.view(*slots.shape, -1).masked_fill(padding.unsqueeze(-1), 0.0)
-        found.append(_errors(_head(scaled, b, h), _head(draft.k_means, b, h), k, v, padding))
-    return Scores(torch.stack(found).unflatten(0, (batch, heads)).float(), params.kind)
+    _, real = inside.slots(draft.k_blocks, draft.q.device)
+    of_blocks = draft.q_means * draft.scale, draft.k_means
 
+    def errors(b: int, h: int) -> Tensor:
+        q_means, k_means = (x.select(0, b).select(0, h) for x in of_blocks)
+        k, v = inside.keys(draft, b, h), inside.values(draft, b, h)
+        return _errors(q_means, k_means, k.flatten(0, 1), v, real.logical_not())
 
-def _head(x: Tensor, batch: int, head: int) -> Tensor:
-    return x.select(0, batch).select(0, head)
+    value = inside.by_head(draft, errors).float()
+    if params.gamma:
+        value = value / draft.k_blocks.on(value.device).count.to(value).pow(params.gamma)
+    return Scores(value, params.kind, logits=draft.logits)
 
 
 def _errors(q_means: Tensor, k_means: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:

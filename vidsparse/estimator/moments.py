@@ -40,7 +40,8 @@ def estimate(draft: Draft, params: Params) -> Scores:
     count = draft.k_blocks.on(draft.q.device).count.to(spread)
     around = (2 * spread).exp() * squares.unsqueeze(-2) - norms.unsqueeze(-2)
     error = around.clamp(min=TINY).log() + count.log()
-    return Scores((error + 2 * (draft.logits + spread)).float(), params.kind)
+    value = (error + 2 * (draft.logits + spread)).float()
+    return Scores(value, params.kind, logits=draft.logits)
 
 
 TINY = 1e-37

@@ -8,6 +8,7 @@ mode "mass": by cumulative mass. The sorted row is cut where the mass reaches `m
 crossing block
     belongs to the finer level); beyond the last boundary blocks are left to the compensation.
     `schedule.density` caps the cost of a row.
+No block is read coarser than `Scores.coarsest` allows.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vidsparse.blocks import Blocks
 from vidsparse.config import require
@@ -31,7 +33,7 @@ class Params:
 
     shares: part of the budget that each level spends, positive, sum 1 (mode quota).
     mass: ascending boundaries in (0, 1] (mode mass). min_blocks: exact blocks per row at least, >=
-    1.
+    1. min_share: in [0, 1); above 0, floor(min_share * nk) + 1 are exact at least (mode mass).
     """
 
     name: str = "pyramid"
@@ -40,6 +42,7 @@ class Params:
     shares: tuple[float, ...] = (0.65, 0.35)
     mass: tuple[float, ...] = (0.6, 0.9)
     min_blocks: int = 1
+    min_share: float = 0.0
 
     def __post_init__(self) -> None:
         for key in ("levels", "shares", "mass"):
@@ -61,6 +64,13 @@ class Params:
                 ok, "selector.mass", self.mass, f"{n} ascending numbers in (0, 1], one per level"
             )
         require(self.min_blocks >= 1, "selector.min_blocks", self.min_blocks, "an integer >= 1")
+        ok = 0 <= self.min_share < 1
+        require(ok, "selector.min_share", self.min_share, "a number in [0, 1)")
+
+    def least(self, nk: int) -> int:
+        """Exact blocks of a row, at least."""
+        by_share = int(self.min_share * nk + 1e-9) + 1 if self.mode == "mass" else 0
+        return max(self.min_blocks, by_share if self.min_share > 0 else 0)
 
     @property
     def spends_budget(self) -> bool:
@@ -81,24 +91,29 @@ def select(
     require(
         params.levels[-1] <= top, "selector.levels", params.levels, f"at most {top} = log2(block_k)"
     )
-    if triton := support.kernels("select", scores.value):
+    plain = scores.coarsest is None and forced.ndim == 2
+    if plain and (triton := support.kernels("select", scores.value)):
         return _select_in_triton(triton, scores, forced, density, k_blocks, params)
-    ranked = scores.ranked(forced)
-    first = torch.arange(nk, device=ranked.device) < params.min_blocks
-    fixed = forced.expand_as(ranked).gather(-1, ranked) | first
-    if params.mode == "quota":
-        by_rank = torch.full((nk,), SKIP)
-        begin = 0
-        for level, end in zip(params.levels, _quota_ends(density, nk, params), strict=True):
-            by_rank[begin:end] = level
-            begin = end
-        by_rank = by_rank.to(ranked.device).expand_as(ranked)
+    by_mass = params.mode == "mass"
+    ranked = (scores.weighted(k_blocks) if by_mass else scores).ranked(forced)
+    rank = torch.arange(nk, device=ranked.device)
+    fixed = forced.expand_as(ranked).gather(-1, ranked) | (rank < params.least(nk))
+    by_rank = torch.full_like(ranked, SKIP)
+    if by_mass:
+        mass = scores.mass(k_blocks).double().nan_to_num(0.0).gather(-1, ranked)
+        before = pad(mass.cumsum(-1), (1, 0)).narrow(-1, 0, nk)
+        total = mass.sum(-1, keepdim=True)
+        ends = [before < bound * total - 1e-12 for bound in params.mass]
     else:
-        mass = scores.mass(k_blocks).double().nan_to_num(0.0)
-        by_rank = _by_mass(mass.gather(-1, ranked), params)
+        ends = [rank < end for end in _quota_ends(density, nk, params)]
+    for level, inside in reversed([*zip(params.levels, ends, strict=True)]):
+        by_rank = torch.where(inside, level, by_rank)
+    if scores.coarsest is not None:
+        cap = _listed(scores.coarsest, params.levels).unsqueeze(-2).expand_as(ranked)
+        by_rank = torch.minimum(by_rank, cap.gather(-1, ranked))
     by_rank = torch.where(fixed, 0, by_rank)
     cost = torch.where(by_rank == SKIP, 0.0, 0.5 ** by_rank.double()).cumsum(-1)
-    by_rank = torch.where((cost > density * nk + 1e-9) & ~fixed, SKIP, by_rank)
+    by_rank = torch.where((cost > density * nk + 1e-9) & fixed.logical_not(), SKIP, by_rank)
     return torch.empty_like(by_rank, dtype=torch.int8).scatter_(-1, ranked, by_rank.to(torch.int8))
 
 
@@ -107,7 +122,7 @@ def _select_in_triton(
 ) -> Tensor:
     """`select` on a GPU."""
     nk, value = len(k_blocks), scores.value
-    last = params.min_blocks, density * nk
+    last = params.least(nk), density * nk
     if params.mode == "quota":
         ends = _quota_ends(density, nk, params)
         levels: Tensor = triton.select_quota(value, forced, params.levels, ends, *last)
@@ -128,12 +143,9 @@ def _quota_ends(density: float, nk: int, params: Params) -> list[int]:
     return ends
 
 
-def _by_mass(sorted_mass: Tensor, params: Params) -> Tensor:
-    """int64 [..., nk]: level at each rank by the cumulative mass in front of it."""
-    before = sorted_mass.cumsum(-1).roll(1, -1)
-    before[..., 0] = 0
-    total = sorted_mass.sum(-1, keepdim=True)
-    by_rank = torch.full(sorted_mass.shape, SKIP, device=sorted_mass.device)
-    for level, bound in reversed(list(zip(params.levels, params.mass, strict=True))):
-        by_rank[before < bound * total - 1e-12] = level
-    return by_rank
+def _listed(coarsest: Tensor, levels: tuple[int, ...]) -> Tensor:
+    """int64 like coarsest: the last of the levels that is no coarser."""
+    return sum(
+        ((coarsest >= level).long() * (level - last) for last, level in pairwise(levels)),
+        torch.zeros_like(coarsest, dtype=torch.int64),
+    )

@@ -1,8 +1,10 @@
 """Threshold: one threshold of draft mass for a whole head, so that rows share the head's budget.
 
-Source: DraftAttention (arXiv 2505.14708). The floor(density * nq * nk) pairs of blocks with the
-largest mass of a head are exact: rows whose mass is spread over many blocks leave more of the
-budget to rows that put it into few.
+Source: DraftAttention (arXiv 2505.14708). The pairs of blocks with the largest mass of a head are
+exact, floor(density * nq * nk) of them: rows whose mass is spread over many blocks leave more of
+the budget to rows that put it into few. With `apart`, as published: forced pairs (text) take no
+part, neither in the mass of a row nor in the count. Of the n others all are exact that are not
+below the floor((1 - density) n)-th smallest, which are n - floor((1 - density) n) + 1.
 """
 
 from dataclasses import dataclass
@@ -18,10 +20,12 @@ from vidsparse.plan import SKIP, Scores
 
 @dataclass(frozen=True)
 class Params:
-    """min_blocks: exact blocks that every row gets at least, >= 1."""
+    """min_blocks: exact blocks that every row gets at least, >= 1. apart: forced ones are no part
+    of the budget."""
 
     name: str = "threshold"
     min_blocks: int = 1
+    apart: bool = False
     levels: ClassVar[tuple[int, ...]] = (0,)
     spends_budget: ClassVar[bool] = True
     needs_mass: ClassVar[bool] = True
@@ -38,16 +42,41 @@ def select(
     If these alone are more than the budget, all of them are kept.
     """
     nq, nk = scores.value.shape[-2:]
-    mass = scores.mass(k_blocks).float().nan_to_num(0.0)
-    first = largest(mass, min(nk, params.min_blocks)) | forced
+    count: int | Tensor = max(1, int(density * nq * nk + 1e-9))
+    if params.apart:
+        out = forced.expand_as(scores.value)
+        weight = scores.weighted(k_blocks).value
+        if scores.kind == "mass":
+            mass = weight.masked_fill(out, 0.0)
+            mass = mass / mass.sum(-1, keepdim=True).clamp(min=TINY)
+        else:
+            mass = torch.softmax(weight.masked_fill(out, float("-inf")), -1)
+        pairs = nq * nk - out.flatten(-2).sum(-1, keepdim=True)
+        below = ((1 - density) * pairs.double() + 1e-9).long().clamp(min=1)
+        count = nq * nk - below + 1
+    else:
+        mass = scores.mass(k_blocks)
+    mass = mass.float().nan_to_num(0.0)
+    rows = mass.masked_fill(forced, float("inf")) if params.apart else mass
+    first = largest(rows, min(nk, params.min_blocks)) | forced
     ranked = mass.masked_fill(first, float("inf")).flatten(-2)
-    keep = largest(ranked, max(1, int(density * nq * nk + 1e-9))).view(mass.shape) | first
+    keep = largest(ranked, count).view(mass.shape) | first
     return torch.where(keep, 0, SKIP).to(torch.int8)
 
 
-def largest(x: Tensor, k: int) -> Tensor:
-    """bool like x: the k largest of the last axis, of equals those that come first."""
-    bound = x.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+TINY = 1e-37
+"""Mass of a row in which all is forced."""
+
+
+def largest(x: Tensor, k: int | Tensor) -> Tensor:
+    """bool like x: the k >= 1 largest of the last axis, of equals those that come first.
+
+    k: int64 [..., 1] where it depends on what a GPU holds.
+    """
+    if isinstance(k, Tensor):
+        bound = x.sort(dim=-1, descending=True).values.gather(-1, k - 1)
+    else:
+        bound = x.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     above, equal = x > bound, x == bound
     missing = k - above.sum(-1, keepdim=True)
     return above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= missing))

@@ -35,7 +35,7 @@ def select(
     """Levels 0 and SKIP, int8 [B, H, nq, nk]; exactly k (or the forced) blocks per row."""
     nk = len(k_blocks)
     k = min(nk, max(params.min_blocks, int(density * nk + 1e-9)))
-    if triton := support.kernels("select", scores.value):
+    if forced.ndim == 2 and (triton := support.kernels("select", scores.value)):
         levels: Tensor = triton.select_topk(scores.value, forced, k)
         return levels
     ranked = scores.ranked(forced)

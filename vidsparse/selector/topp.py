@@ -1,7 +1,8 @@
 """Top-p: the smallest set of key blocks that reaches the mass p of a row is exact.
 
 Source: SVG2 (arXiv 2505.18875), XAttention (arXiv 2503.16428). Peaky rows take few blocks, flat
-rows many; `schedule.density` caps a row, so that the cost is bounded.
+rows many; `schedule.density` caps a row, so that the cost is bounded. Blocks come in the order of
+their mass, n_j exp(score_ij): a short one comes after a full one of the same score.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vidsparse.blocks import Blocks
 from vidsparse.config import require
@@ -18,11 +20,15 @@ from vidsparse.plan import SKIP, Scores
 
 @dataclass(frozen=True)
 class Params:
-    """p: mass to reach, in (0, 1]. min_blocks: exact blocks that every row gets at least, >= 1."""
+    """p: mass to reach, in (0, 1]. min_blocks: exact blocks that every row gets at least, >= 1;
+    min_share: and at least that share of the blocks, rounded down, in [0, 1). inclusive: whether
+    the block with which the mass is reached belongs to the set."""
 
     name: str = "topp"
     p: float = 0.9
     min_blocks: int = 1
+    min_share: float = 0.0
+    inclusive: bool = True
     levels: ClassVar[tuple[int, ...]] = (0,)
     spends_budget: ClassVar[bool] = False
     needs_mass: ClassVar[bool] = True
@@ -30,6 +36,8 @@ class Params:
     def __post_init__(self) -> None:
         require(0 < self.p <= 1, "selector.p", self.p, "a number in (0, 1]")
         require(self.min_blocks >= 1, "selector.min_blocks", self.min_blocks, "an integer >= 1")
+        ok = 0 <= self.min_share < 1
+        require(ok, "selector.min_share", self.min_share, "a number in [0, 1)")
 
 
 def select(
@@ -38,18 +46,21 @@ def select(
     """Levels 0 and SKIP, int8 [B, H, nq, nk]. Forced blocks come first and their mass counts."""
     nk = len(k_blocks)
     cap = max(params.min_blocks, int(density * nk + 1e-9))
-    if triton := support.kernels("select", scores.value):
+    least = min(cap, max(params.min_blocks, int(params.min_share * nk + 1e-9)))
+    plain = params.inclusive and forced.ndim == 2
+    if plain and (triton := support.kernels("select", scores.value)):
         count = k_blocks.on(scores.value.device).count
         levels: Tensor = triton.select_topp(
-            scores.value, scores.kind, forced, count, params.p, params.min_blocks, cap
+            scores.value, scores.kind, forced, count, params.p, least, cap
         )
         return levels
     mass = scores.mass(k_blocks).double().nan_to_num(0.0)
-    ranked = scores.ranked(forced)
-    before = mass.gather(-1, ranked).cumsum(-1).roll(1, -1)
-    before[..., 0] = 0
+    ranked = scores.weighted(k_blocks).ranked(forced)
+    wanted_mass = params.p * mass.sum(-1, keepdim=True)
+    reached = mass.gather(-1, ranked).cumsum(-1)
+    before = pad(reached, (1, 0)).narrow(-1, 0, nk)
+    wanted = before < wanted_mass - 1e-12 if params.inclusive else reached <= wanted_mass + 1e-12
     rank = torch.arange(nk, device=mass.device)
-    wanted = before < params.p * mass.sum(-1, keepdim=True) - 1e-12
-    wanted = ((rank < params.min_blocks) | wanted) & (rank < cap)
+    wanted = ((rank < least) | wanted) & (rank < cap)
     keep = torch.zeros_like(wanted).scatter_(-1, ranked, wanted)
     return torch.where(keep | forced, 0, SKIP).to(torch.int8)

@@ -1,9 +1,10 @@
 """Block selection in Triton: from scores to a level map on the device, one program per row.
 
-Level maps equal those of `vidsparse.selector` in torch: a row is ranked by falling score, forced
-blocks first, ties to the lower index. Every level ends at a rank, so a row is a few prefixes of its
-ranking, and a prefix is found without a sort: bit by bit, first the score at its end (as an integer
-of the same order), then the index among the blocks that tie there.
+Level maps equal those of `vidsparse.selector` in torch: a row is ranked by falling score (by mass
+where levels end at a mass), forced blocks first, ties to the lower index. Every level ends at a
+rank, so a row is a few prefixes of its ranking, and a prefix is found without a sort: bit by bit,
+first the score at its end (as an integer of the same order), then the index among the blocks that
+tie there.
 
 Mass is summed in float32, the selectors in torch sum in float64: a level may end one block earlier
 or later where the mass in front of that block is within 1e-5 of the bound, relatively.
@@ -121,10 +122,12 @@ def select_kernel(  # type: ignore[no-untyped-def]
     m_k = o_k < k_blocks
     b_value = tl.load(p_value + i_row * k_blocks + o_k, mask=m_k, other=-LARGEST)
     m_forced = tl.load(p_forced + (i_row % q_blocks) * k_blocks + o_k, mask=m_k, other=0) != 0
-    b_key = tl.where(m_k, ranking_key(b_value, m_forced), LEAST_KEY)
     if RULE == "logit":
-        b_count = tl.load(p_count + o_k, mask=m_k, other=0).to(tl.float32)
-        b_mass = b_count * tl.exp(b_value - tl.max(b_value, 0))  # NaN sums: no block is wanted
+        b_count = tl.load(p_count + o_k, mask=m_k, other=1).to(tl.float32)
+        b_value += tl.log(b_count)  # blocks are ranked by their mass
+        b_mass = tl.exp(b_value - tl.max(b_value, 0))  # NaN sums: no block is wanted
+        b_mass = tl.where(m_k, b_mass, 0.0)
+    b_key = tl.where(m_k, ranking_key(b_value, m_forced), LEAST_KEY)
     if RULE == "mass":
         b_mass = finite_mass(b_value, m_k)
     if RULE != "rank":

@@ -1,0 +1,170 @@
+"""psa, pisa, draft and topp are the published methods: level maps from the papers' formulas."""
+
+import math
+
+import pytest
+import torch
+from by_formula import HEADS, call, ordered
+
+from vidsparse.config import SparseConfig
+from vidsparse.estimator import sampled
+from vidsparse.grid import TokenGrid
+from vidsparse.plan import SKIP
+
+RAGGED = TokenGrid(2, 9, 13, text_tokens=5, text_first=True)
+
+
+@pytest.mark.parametrize("grid", [None, RAGGED], ids=["text-last", "text-first"])
+def test_draft_is_one_threshold_per_head_over_the_video(grid: TokenGrid | None) -> None:
+    made = call("draft", "schedule.density=0.3", **({} if grid is None else {"grid": grid}))
+    count = made.plan.k_blocks.count.double()
+    text = made.plan.q_blocks.text[:, None] | made.plan.k_blocks.text
+    assert torch.equal(made.forced, text), "text alone is forced"
+    for b, h in HEADS:
+        weight = made.logits(b, h).exp() * count
+        weight[text] = 0
+        share = weight / weight.sum(-1, keepdim=True)
+        pairs = share[~text].sort().values
+        bound = pairs[math.floor(0.7 * len(pairs)) - 1]
+        kept = (share >= bound) & ~text
+        found = made.plan.levels[b, h] == 0
+        assert int((found & ~text).sum()) == len(pairs) - math.floor(0.7 * len(pairs)) + 1
+        rows = kept.any(-1)  # others are the guard's
+        if bool(rows[~made.plan.q_blocks.text].all()):
+            assert torch.equal(found, kept | text)
+
+
+def test_draft_leaves_no_row_empty() -> None:
+    made = call("draft", "schedule.density=0.05", grid=TokenGrid(3, 7, 11), seed=3)
+    assert bool((made.plan.levels == 0).any(-1).all())
+
+
+@pytest.mark.parametrize("density", [0.15, 0.4])
+def test_pisa_ranks_by_logit_and_moment(density: float) -> None:
+    made = call("pisa", f"schedule.density={density}")
+    assert (made.plan.rest, made.plan.first_order) == (4, "global")
+    nk, agree = len(made.plan.k_blocks), 0
+    for b, h in HEADS:
+        parts = zip(made.blocks("k", b, h), made.blocks("v", b, h), strict=True)
+        norm = torch.stack([((k - k.mean(0)).T @ v).norm() for k, v in parts])
+        score, plain = made.logits(b, h) + (norm + 1e-5).log(), made.logits(b, h)
+        for i, row in enumerate(made.forced.tolist()):
+            k = max(1, math.floor(density * nk))
+            best = ordered(score[i].tolist(), row)[:k]
+            wanted = [0 if row[j] or j in best else SKIP for j in range(nk)]
+            assert made.plan.levels[b, h, i].tolist() == wanted
+            agree += best == ordered(plain[i].tolist(), row)[:k]
+    assert agree < 4 * len(made.forced), "the moment decides some rows"
+
+
+def weights(made, b: int, h: int, share: int) -> torch.Tensor:
+    """A_ij / sum_j A_ij of PSA, from the places that were drawn."""
+    q, k = made.q[b, h], made.k[b, h]
+    places = [
+        sampled.sampled(cut, 2, share, 0, torch.device("cpu"))[h]
+        for cut in (made.plan.q_blocks, made.plan.k_blocks)
+    ]
+    logits = q @ k.T * q.shape[-1] ** -0.5
+    value = torch.zeros(len(places[0]), len(places[1]), dtype=torch.float64)
+    for i, own in enumerate(places[0]):
+        top = logits[own][:, places[1].flatten()].amax(1)
+        for j, near in enumerate(places[1]):
+            value[i, j] = (logits[own][:, near] - top[:, None]).exp().max()
+    return value / value.sum(1, keepdim=True)
+
+
+def test_psa_samples_the_same_quarter_of_every_block() -> None:
+    cut = call("psa").plan.k_blocks
+    found = sampled.sampled(cut, 3, 4, 0, torch.device("cpu")) - cut.start[:, None]
+    assert found.shape == (3, len(cut), 4)
+    for h in range(3):
+        for count, places in zip(cut.count.tolist(), found[h].tolist(), strict=True):
+            assert places == [place % count for place in found[h, 0].tolist()]
+    assert not torch.equal(found[0], found[1])
+    whole = sampled.sampled(cut, 1, 1, 0, torch.device("cpu"))[0]
+    assert {*whole.flatten().tolist()} == set(range(cut.tokens))
+
+
+@pytest.mark.parametrize("share", [1, 4])
+def test_psa_by_rank(share: int) -> None:
+    made = call("psa", f"estimator.share={share}", "schedule.density=0.3")
+    nk = len(made.plan.k_blocks)
+    ends = [math.floor(x * nk + 1e-9) for x in (0.2, 0.3, 0.7)]
+    for b, h in HEADS:
+        value = weights(made, b, h, share)
+        for i, forced in enumerate(made.forced.tolist()):
+            order = ordered(value[i].tolist(), forced)
+            cost, wanted = 0.0, [SKIP] * nk
+            for rank, j in enumerate(order):
+                level = 0 if rank < ends[0] else 1 if rank < ends[1] else 3
+                level = SKIP if rank >= ends[2] else level
+                level = 0 if forced[j] or rank == 0 else level
+                cost += 0 if level == SKIP else 0.5**level
+                wanted[j] = level if forced[j] or cost <= 0.3 * nk + 1e-9 else SKIP
+            assert made.plan.levels[b, h, i].tolist() == wanted
+
+
+def test_psa_loses_no_block_to_rounding() -> None:
+    """Of 400 blocks 40 exact, 20 in pairs, 80 by eight: what shares of four digits made 79."""
+    from vidsparse.selector.pyramid import _quota_ends
+
+    params = SparseConfig.load("psa").selector
+    for nk in (20, 400, 1200, 8000):
+        assert _quota_ends(0.15, nk, params) == [nk // 10, nk // 10 + nk // 20, 35 * nk // 100]
+
+
+def test_psa_by_cumulative_score_with_caps() -> None:
+    limits = 0.6, 0.3, 0.25
+    text = ",".join(map(str, limits))
+    made = call("psa_wan", f"estimator.similarity=[{text}]", "schedule.density=0.9")
+    nk, capped = len(made.plan.k_blocks), 0
+    for b, h in HEADS:
+        caps = []
+        for part in made.blocks("k", b, h):
+            unit = part / part.norm(dim=1, keepdim=True)
+            cap = 0
+            for level, least in enumerate(limits, 1):
+                width = 2**level
+                pairs = [
+                    float(unit[n] @ unit[n + width - 1])
+                    for n in range(0, len(part) - width + 1, width)
+                ]
+                if not pairs or sum(pairs) / len(pairs) <= least:
+                    break
+                cap = level
+            caps.append(cap)
+        value = weights(made, b, h, 4)
+        for i, forced in enumerate(made.forced.tolist()):
+            order = ordered(value[i].tolist(), forced)
+            front, wanted = 0.0, [SKIP] * nk
+            for rank, j in enumerate(order):
+                open_levels = [n for n, p in enumerate((0.5, 0.6, 0.7, 0.8)) if front < p - 1e-12]
+                level = open_levels[0] if open_levels else SKIP
+                capped += level > caps[j]
+                level = min(level, caps[j])
+                least = rank < math.floor(0.06 * nk) + 1
+                wanted[j] = 0 if forced[j] or least else level
+                front += float(value[i, j])
+            assert made.plan.levels[b, h, i].tolist() == wanted
+    assert capped and set(made.plan.levels.unique().tolist()) >= {SKIP, 0, 1}
+
+
+def test_psa_wan_stays_below_its_cap() -> None:
+    made = call("psa_wan", "schedule.density=0.3", "force.text=false")
+    cost = torch.where(made.plan.levels == SKIP, 0.0, 0.5 ** made.plan.levels.double()).sum(-1)
+    assert bool((cost <= 0.3 * len(made.plan.k_blocks) + 1e-9).all())
+
+
+def test_topp_is_the_smallest_set_of_the_mass() -> None:
+    made = call("topp", "selector.p=0.7", "schedule.density=0.99999999999", "force.own_block=false")
+    count = made.plan.k_blocks.count.double()
+    for b, h in HEADS:
+        mass = (made.logits(b, h).exp() * count).tolist()
+        for i, forced in enumerate(made.forced.tolist()):
+            order, front = ordered(mass[i], forced), 0.0
+            wanted = [SKIP] * len(count)
+            for rank, j in enumerate(order):
+                if forced[j] or rank == 0 or front < 0.7 * sum(mass[i]):
+                    wanted[j] = 0
+                front += mass[i][j]
+            assert made.plan.levels[b, h, i].tolist() == wanted
