@@ -33,14 +33,23 @@ class Force:
     text: text keys for every query, and every key for text queries. own_block: the keys of the
     query block itself; not in a layout with orders of heads, where queries and keys have their own.
     first_frame: all blocks that hold tokens of frame 0. same_frame: all blocks that share a frame
-    with the query block. in_budget: forced blocks count inside the density (True) or on top.
+    with the query block. neighbours: so many video blocks before and after those of the query block
+    itself, in the order of the layout. sinks: the first so many video blocks. in_budget: forced
+    blocks count inside the density (True) or on top.
     """
 
     text: bool = True
     own_block: bool = True
     first_frame: bool = False
     same_frame: bool = False
+    neighbours: int = 0
+    sinks: int = 0
     in_budget: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("neighbours", "sinks"):
+            value = getattr(self, name)
+            require(value >= 0, f"force.{name}", value, "an integer >= 0")
 
 
 CPU_ROUTES = ("auto", "native", "onednn", "mixed", "sdpa")
@@ -172,11 +181,13 @@ class SparseConfig:
                 f"estimator.name={self.estimator.name!r} only ranks them: use selector.name=topk, "
                 "or estimator.name=mean"
             )
-        frames = [n for n in ("first_frame", "same_frame") if getattr(self.force, n)]
-        if self.layout.per_head and frames:
+        of_video = "first_frame", "same_frame", "neighbours", "sinks"
+        placed = [name for name in of_video if getattr(self.force, name)]
+        if self.layout.per_head and placed:
             raise ValueError(
-                f"force.{frames[0]}=True with layout.name={self.layout.name!r}: blocks of an order "
-                "of heads hold tokens of any frame; use layout.name=tile"
+                f"force.{placed[0]}={getattr(self.force, placed[0])} with layout.name="
+                f"{self.layout.name!r}: blocks of an order of heads hold tokens of any frame; use "
+                "layout.name=tile"
             )
         self._check_pattern()
 

@@ -21,8 +21,16 @@ def forced_blocks(
     if force.text:
         out |= q_blocks.text[:, None] | k_blocks.text
     if force.own_block:
-        q_end, k_end = q_blocks.start + q_blocks.count, k_blocks.start + k_blocks.count
-        out |= (q_blocks.start[:, None] < k_end) & (k_blocks.start < q_end[:, None])
+        out |= _own(q_blocks, k_blocks)
+    if force.neighbours:
+        own, place = _own(q_blocks, k_blocks), torch.arange(len(k_blocks))
+        first = torch.where(own, place, len(k_blocks)).amin(1, keepdim=True) - force.neighbours
+        last = torch.where(own, place, -1).amax(1, keepdim=True) + force.neighbours
+        beside = (place >= first) & (place <= last) & ~own
+        out |= beside & ~q_blocks.text[:, None] & ~k_blocks.text
+    if force.sinks:
+        video = ~k_blocks.text
+        out |= video & (video.cumsum(0) <= force.sinks)
     if force.first_frame or force.same_frame:
         q_frames, k_frames = (_frames(grid, order, b) for b in (q_blocks, k_blocks))
         if force.first_frame:
@@ -30,6 +38,12 @@ def forced_blocks(
         if force.same_frame:
             out |= (q_frames.float() @ k_frames.float().T) > 0
     return out
+
+
+def _own(q_blocks: Blocks, k_blocks: Blocks) -> Tensor:
+    """bool [nq, nk]: the key blocks that share a token with a query block."""
+    q_end, k_end = q_blocks.start + q_blocks.count, k_blocks.start + k_blocks.count
+    return (q_blocks.start[:, None] < k_end) & (k_blocks.start < q_end[:, None])
 
 
 def _frames(grid: TokenGrid, order: Tensor, blocks: Blocks) -> Tensor:
