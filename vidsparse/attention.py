@@ -181,7 +181,10 @@ def _attend(
         how: Any = {"kernel": config.kernel, "order": order, "return_lse": return_lse}
         if summary is not None:
             how["summary"] = summary
-        out, lse = executor.execute(q, k, v, plan, **how)
+        listed = plan if plan.blend is None else replace(plan, blend=None)
+        out, lse = executor.execute(q, k, v, listed, **how)
+        inverse = None if order is None else geometry.inverse
+        out, lse = plan.blended(out, lse, inverse)
     out = out.transpose(1, 2)
     if permuted:
         with timed(seconds, "permute"):

@@ -18,6 +18,7 @@ class Cut:
     start: Tensor
     count: Tensor
     text: Tensor
+    owner: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +61,11 @@ class Blocks:
         return torch.repeat_interleave(torch.arange(len(self)), self.count)
 
     def on(self, device: torch.device) -> Cut:
-        """start, count and text on a device; the copies are kept, so that no call waits for one."""
+        """start, count, text, owner on a device; the copies are kept: no call waits for one."""
         if device not in self._cuts:
             with torch.inference_mode(False):  # kept tensors must serve every grad mode
-                self._cuts[device] = Cut(
-                    self.start.to(device), self.count.to(device), self.text.to(device)
-                )
+                here = self.start, self.count, self.text, self.owner
+                self._cuts[device] = Cut(*(x.to(device) for x in here))
         return self._cuts[device]
 
     @cached_property

@@ -70,3 +70,51 @@ def _tokens(x: Tensor, order: Tensor | None, blocks: Blocks, b: int, h: int) -> 
     token, real = slots(blocks, x.device)
     found = head(x, order, b, h, token)
     return found.masked_fill(real.logical_not().unsqueeze(-1), 0.0)
+
+
+def pieces(draft: Draft, wanted: int) -> tuple[Tensor, Tensor]:
+    """[B, H, nk, m, D], bool [nk, m]: means of keys over equal pieces of each block, m of them at
+    most `wanted`, and whether a short block has the piece; 0 where it has not."""
+    blocks = draft.k_blocks
+    many = min(wanted, blocks.size)
+    _, real = slots(blocks, draft.q.device)
+    count = real.unflatten(1, (many, -1)).sum(-1)
+
+    def means(b: int, h: int) -> Tensor:
+        each: Tensor = keys(draft, b, h).unflatten(1, (many, -1))
+        sums = each.sum(2)
+        found: Tensor = sums / count.clamp(min=1).to(sums).unsqueeze(-1)
+        return found
+
+    return by_head(draft, means), count > 0
+
+
+def split_logits(draft: Draft) -> Tensor:
+    """float32 [B, H, nq, nk]: logarithm of the mass that the mean query of a row gives each block,
+    up to a constant of the row: of video blocks that of their means, of text that of its tokens.
+    """
+    found = draft.logits + draft.k_blocks.on(draft.q.device).count.to(draft.logits).log()
+    place = _text(draft.k_blocks, draft.q.device)
+    if place is None:
+        return found
+    ids, token, real = place
+    scaled = draft.q_means * draft.scale
+
+    def text(b: int, h: int) -> Tensor:
+        near = head(draft.k, draft.order_k, b, h, token).to(scaled)
+        logits = scaled.select(0, b).select(0, h) @ near.flatten(0, 1).mT
+        inner: Tensor = logits.unflatten(1, real.shape)
+        return inner.masked_fill(real.logical_not(), float("-inf")).logsumexp(-1)
+
+    return found.index_copy(-1, ids, by_head(draft, text).to(found))
+
+
+@lru_cache(maxsize=16)
+def _text(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The blocks of text, and their `slots`."""
+    with torch.inference_mode(False):  # the cached tensors must serve every grad mode
+        if not bool(blocks.text.any()):
+            return None
+        ids = blocks.text.nonzero().flatten()
+        token, real = (x.index_select(0, ids) for x in slots(blocks, torch.device("cpu")))
+        return ids.to(device), token.to(device), real.to(device)

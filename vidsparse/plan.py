@@ -83,6 +83,9 @@ class BlockPlan:
     rest_bias: float32 [B, H, nq, nk] on the device of `levels`, or None: added to the log weight of
         a `rest` block; finite, or -inf for a block that is not read at all. Listed blocks do not
         see it.
+    blend: share float32 [B, H, nq], > 0, and offset float32 [B, H, nq, D], on the device of
+        `levels`, or None: where the listed and `rest` blocks of row i give O and LSE, it gives
+        share_i O + offset_i and LSE - ln share_i. `sparse_attention` does that for all executors.
     order_q, order_k: int64 [B, H, S] on the device of `levels`, or None: position t of the query
         blocks is token order_q[b, h, t] of q, out and LSE, position t of the key blocks is token
         order_k[b, h, t] of k and v; None: token t. Positions of text blocks name text tokens.
@@ -95,6 +98,7 @@ class BlockPlan:
     rest: int = SKIP
     first_order: FirstOrder = "none"
     rest_bias: Tensor | None = None
+    blend: tuple[Tensor, Tensor] | None = None
     order_q: Tensor | None = None
     order_k: Tensor | None = None
 
@@ -165,6 +169,35 @@ class BlockPlan:
                     "every head"
                 )
         return replace(self, order_q=order_q, order_k=order_k)
+
+    def with_blend(self, share: Tensor, offset: Tensor) -> BlockPlan:
+        """The same plan with a blend. Raises ValueError for one of another form."""
+        rows = self.levels.shape[2]
+        self._check_form("share of blend", share, torch.float32, rows)
+        self._check_form("offset of blend", offset, torch.float32, rows, offset.shape[-1])
+        return replace(self, blend=(share, offset))
+
+    def blended(
+        self, out: Tensor, lse: Tensor | None, inverse: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `blend` makes of O [B, H, S, D] and LSE [B, H, S], rows in the order of q.
+
+        inverse: int64 [S], the position in the plan of each row, where a token order of all heads
+        was executed.
+        """
+        if self.blend is None:
+            return out, lse
+        row = self.q_blocks.on(out.device).owner
+        row = row if inverse is None else row.index_select(0, inverse)
+        row = row.expand(out.shape[:3])
+        if self.order_q is not None:
+            row = torch.empty_like(self.order_q).scatter_(-1, self.order_q, row)
+        share, offset = self.blend
+        share = share.gather(2, row)
+        wide = out.to(torch.promote_types(out.dtype, torch.float32)) * share.unsqueeze(-1)
+        offset = offset.gather(2, row.unsqueeze(-1).expand(*row.shape, offset.shape[-1]))
+        blended = (wide + offset).to(out.dtype)
+        return blended, None if lse is None else lse - share.log().to(lse)
 
     def _check_form(self, name: str, x: Tensor, dtype: torch.dtype, *sizes: int) -> None:
         expected = dtype, (*self.levels.shape[:2], *sizes), self.levels.device

@@ -83,12 +83,13 @@ class Executes:
     """What an executor executes of a plan, beside levels, the centroid of the rest, and its cuts.
 
     first_orders: of `BlockPlan.first_order`. rest_bias: whether it takes one. head_orders: whether
-    it takes `order_q` and `order_k`.
+    it takes `order_q` and `order_k`. blend: whether it does that itself.
     """
 
     first_orders: tuple[FirstOrder, ...] = ("none", "global")
     rest_bias: bool = False
     head_orders: bool = False
+    blend: bool = False
 
     def lacks(self, plan: BlockPlan) -> str | None:
         """The first of a plan's fields that is not among these, None if all are."""
@@ -97,6 +98,8 @@ class Executes:
             return f"plan.first_order={plan.first_order!r}"
         if plan.rest_bias is not None and not self.rest_bias:
             return "plan.rest_bias"
+        if plan.blend is not None and not self.blend:
+            return "plan.blend"
         return "plan.order_q and order_k" if ordered and not self.head_orders else None
 
 

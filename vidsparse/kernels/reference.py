@@ -63,7 +63,8 @@ def execute(
         logits.append(score.masked_fill(level_map[..., owner] != level, float("-inf")))
         values.append(means)
     if not logits:
-        return torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"), dtype=_lse_dtype(q))
+        nothing = q.new_full(q.shape[:-1], float("-inf"), dtype=_lse_dtype(q))
+        return plan.blended(torch.zeros_like(q), nothing)
     score = torch.cat(logits, -1)
     lse = torch.logsumexp(score, -1)
     empty = lse == float("-inf")
@@ -72,7 +73,8 @@ def execute(
     out = _weighted(weight, torch.cat(values, -2))
     if plan.first_order != "none":
         out = out + _first_order(q, k, v, plan, lse.masked_fill(empty, 0.0))
-    return out.masked_fill(empty[..., None], 0.0), (lse.to(_lse_dtype(q)) if return_lse else None)
+    out, lse = plan.blended(out.masked_fill(empty[..., None], 0.0), lse.to(_lse_dtype(q)))
+    return out, (lse if return_lse else None)
 
 
 class Executor(executor.Executor):
@@ -80,7 +82,7 @@ class Executor(executor.Executor):
 
     name = "reference"
     about = "the definition, for comparison: a full score matrix per level"
-    executes = executor.Executes(("none", "global", "block", "row"), True, True)
+    executes = executor.Executes(("none", "global", "block", "row"), True, True, True)
 
     def execute(
         self,
