@@ -28,7 +28,7 @@ from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig, presets
 from vidsparse.decision import check_config
 from vidsparse.draft import pieces
-from vidsparse.estimator import sampled
+from vidsparse.estimator import antidiagonal, hier, proxy, relative, sampled
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, rest, support, work
 from vidsparse.layout import cycle, stride
@@ -49,7 +49,8 @@ CACHES: tuple[Any, ...] = (
         stride.owner_on,
         cycle.turned,
         pieces,
-        *(inside.slots, sampled.sampled),
+        *(inside.slots, inside._text, sampled.sampled, antidiagonal.groups, proxy.every),
+        *(relative.near, hier.supers, hier._weights),
         engine._rows,
         levels_engine.key_layout,
     ),

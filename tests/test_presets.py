@@ -92,7 +92,7 @@ def test_one_changed_key_runs_or_is_refused_before_the_sparse_steps(preset: str)
 )
 @settings(max_examples=120, deadline=None)
 def test_any_preset_on_any_grid(preset, sizes, text, form, blocks, density, gain, seed) -> None:
-    """No error and no NaN, whatever the logits; density 1 is dense attention."""
+    """No NaN, whatever the logits, and no error but of patterns; density 1 is dense attention."""
     changes = "schedule.name=constant", "schedule.min_tokens=0", f"schedule.density={density}"
     own = f"kernel.block_q={blocks[0]}", f"kernel.block_k={blocks[1]}"
     config = SparseConfig.load(preset, [*changes, *own])
@@ -101,9 +101,12 @@ def test_any_preset_on_any_grid(preset, sizes, text, form, blocks, density, gain
     shape = form[0], grid.tokens, form[1], form[2]
     q, k, v = (torch.randn(shape, generator=generator) for _ in range(3))
     q, k = gain * q, gain * k
-    out, lse, plan = vidsparse.sparse_attention(
-        q, k, v, grid=grid, config=config, impl="cpu", return_lse=True, return_plan=True
-    )
+    how = {"grid": grid, "config": config, "impl": "cpu", "return_lse": True, "return_plan": True}
+    try:
+        out, lse, plan = vidsparse.sparse_attention(q, k, v, **how)
+    except ValueError as error:  # of a video too small for what a pattern reads
+        assert config.pattern.name != "none" and str(error).startswith("schedule.density=")
+        return
     assert bool(out.isfinite().all()) and bool(lse.isfinite().all())
     assert (plan is None) == (density == 1)
     if plan is None:

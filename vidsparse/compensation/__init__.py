@@ -5,7 +5,8 @@ A method is a file here with
     class Params
         frozen dataclass, first field `name`; its other fields are the YAML keys. `first_order`:
         the term that it asks of the executor, of `BlockPlan`; `centroids`: whether `rest` is the
-        centroid level; `spread`: whether it reads that of the draft.
+        centroid level; `spread`: whether it reads that of the draft. `blend`, of one that gives
+        the plan a blend.
     def complete(plan: BlockPlan, draft: Draft, params: Params) -> BlockPlan
         the same lists with the treatment of everything unlisted (`rest`, `first_order`,
         `rest_bias`); draft: what the plan was drafted from.

@@ -151,6 +151,7 @@ def method(forward: Forward, config: SparseConfig, machine: Machine) -> stages.M
     executor: Executor = registry.executor(name)
     block_q = executor.query_block(form(forward, config, machine))
     layout, first_order = config.layout, config.compensation.first_order
+    products = getattr(config.estimator, "products", None)
     return stages.Method(
         block_q=block_q,
         block_k=config.kernel.block_k,
@@ -159,6 +160,10 @@ def method(forward: Forward, config: SparseConfig, machine: Machine) -> stages.M
         row_moments=first_order == "row",
         spread=config.estimator.spread or config.compensation.spread,
         reads_tokens=config.estimator.reads_tokens,
+        products=products(block_q, config.kernel.block_k, forward.heads)
+        if products
+        else (0.0, 1.0),
+        blend=getattr(config.compensation, "blend", False),
         refresh=layout.refresh if layout.per_head else 0,
         axes=layout.axes if layout.per_head else 0,
     )

@@ -66,7 +66,10 @@ class Method:
 
     block_q, block_k: tokens. centroids: blocks that are not listed give theirs. first_order: they
     give the first-order term, too, and it is made for each query block if row_moments. spread: the
-    variance inside blocks is drafted. reads_tokens: the draft is of every key and value. refresh:
+    variance inside blocks is drafted. reads_tokens: the draft is of every key and value. products:
+    which share of the pairs of all queries and keys it scores, and numbers in each of these
+    products, by head dim. blend: what is left out gives
+    something of its own to each row of the output. refresh:
     steps for which heads keep an order of their own, 0 if they have none; axes: what it compares.
     """
 
@@ -77,6 +80,8 @@ class Method:
     row_moments: bool = False
     spread: bool = False
     reads_tokens: bool = False
+    products: tuple[float, float] = (0.0, 1.0)
+    blend: bool = False
     refresh: int = 0
     axes: int = 0
 
@@ -200,17 +205,20 @@ def _drafted(forward: Forward, method: Method) -> list[Stage]:
         found.append(
             Stage(ESTIMATOR, flops=2 * cells * width, bytes=2 * passed + 8 * cells, launches=6)
         )
-    if method.reads_tokens:
-        weights = rows * tokens * heads
+    share, depth = method.products
+    if method.reads_tokens or share:
+        weights = share * tokens**2 * heads
         found.append(
             Stage(
                 ESTIMATOR,
-                flops=2 * rows * tokens * width,
+                flops=2 * share * depth * tokens**2 * width,
                 bytes=4 * passed + 5 * 4 * weights,  # written, normalised, summed twice
                 exps=weights,
                 launches=8.0 * heads,
             )
         )
+    if method.blend:
+        found.append(Stage(REST, bytes=5 * passed, launches=8.0 * heads))
     if method.row_moments:
         moments = columns * width * forward.head_dim
         found.append(
