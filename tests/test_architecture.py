@@ -14,6 +14,7 @@ PACKAGE = ROOT / "vidsparse"
 ROOMS = [
     "__main__",
     "cli",
+    "integrations",
     "batch",
     "benching",
     "calibrating",

@@ -42,6 +42,7 @@ from vidsparse.options import (
     Prompt,
     Seed,
     Steps,
+    Ulysses,
     Video,
 )
 from vidsparse.predict.command import predict
@@ -119,6 +120,7 @@ def generate(
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
+    ulysses: Ulysses = 1,
     compare_dense: Annotated[
         bool, typer.Option("--compare-dense", help="Run dense attention too; measure against it.")
     ] = False,
@@ -150,26 +152,40 @@ def _generate(asked: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
     from rich.text import Text
 
+    from vidsparse.generate import ranks
     from vidsparse.generate.job import prepare
     from vidsparse.generate.model_files import InputError
     from vidsparse.generate.request import Request
 
-    console = Console(stderr=True)
+    ulysses = asked["ulysses"]
+    leads = ranks.leads(ulysses)
+    console = Console(stderr=True, quiet=not leads)
     quiet_libraries()
     content = None
     try:
         with console.status("importing torch and diffusers") as status:
+            ranks.check(ulysses, "generate")
             job = prepare(Request(**asked), lambda text: console.print(Text(printable(text))))
             from vidsparse.generate.display import Display, hide_bars
-            from vidsparse.generate.run import execute
+            from vidsparse.generate.run import execute, follow, load_together
 
             interrupts.check()
             hide_bars()
             display = Display(console, status)
-            content = execute(job, display)
+            with ranks.joined(ulysses, job.device):
+                if leads:
+                    content = execute(job, display, loading=load_together)
+                else:
+                    with ranks.following():
+                        ranks.tell(ulysses)
+                        follow(job)
+        if content is None:
+            sys.exit(0)
         display.finish(content)
         return content
     except InputError as error:
+        if not leads:
+            sys.exit(2)  # the first process says it
         if not interrupts.pending():
             fail(str(error))
         leave("; nothing was written")  # a library has made an error of its own of it

@@ -50,6 +50,11 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:N.", show_default="cuda if there is one")
 ]
 
+Ulysses = Annotated[
+    int,
+    typer.Option(metavar="N", help="Processes of torchrun that share a video.", show_default="1"),
+]
+
 
 def path(option: str, text: str) -> Path:
     """A path that an option names; ~ is the home folder.

@@ -11,6 +11,7 @@ import typer
 
 from vidsparse import interrupts, registry
 from vidsparse.ending import fail, leave
+from vidsparse.generate import ranks
 from vidsparse.generate.model_files import InputError, named
 from vidsparse.options import (
     Device,
@@ -25,6 +26,7 @@ from vidsparse.options import (
     Pipeline,
     Pixels,
     Steps,
+    Ulysses,
 )
 from vidsparse.terminal import printable, quiet_libraries
 
@@ -66,6 +68,7 @@ def batch(
         int | None,
         typer.Option(help="Of torch on a CPU; a part of the job.", show_default="the machine's"),
     ] = None,
+    ulysses: Ulysses = 1,
     compare_dense: Annotated[
         bool, typer.Option("--compare-dense", help="With the first preset run dense attention too.")
     ] = False,
@@ -115,12 +118,15 @@ def _batch(asked: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, An
 
     quiet_libraries()
     home = options["out"]
+    ulysses = asked["ulysses"]
     try:
-        engine = _engine(options)
-        console = Console(stderr=True, quiet=getattr(engine, "follows", lambda: False)())
+        leads = ranks.leads(ulysses)
+        engine = _engine(options, ulysses)
+        quiet = not leads or getattr(engine, "follows", lambda: False)()
+        console = Console(stderr=True, quiet=quiet)
         with console.status("importing torch and diffusers"):
             from vidsparse.batch.display import Display, plan_table
-            from vidsparse.batch.making import Pipeline
+            from vidsparse.batch.making import Pipeline, Shared, follow
             from vidsparse.batch.plan import Batch, make_plan, read_seeds
             from vidsparse.batch.run import run
             from vidsparse.batch.task import Resources
@@ -133,6 +139,10 @@ def _batch(asked: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, An
             seeds, presets = read_seeds(options["seeds"]), _words(options["preset"])
             device = device_of(asked["device"])
             base = Request(**{**asked, "device": device})
+            if not leads:
+                if not options["dry_run"]:
+                    follow(ulysses, ranks.place(ulysses, device))
+                sys.exit(0)
         display = Display(console)
         with console.status("planning"):
             batch = Batch(base, read, presets, seeds, out, file, options["compare_dense"])
@@ -147,10 +157,15 @@ def _batch(asked: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, An
         resources = Resources(
             device, options["workers"], options["gpus_per_worker"], options["ray_address"]
         )
-        report = run(plan, Pipeline(), engine, resources, display, retries=options["retries"])
+        with ranks.joined(ulysses, ranks.place(ulysses, device)):
+            maker = Pipeline() if ulysses == 1 else Shared(ulysses=ulysses)
+            report = run(plan, maker, engine, resources, display, retries=options["retries"])
+            ranks.tell(ulysses)  # that there is no more
         display.finish(report)
         return {"out": str(home), "jobs": list(report.rows)}, report.complete
     except InputError as error:
+        if not leads:
+            sys.exit(2)  # the first process says it
         if not interrupts.pending():
             fail(str(error))
     except KeyboardInterrupt:
@@ -158,8 +173,14 @@ def _batch(asked: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, An
     leave(f"; what is made is in {printable(str(home))}, the same command goes on from there")
 
 
-def _engine(options: dict[str, Any]) -> Any:
+def _engine(options: dict[str, Any], ulysses: int) -> Any:
     """The module of the engine. Raises InputError for options that no run takes."""
+    ranks.check(ulysses, "batch")
+    if ulysses > 1 and options["engine"] != "local":
+        raise InputError(
+            f"--ulysses {ulysses}: all processes make one video after the other, so leave out "
+            f"--engine {options['engine']}"
+        )
     try:
         engine = registry.batch_engine(options["engine"])
     except ValueError as error:

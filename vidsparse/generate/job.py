@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.config import SparseConfig
+from vidsparse.generate import ranks
 from vidsparse.generate.completing import FPS, fit, read_inputs, settings_for, what_it_takes
 from vidsparse.generate.inputs import Picture
 from vidsparse.generate.memory import check_memory
@@ -37,7 +38,8 @@ class Job:
 
     fingerprint: of the model's files. takes: what its pipeline is called with. settings: by our
     names, those that are None left out. inputs: in the size of the video.
-    tokens: of the video. threads: of torch on a CPU, None: its own number.
+    tokens: of the video. threads: of torch on a CPU, None: its own number. ulysses: processes that
+    share it, which changes no more than the last bits.
     notes: what the user should know of it.
     """
 
@@ -58,6 +60,7 @@ class Job:
     out: Path
     overwrite: bool
     threads: int | None = None
+    ulysses: int = 1
     notes: tuple[str, ...] = ()
 
     @property
@@ -105,7 +108,7 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
     """Complete and check a request. say: is told what takes a while. Raises InputError."""
     check_texts(request)
     check_numbers(request)
-    device = device_of(request.device)
+    device = ranks.place(request.ulysses, device_of(request.device))
     if request.dtype not in (None, *DTYPES):
         raise InputError(f"--dtype {request.dtype}: expected one of {', '.join(DTYPES)}")
     if request.preset is not None:  # what needs no model, before one is looked for
@@ -146,6 +149,7 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
         out=Path(),
         overwrite=request.overwrite,
         threads=request.threads if device == "cpu" else None,
+        ulysses=request.ulysses,
         notes=(*_notes(request, model, takes), *notes),
     )
     _check_memory(job)

@@ -37,6 +37,7 @@ class Request:
     device: cpu | cuda | cuda:N; None: cuda if there is one.
     threads: of torch on a CPU, part of the job as they change the last bits; None: its own number,
         a condition that is noted.
+    ulysses: processes that share the video, each running this; see `vidsparse.generate.ranks`.
     compare_dense: run the dense pipeline too, and measure against it.
     out: folder for the files, ~ is the home folder; None: one of its own in outputs/, see
         `vidsparse.jobs.layout`.
@@ -62,6 +63,7 @@ class Request:
     dtype: str | None = None
     device: str | None = None
     threads: int | None = None
+    ulysses: int = 1
     compare_dense: bool = False
     out: Path | str | None = None
     overwrite: bool = False

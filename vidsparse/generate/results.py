@@ -222,6 +222,7 @@ def conditions(job: Job, arm: Arm) -> dict[str, Any]:
         "device": job.device,
         "gpu": torch.cuda.get_device_name(job.device) if job.device != "cpu" else None,
         "threads": torch.get_num_threads(),
+        "ulysses": job.ulysses,
         "preset": {
             "name": Path(job.preset).name,
             "overrides": list(job.overrides),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -13,7 +13,7 @@ import torch
 
 from vidsparse.accelerate import accelerate_pipeline, restore_pipeline, run_report
 from vidsparse.config import SparseConfig
-from vidsparse.generate import forecast
+from vidsparse.generate import forecast, ranks
 from vidsparse.generate.clock import Listener, StepClock
 from vidsparse.generate.job import Job, prepare
 from vidsparse.generate.loading import load_pipeline, schedule, try_out
@@ -24,7 +24,11 @@ from vidsparse.generate.rescue import rescue
 from vidsparse.generate.results import Arm, check_encoder, write
 from vidsparse.interrupts import check, held, interruptible
 from vidsparse.jobs.publish import NotPlaced, Refused, Stage, publishing
+from vidsparse.pipelines.parallel import Unshared, split_pipeline
 from vidsparse.quality.frames import quantise
+
+Loading = Callable[[Job, Listener], Any]
+"""Makes a job's pipeline."""
 
 
 def generate(request: Request, listener: Listener | None = None) -> dict[str, Any]:
@@ -33,8 +37,11 @@ def generate(request: Request, listener: Listener | None = None) -> dict[str, An
     return execute(prepare(request, listener.say), listener)
 
 
-def execute(job: Job, listener: Listener, pipe: Any = None) -> dict[str, Any]:
+def execute(
+    job: Job, listener: Listener, pipe: Any = None, loading: Loading | None = None
+) -> dict[str, Any]:
     """Load the model, run the arms, write the files. pipe: what `load` returned for a like job.
+    loading: instead of `load`; is called when the files can be written, before all that is long.
 
     Returns what metrics.json holds, and "out", the folder of the files. Whatever goes wrong, an
     interrupt too, no partial folder stays behind and one that was there is as it was; but what was
@@ -45,9 +52,30 @@ def execute(job: Job, listener: Listener, pipe: Any = None) -> dict[str, Any]:
         check_encoder(stage.folder)
         with interruptible():
             announce(job, stage, listener)
-            pipe = load(job, listener) if pipe is None else pipe
+            pipe = (loading or load)(job, listener) if pipe is None else pipe
         content = render(pipe, job, stage, listener)
     return {**content, "out": str(job.out.resolve())}
+
+
+def load_together(job: Job, listener: Listener) -> Any:
+    """`load`, in all processes that share the video: the others wait for this to `follow`."""
+    ranks.tell(job.ulysses)
+    return load(job, listener)
+
+
+def follow(job: Job, pipe: Any = None) -> Any:
+    """What `execute` computes, in a process that shares the video and does not speak for it; writes
+    nothing. Returns the pipeline. Raises InputError."""
+    listener = Listener()
+    try:
+        with threads(job):
+            pipe = load(job, listener) if pipe is None else pipe
+            run_arms(pipe, job, listener, {})
+        return pipe
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(_no_memory(job)) from error
 
 
 @contextmanager
@@ -143,17 +171,18 @@ def run_arms(pipe: Any, job: Job, listener: Listener, arms: dict[str, Arm]) -> N
     with held():
         try:
             with interruptible():
-                foretold = forecast.announce(pipe, job, listener.say)
-                _accelerate(pipe, job.config)  # refuse before minutes are spent
+                alone = job.ulysses == 1  # predictions are of one device
+                foretold = forecast.announce(pipe, job, listener.say) if alone else {}
+                _accelerate(pipe, job, job.config)  # refuse before minutes are spent
                 if job.compare_dense:
                     listener.say("warming up: one step of each arm, not measured")
-                    _accelerate(pipe, job.config.override("schedule.name=constant"))
+                    _accelerate(pipe, job, job.config.override("schedule.name=constant"))
                     steps = {job.takes.names["steps"]: job.takes.fewest}
                     _call(pipe, job, **steps, output_type="latent")
                     restore_pipeline(pipe)
                     _call(pipe, job, **steps, output_type="latent")
                     arms["dense"] = run_arm(pipe, job, "dense", listener)
-                    _accelerate(pipe, job.config)
+                    _accelerate(pipe, job, job.config)
                 arms["sparse"] = run_arm(pipe, job, "sparse", listener)
                 for name, arm in arms.items():
                     arms[name] = replace(arm, foretold=foretold.get(name))
@@ -195,7 +224,10 @@ def _call(pipe: Any, job: Job, **more: Any) -> Any:
     """First output of the pipeline. The noise comes from the CPU: the same on every device."""
     generator = torch.Generator("cpu").manual_seed(job.seed)
     inputs = {job.takes.names[one.option]: one.value for one in job.inputs}
-    return pipe(**{**job.call, **inputs, **more}, generator=generator)[0]
+    try:
+        return pipe(**{**job.call, **inputs, **more}, generator=generator)[0]
+    except Unshared as error:
+        raise InputError(str(error)) from error
 
 
 def _no_memory(job: Job) -> str:
@@ -205,9 +237,11 @@ def _no_memory(job: Job) -> str:
     )
 
 
-def _accelerate(pipe: Any, config: SparseConfig) -> None:
+def _accelerate(pipe: Any, job: Job, config: SparseConfig) -> None:
     try:
         accelerate_pipeline(pipe, config)
+        if job.ulysses > 1:
+            split_pipeline(pipe, job.ulysses, stock=job.compare_dense)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
 
