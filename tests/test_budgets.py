@@ -10,7 +10,14 @@ from vidsparse import SparseConfig, StepContext, TokenGrid, registry
 
 GRID = TokenGrid(5, 9, 11, text_tokens=7)
 LEVELS = (0.1, 0.3, 1.0)
-SELECTORS = [name for name in registry.methods("selector") if name != "static"]
+SELECTORS = {name: [name] for name in registry.methods("selector") if name != "static"} | {
+    "greedy of errors": ["greedy", "estimator.name=ear"],
+    "pyramid with caps": [
+        *("pyramid", "selector.mode=mass", "selector.levels=[0,1]", "selector.mass=[0.3,0.9]"),
+        *("estimator.name=sampled", "estimator.share=1", "estimator.similarity=[0.1]"),
+    ],
+    "topp of what is alike": ["topp", "estimator.name=alike", "estimator.least=0.05"],
+}
 
 
 def table(groups, **more):
@@ -28,7 +35,8 @@ def operands(heads, batch=2):
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_each_head_is_planned_as_if_it_were_alone(selector):
     q, k, v = operands(3)
-    config = table(["021", "102"]).override(f"selector.name={selector}")
+    name, *others = SELECTORS[selector]
+    config = table(["021", "102"]).override(f"selector.name={name}", *others)
     at = StepContext(7, 10)
     out, plan = vidsparse.sparse_attention(
         q, k, v, grid=GRID, config=config, context=at, return_plan=True

@@ -37,9 +37,9 @@ def select(
     levels = torch.empty_like(value, dtype=torch.int8)
     whose = forced.ndim > 2 and forced.shape[-3] == heads > 1
     for one, place in _alike(by_head, value.device):
-        some = Scores(value.index_select(1, place), scores.kind)
         theirs = forced.index_select(-3, place) if whose else forced
-        levels.index_copy_(1, place, selector.select(some, theirs, one, k_blocks, params))
+        some = selector.select(scores.of_heads(place), theirs, one, k_blocks, params)
+        levels.index_copy_(1, place, some)
     return levels
 
 

@@ -5,6 +5,7 @@ Shapes: B batch, H heads, S tokens, D head dim, nq / nk numbers of query / key b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -28,14 +29,24 @@ class Scores:
     kind: "logit"; "mass", rows sum to 1; or "rank", which only compares inside a row.
     What else an estimator may find: exact, bool that broadcasts to value, blocks that are exact
     whatever their score; coarsest, int8 [B, H, nk], the last level at which a key block may be
-    read; logits, like value, of block means, beside scores that only rank.
+    read; logits, what gives those of block means, like value, beside scores that only rank.
     """
 
     value: Tensor
     kind: ScoreKind
     exact: Tensor | None = None
     coarsest: Tensor | None = None
-    logits: Tensor | None = None
+    logits: Callable[[], Tensor] | None = None
+
+    def of_heads(self, heads: Tensor) -> Scores:
+        """Those of some heads, int64 [n] on the device, for a selector: what is exact is forced."""
+        logits = self.logits
+        return Scores(
+            self.value.index_select(1, heads),
+            self.kind,
+            coarsest=None if self.coarsest is None else self.coarsest.index_select(1, heads),
+            logits=None if logits is None else lambda: logits().index_select(1, heads),
+        )
 
     def ranked(self, first: Tensor) -> Tensor:
         """int64 [B, H, nq, nk]: block ids, `first` in front, by falling score, ties by index."""

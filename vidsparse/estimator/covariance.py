@@ -42,4 +42,5 @@ def estimate(draft: Draft, params: Params) -> Scores:
         return moments.square().sum((1, 2)).sqrt()
 
     gain = (inside.by_head(draft, norms) + FLOOR).log()
-    return Scores(draft.logits + gain.float().unsqueeze(-2), params.kind, logits=draft.logits)
+    value = draft.logits + gain.float().unsqueeze(-2)
+    return Scores(value, params.kind, logits=lambda: draft.logits)

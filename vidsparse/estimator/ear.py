@@ -51,7 +51,7 @@ def estimate(draft: Draft, params: Params) -> Scores:
     value = inside.by_head(draft, errors).float()
     if params.gamma:
         value = value / draft.k_blocks.on(value.device).count.to(value).pow(params.gamma)
-    return Scores(value, params.kind, logits=draft.logits)
+    return Scores(value, params.kind, logits=lambda: draft.logits)
 
 
 def _errors(q_means: Tensor, k_means: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:

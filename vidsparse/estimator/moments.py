@@ -34,14 +34,15 @@ class Params:
 def estimate(draft: Draft, params: Params) -> Scores:
     """Logarithms float32 [B, H, nq, nk], which compare inside a row alone. Formula above."""
     if draft.in_triton:
-        return Scores(draft.in_one_pass("moments", params.bound, TINY), params.kind)
+        found = draft.in_one_pass("moments", params.bound, TINY)
+        return Scores(found, params.kind, logits=lambda: draft.logits)
     norms, squares = draft.value_norms
     spread = draft.spread.clamp(max=params.bound)
     count = draft.k_blocks.on(draft.q.device).count.to(spread)
     around = (2 * spread).exp() * squares.unsqueeze(-2) - norms.unsqueeze(-2)
     error = around.clamp(min=TINY).log() + count.log()
     value = (error + 2 * (draft.logits + spread)).float()
-    return Scores(value, params.kind, logits=draft.logits)
+    return Scores(value, params.kind, logits=lambda: draft.logits)
 
 
 TINY = 1e-37

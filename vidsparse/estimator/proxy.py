@@ -67,7 +67,7 @@ def estimate(draft: Draft, params: Params) -> Scores:
             ]
             found += [torch.stack(ranked)] * (len(part) if shared else 1)
     value = torch.stack(found, 1).float()
-    return Scores(value, params.kind, logits=draft.logits)
+    return Scores(value, params.kind, logits=lambda: draft.logits)
 
 
 @lru_cache(maxsize=32)

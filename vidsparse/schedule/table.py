@@ -77,12 +77,12 @@ def density_at(context: StepContext | None, params: Params) -> tuple[float, str 
     """The mean over the heads; 1.0 where all of them are dense."""
     if context is None:
         return params.steady()
-    reason = params.dense_reason(context)
-    if reason:
-        return 1.0, reason
     layers = params.sizes[0]
     allowed = f"{context.layers}, the layers of the model"
     require(layers == context.layers, "layers of schedule.groups", layers, allowed)
+    reason = params.dense_reason(context)
+    if reason:
+        return 1.0, reason
     density = fmean(params.heads(context.step, context.steps, context.layer))
     return density, "dense-layer" if density == 1 else None
 

@@ -44,7 +44,7 @@ def select(
     count = k_blocks.on(device).count
     by_mass = scores
     if scores.logits is not None:
-        by_mass = replace(scores, value=scores.logits, kind="logit")
+        by_mass = replace(scores, value=scores.logits(), kind="logit")
     nothing, rank = torch.zeros_like(forced), torch.arange(nk, device=device)
     order = by_mass.weighted(k_blocks).ranked(nothing)
     mass = by_mass.mass(k_blocks).double().nan_to_num(0.0).gather(-1, order)
