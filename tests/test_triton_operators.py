@@ -88,6 +88,20 @@ def lost_mass() -> list[tuple[Any, ...]]:
     return [(*torch.rand(2, 2, 2, 3, 33), torch.full((33,), 16), text, 7)]
 
 
+def grams() -> list[tuple[Any, ...]]:
+    return [(tokens(), 3, GRID.tokens - 5), (tokens().half(), 0, 7)]
+
+
+def project() -> list[tuple[Any, ...]]:
+    basis = torch.randn(2, 2, 40, 6)
+    return [(tokens(), basis, None, 3, 50), (tokens().half(), basis, ORDER, 0, GRID.tokens)]
+
+
+def bisect() -> list[tuple[Any, ...]]:
+    names = torch.arange(50, dtype=torch.int32)
+    return [(torch.randn(2, 2, 3, 50), names, size) for size in (8, 16, 64)]
+
+
 def select() -> list[tuple[Any, ...]]:
     scores, forced = torch.randn(2, 2, 3, 33), torch.rand(3, 33) < 0.1
     sizes = torch.full((33,), 16)
@@ -202,7 +216,7 @@ CALLS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     f"vidsparse::{call.__name__}": call
     for call in (
         *(block_means, second_moments, fill_keys, draft_scores, draft_spread, lost_mass),
-        *(select, pack_exact, exact_tiles, rest_merge),
+        *(grams, project, bisect, select, pack_exact, exact_tiles, rest_merge),
         *(summarise, block_moments, pack_tiles, levels_forward, row_shares),
         *(key_mean, quantise_keys, quantise_queries, cudnn_tiles, fa4_tiles),
     )

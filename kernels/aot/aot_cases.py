@@ -16,7 +16,7 @@ from vidsparse.config import SparseConfig, presets
 from vidsparse.draft import Draft
 from vidsparse.estimator import mean
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.gpu import engine, select
+from vidsparse.kernels.gpu import bisect, engine, select
 from vidsparse.plan import BlockPlan
 
 GRIDS = (
@@ -84,6 +84,7 @@ def calls(arch: Architecture, full: bool) -> Iterator[Call]:
         yield draft(128, sub_blocks)
     for nk in WIDTHS[: 5 if full else 4]:
         yield selection(nk, "logit")
+    yield cuts
     if full:
         yield from rare_calls(arch)
 
@@ -161,6 +162,13 @@ def draft(depth: int, sub_blocks: int) -> Call:
         return mean.estimate(Draft(x, x, x, *cuts), mean.Params(sub_blocks=sub_blocks))
 
     return call
+
+
+def cuts(which: int) -> object:
+    """Bisection, by programs of every width."""
+    rows = 40 * max(bisect.CHUNKS) + 8 * which
+    names = torch.arange(rows, dtype=torch.int32)
+    return [bisect.bisect(torch.zeros(1, 1, 3 + which, rows), names, size) for size in (64, 128)]
 
 
 def selection(nk: int, rule: str) -> Call:

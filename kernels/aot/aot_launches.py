@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 from unittest.mock import patch
@@ -14,14 +14,16 @@ from aot_targets import Architecture
 from triton.runtime import driver
 
 from vidsparse.kernels.gpu import support
+from vidsparse.plan import BlockPlan
 
-FACTORS = ("exact_tiles", "exact_tiles_hopper", "levels_forward", "rest_merge", "summarise")
+FACTORS = ("exact_tiles", "exact_tiles_hopper", "levels_forward", "rest_merge", "summarise",
+           "grams")  # fmt: skip
 """Kernels that multiply matrices of the input's dtype."""
 
 PIPELINED = ("exact_tiles", "exact_tiles_hopper", "levels_forward")
 """Kernels whose loop over tiles of keys is nearly all of a call."""
 
-DRAFTS = ("draft_scores", "draft_spread")
+DRAFTS = ("draft_scores", "draft_spread", "project")
 """Multiply float32 as pairs of tf32."""
 
 
@@ -139,11 +141,17 @@ def recording(arch: Architecture) -> Iterator[list[Launch]]:
         patch.object(driver, "_active", Machine(arch)),
         patch.object(support, "refusal", lambda device: None),
         patch.object(support, "capability", lambda device: arch.capability),
+        patch.object(BlockPlan, "with_orders", with_orders),
         patch.object(
             support, "kernels", lambda name, x: import_module(f"vidsparse.kernels.gpu.{name}")
         ),
     ):
         yield launches
+
+
+def with_orders(plan: BlockPlan, order_q: Any, order_k: Any) -> BlockPlan:
+    """As that of a plan, without a look at numbers that no kernel has written."""
+    return replace(plan, order_q=order_q, order_k=order_k)
 
 
 @dataclass(frozen=True)

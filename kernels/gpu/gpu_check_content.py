@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
 
+import torch
 from gpu_check_stages import MEAN_LIMIT, PLACES, Inputs, on_inputs, order_of, relative
 from gpu_compare import check
 from gpu_results import Machine
@@ -26,6 +27,8 @@ def content(machine: Machine) -> Iterator[Unit]:
         "second moments": (MEAN_LIMIT, seconds_error),
         "draft with spread": (SCORE_LIMIT, spread_error),
         "lost mass": (SCORE_LIMIT, lost_error),
+        "grams and projection": (SCORE_LIMIT, rows_error),
+        "bisection": (0.0, cuts_error),
     }
     for grid, dtype, depth in PLACES[1:2] if machine.dry else PLACES[::2]:
         for name, (bound, act) in acts.items():
@@ -72,3 +75,29 @@ def lost_error(given: Inputs) -> float:
     logits, spread = drafted(given, "variance", 1.0), drafted(given, "spread", inf)
     operands = logits, spread, cut.count, cut.text, 3
     return relative(lost_mass(*operands), oracles.lost_mass(*operands))
+
+
+def rows_error(given: Inputs) -> float:
+    """The largest, of both sums and of rows on six axes, in any order."""
+    from vidsparse.kernels.gpu.projection import grams, project
+
+    x, part = given.k, (3, given.k.shape[2] - 8)
+    basis = torch.randn(*x.shape[:2], x.shape[3], 6, device=x.device)
+    order, _ = order_of(x, True)
+    errors = [
+        relative(*pair) for pair in zip(grams(x, *part), oracles.grams(x, *part), strict=True)
+    ]
+    how = basis, order, *part
+    return max(*errors, relative(project(x, *how), oracles.project(x, *how)))
+
+
+def cuts_error(given: Inputs) -> float:
+    """Rows in another place than by the definition; some parts are longer than a program."""
+    from vidsparse.kernels.gpu.bisect import bisect
+
+    wrong = 0
+    for rows in (given.k.shape[2], 20_000):
+        x = torch.randn(1, 2, 6, rows, device=given.k.device)
+        names = torch.randperm(rows, device=x.device).int()
+        wrong += int((bisect(x, names, 64) != oracles.bisect(x, names, 64)).sum())
+    return float(wrong)

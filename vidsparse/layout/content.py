@@ -70,30 +70,61 @@ def head_orders(draft: Draft, grid: TokenGrid, params: Params) -> tuple[Tensor, 
 
     draft: of the tokens in base order.
     """
-    batch, heads, tokens, depth = draft.q.shape
+    batch, heads, tokens, _ = draft.q.shape
     video = grid.video_start, grid.video_tokens
     base = torch.arange(tokens, device=draft.q.device) if draft.order_q is None else draft.order_q
-    place = base.narrow(0, *video)
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    at_once = max(1, SCRATCH // (grid.video_tokens * depth))
-    for b, first in ((b, first) for b in range(batch) for first in range(0, heads, at_once)):
-        some = first, min(at_once, heads - first)
-        own = (x.narrow(0, b, 1).narrow(1, *some) for x in (draft.q, draft.k))
-        own = (x.narrow(2, *video) if draft.order_q is None else taken(x, place) for x in own)
-        q, k = (x.squeeze(0).float() for x in own)
-        q, k = (torch.where(x.isfinite(), x, 0.0) for x in (q, k))
-        sizes = draft.q_blocks.size, draft.k_blocks.size
-        for part, rows, size in zip(found, _in_metric(q, k, params.axes), sizes, strict=True):
-            order = bisection.bisected(rows, size, local=params.axes == 0)
-            part.append(place.expand_as(order).gather(1, order))
+    make = _in_triton if draft.in_triton and params.axes else _in_torch
     around = base.narrow(0, 0, video[0]), base.narrow(0, sum(video), tokens - sum(video))
-    of_q, of_k = (_between(torch.cat(part).view(batch, heads, -1), *around) for part in found)
+    found = make(draft, base.narrow(0, *video), video, params.axes)
+    of_q, of_k = (_between(x.view(batch, heads, -1), *around) for x in found)
     if not params.gate:
         return of_q, of_k, torch.ones(batch, heads, dtype=torch.bool, device=base.device)
     draft = replace(draft, second=True)
     chosen = waste(draft.ordered(of_q, of_k)) < waste(draft)
     of_q, of_k = (torch.where(chosen.unsqueeze(-1), order, base) for order in (of_q, of_k))
     return of_q, of_k, chosen
+
+
+def _in_torch(
+    draft: Draft, place: Tensor, video: tuple[int, int], axes: int
+) -> tuple[Tensor, Tensor]:
+    """Orders of queries and of keys, tokens [B * H, n]; a few heads at once.
+
+    place: int64 [n], the tokens in base order. video: first position and number of them.
+    """
+    batch, heads, _, depth = draft.q.shape
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    at_once = max(1, SCRATCH // (len(place) * depth))
+    for b, first in ((b, first) for b in range(batch) for first in range(0, heads, at_once)):
+        some = first, min(at_once, heads - first)
+        own = (x.narrow(0, b, 1).narrow(1, *some) for x in (draft.q, draft.k))
+        own = (x.narrow(2, *video) if draft.order_q is None else taken(x, place) for x in own)
+        q, k = (x.squeeze(0).float() for x in own)
+        q, k = (torch.where(x.isfinite(), x, 0.0) for x in (q, k))
+        of_q, of_k = ((x.mT @ x / len(place), x.mean(1, keepdim=True)) for x in (q, k))
+        bases, sizes = _bases(of_q, of_k, axes), (draft.q_blocks.size, draft.k_blocks.size)
+        for part, x, basis, size in zip(found, (q, k), bases, sizes, strict=True):
+            order = bisection.bisected(x @ basis, size, local=axes == 0)
+            part.append(place.expand_as(order).gather(1, order))
+    return torch.cat(found[0]), torch.cat(found[1])
+
+
+def _in_triton(
+    draft: Draft, place: Tensor, video: tuple[int, int], axes: int
+) -> tuple[Tensor, Tensor]:
+    """The same blocks in int32, [B, H, n], for axes > 0; all heads at once."""
+    kernels = support.kernels("projection", draft.q)
+    sums = (kernels.grams(x, *video) for x in (draft.q, draft.k))
+    of_q, of_k = (
+        (gram.flatten(0, 1) / len(place), total.flatten(0, 1).unsqueeze(1) / len(place))
+        for gram, total in sums
+    )
+    bases, sizes = _bases(of_q, of_k, axes), (draft.q_blocks.size, draft.k_blocks.size)
+    names, found = place.int(), []
+    for x, basis, size in zip((draft.q, draft.k), bases, sizes, strict=True):
+        rows = kernels.project(x, basis.view(*x.shape[:2], *basis.shape[1:]), draft.order_q, *video)
+        found.append(support.kernels("bisect", x).bisect(rows, names, size))
+    return found[0], found[1]
 
 
 def _between(orders: Tensor, before: Tensor, after: Tensor) -> Tensor:
@@ -108,27 +139,30 @@ def waste(draft: Draft) -> Tensor:
     near = max(1, int(NEAR * int((~draft.k_blocks.text).sum())))
     if draft.in_triton:
         kernels = support.kernels("waste", draft.q)
-        lost = kernels.lost_mass(draft.logits, draft.spread, cut.count, cut.text, near)
+        lost: Tensor = kernels.lost_mass(draft.logits, draft.spread, cut.count, cut.text, near)
     else:
         logits = (draft.logits + cut.count.log()).masked_fill(cut.text, float("-inf"))
         mass = logits.softmax(-1)
         least = mass.topk(near, -1).values.narrow(-1, near - 1, 1)
         lost = (mass * draft.spread).masked_fill((mass >= least) | cut.text, 0.0).sum(-1)
     weight = own.count.masked_fill(own.text, 0).to(lost)
-    return 2 * (lost @ weight) / weight.sum()
+    found: Tensor = 2 * (lost @ weight) / weight.sum()
+    return found
 
 
-def _in_metric(q: Tensor, k: Tensor, axes: int) -> tuple[Tensor, Tensor]:
-    """q, k [G, n, D] as rows that plain distances compare, [G, n, axes or D] each."""
-    n, depth = q.shape[1:]
-    q_mean, k_mean = q.mean(1, keepdim=True), k.mean(1, keepdim=True)
-    products = q.mT @ q / n
-    of_q = products - q_mean.mT @ q_mean
-    of_k = k.mT @ k / n - k_mean.mT @ k_mean
+def _bases(
+    of_q: tuple[Tensor, Tensor], of_k: tuple[Tensor, Tensor], axes: int
+) -> tuple[Tensor, Tensor]:
+    """[G, D, axes or D] for queries and for keys: plain distances of rows x basis compare them.
+
+    of_q, of_k: their mean x^T x [G, D, D] and mean x [G, 1, D].
+    """
+    (products, q_mean), (k_products, k_mean) = of_q, of_k
+    spread_q, spread_k = products - q_mean.mT @ q_mean, k_products - k_mean.mT @ k_mean
     found = []
-    for rows, spread, metric in ((q, of_q, of_k), (k, of_k, products)):
+    for spread, metric in ((spread_q, spread_k), (spread_k, products)):
         length = bisection.factor(metric)
-        if 0 < axes < depth:
+        if 0 < axes < length.shape[1]:
             length = length @ bisection.main_axes(length.mT @ spread @ length, axes)
-        found.append(rows @ length)
+        found.append(length)
     return found[0], found[1]

@@ -68,8 +68,8 @@ def draft_spread(
     means, seconds = second_moments(q, q_blocks.start, q_blocks.count, False)
     parts = k.double().split(k_blocks.count.tolist(), 2)
     variance = torch.stack([part.var(2, correction=0) for part in parts], 2)
-    logits = scale * (means @ block_means(k, *cut).mT)
-    spread = (scale**2 / 2 * (seconds @ variance.mT)).clamp(max=bound)
+    logits: Tensor = scale * (means @ block_means(k, *cut).mT)
+    spread: Tensor = (scale**2 / 2 * (seconds @ variance.mT)).clamp(max=bound)
     if rule != "moments":
         return spread if rule == "spread" else logits + spread
     norms, squares = second_moments(v, *cut, True)
@@ -82,7 +82,42 @@ def lost_mass(logits: Tensor, spread: Tensor, count: Tensor, text: Tensor, near:
     """Of each row [B, H, nq]: sum of mass times spread past the `near` blocks of most mass."""
     mass = (logits.double() + count.log()).masked_fill(text, -torch.inf).softmax(-1)
     far = mass < mass.topk(near, -1).values[..., -1:]
-    return torch.where(far, mass * spread.double(), 0.0).sum(-1)
+    lost: Tensor = torch.where(far, mass * spread.double(), 0.0).sum(-1)
+    return lost
+
+
+def grams(x: Tensor, first: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Sums over some rows of x^T x, [B, H, D, D], and of x; what is not finite counts as 0."""
+    part = x[:, :, first : first + rows].double().nan_to_num(0.0, 0.0, 0.0)
+    return part.mT @ part, part.sum(2)
+
+
+def project(x: Tensor, basis: Tensor, order: Tensor | None, first: int, rows: int) -> Tensor:
+    """[B, H, A, rows]: some rows, in an order, on the axes of basis [B, H, D, A]."""
+    part = x if order is None else x[:, :, order]
+    part = part[:, :, first : first + rows].double().nan_to_num(0.0, 0.0, 0.0)
+    found: Tensor = (part @ basis.double()).mT
+    return found
+
+
+def bisect(x: Tensor, names: Tensor, size: int) -> Tensor:
+    """Names of the rows of x [B, H, A, n] in an order of which every `size` are a block.
+
+    One part after the other; each cut leaves the rows of both halves in their order.
+    """
+
+    def blocks(rows: Tensor, ids: Tensor) -> list[Tensor]:
+        left = -(-len(ids) // size) // 2 * size
+        if left == 0:
+            return [ids]
+        part = rows[:, ids].double()
+        ranked = part[part.var(1, correction=0).argmax()].argsort(stable=True)
+        halves = ranked[:left].sort().values, ranked[left:].sort().values
+        return [*blocks(rows, ids[halves[0]]), *blocks(rows, ids[halves[1]])]
+
+    every = torch.arange(x.shape[3], device=x.device)
+    orders = [names[torch.cat(blocks(rows, every))] for rows in x.flatten(0, 1)]
+    return torch.stack(orders).view(*x.shape[:2], -1)
 
 
 def pack_exact(levels: Tensor, first: Tensor, pieces: int, step: int) -> list[list[int]]:
