@@ -78,7 +78,7 @@ BAD = [
     ("force.text=2", "force.text=2: allowed is true or false"),
     ("schedule=0.2", "override='schedule=0.2': allowed is section.key=value"),
     ("about=x", "override='about=x': allowed is section.key=value"),
-    ("about.x=1", "section='about': allowed is layout, .*kernel$"),
+    ("about.x=1", "section='about': allowed is layout, .*kernel, keep$"),
     ("=", "override='=': allowed is section.key=value"),
     ("=1", "override='=1': allowed is section.key=value"),
     (".density=1", "override='.density=1': allowed is section.key=value"),

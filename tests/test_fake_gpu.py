@@ -32,6 +32,7 @@ from vidsparse.estimator import antidiagonal, hier, proxy, relative, sampled
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, rest, support, work
 from vidsparse.layout import cycle, stride
+from vidsparse.memory import Memory
 from vidsparse.pipelines import guard
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import SKIP, BlockPlan, StepContext
@@ -226,6 +227,26 @@ def test_a_plan_can_be_captured(route: str, cuda: torch.device) -> None:
 def test_a_whole_call_can_be_captured(preset: str, hoisted: bool, cuda: torch.device) -> None:
     changes = "kernel.block_q=128", "schedule.density=0.2"
     assert_captured(lambda: run(cuda, preset, *changes, hoisted=hoisted))
+
+
+@pytest.mark.parametrize("keep", ["plans=3", "residual=true", "tail=3"])
+def test_what_a_run_keeps_stays_on_the_device(keep: str, cuda: torch.device) -> None:
+    """Two dense steps and three sparse ones: nothing is read, and nothing comes from the host."""
+    changes = "schedule.dense_steps=2", "schedule.density=0.2", "compensation.name=none"
+    small = "schedule.min_tokens=0", "kernel.block_q=128", "schedule.dense_layers=[]"
+    config = SparseConfig.load("balanced", [f"keep.{keep}", *changes, *small])
+    memory, mode = Memory(), current_mode()
+    sizes = 2, GRID.tokens, 3, 128
+    for step in range(6):
+        q, k, v = (torch.empty(sizes, dtype=torch.bfloat16, device=cuda) for _ in range(3))
+        how: Any = {"context": StepContext(step, 6), "recall": memory.of(step), "watch": True}
+        mode.forget()
+        result = attend(q, k, v, grid=GRID, config=config, **how)
+        assert result.out.device == cuda and result.out.dtype == torch.bfloat16
+        assert (result.reason is None) == (step >= 2)
+        assert step < 4 or not mode.copied
+    kept = [x for _, _, it in memory.entries.values() for x in tree_leaves(it)]
+    assert kept and {x.device for x in kept if isinstance(x, torch.Tensor)} <= {cuda}
 
 
 def assert_captured(call: Callable[[], Any]) -> None:

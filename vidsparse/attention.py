@@ -1,6 +1,6 @@
-"""Sparse attention: the one place that names the stages in order.
+"""Sparse attention: whether a call is sparse, its plan by the stages in order, and who executes it.
 
-schedule -> layout -> forced blocks, pattern -> estimator -> selector -> compensation -> kernel.
+schedule -> plan (`vidsparse.planning`) -> kernel, and what the run keeps (`vidsparse.carried`).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsparse import budgets, operands, registry
+from vidsparse import carried, operands, registry
 from vidsparse.config import SparseConfig, resolve
 from vidsparse.decision import Choice, Decision, decide, requested, too_dense, tried
-from vidsparse.draft import Draft
-from vidsparse.geometry import Geometry, patterned, plan_geometry
+from vidsparse.geometry import plan_geometry
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import dense
 from vidsparse.kernels.executor import Executor, Trial
 from vidsparse.memory import Memory, Recall
-from vidsparse.plan import BlockPlan, StepContext
+from vidsparse.plan import StepContext
+from vidsparse.planning import Ask, planned
 from vidsparse.result import (
     AttentionResult,
     finite_numbers,
@@ -120,123 +120,102 @@ def attend(
     nothing is kept.
     """
     q, k, v = operands.checked(q, k, v, grid)
+    ask = Ask(grid, config, context, impl, hoisted, watch, dense_path, return_lse, recall)
     with operands.no_autocast(q.device.type):
-        return _attend(
-            q, k, v, grid, config, context, impl, hoisted, watch, dense_path, return_lse, recall
-        )
+        return _attend(q, k, v, ask)
 
 
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grid: TokenGrid,
-    config: SparseConfig,
-    context: StepContext | None,
-    impl: str,
-    hoisted: bool,
-    watch: bool,
-    dense_path: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
-    return_lse: bool,
-    recall: Recall | None,
-) -> AttentionResult:
+def _decided(q: Tensor, ask: Ask, context: StepContext | None) -> Decision:
+    """About a call of this form at `context`."""
+    how: Any = {"grid": ask.grid, "config": ask.config, "context": context}
+    return decision_for(q, **how, impl=ask.impl, hoisted=ask.hoisted)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, ask: Ask) -> AttentionResult:
     """`attend` on checked operands of one dtype, outside autocast."""
-    decision = decision_for(
-        q, grid=grid, config=config, context=context, impl=impl, hoisted=hoisted
-    )
-    reason, choice = "empty" if q.numel() == 0 else decision.reason, decision.choice
-    seconds: dict[str, float] = {}
-    if reason is not None:
-        return _dense(q, k, v, reason, dense_path, return_lse, seconds, choice)
+    decision = _decided(q, ask, ask.context)
+    if q.numel() == 0 or decision.reason is not None:
+        reason = "empty" if q.numel() == 0 else decision.reason
+        assert reason is not None
+        result = _dense(q, k, v, ask, reason, {}, decision.choice)
+        if ask.config.keep.residual and q.numel():
+            _keep_residual(q, k, v, ask, result)
+        return result
+    return _sparse(q, k, v, ask, decision)
+
+
+def _sparse(q: Tensor, k: Tensor, v: Tensor, ask: Ask, decision: Decision) -> AttentionResult:
+    """A call that the schedule wants to be sparse."""
+    config, choice, seconds = ask.config, decision.choice, dict[str, float]()
     executor: Executor = registry.executor(choice.executor)
     sizes = decision.block_q, config.kernel.block_k
-    geometry = plan_geometry(grid, config.layout, config.force, *sizes, q.device)
-    q_in, k_in, v_in = q, k, v
-    order = None if hoisted else geometry.order
-    per_head = config.layout.per_head
-    permuted = order is not None and not executor.takes_order and not per_head
+    geometry = plan_geometry(ask.grid, config.layout, config.force, *sizes, q.device)
+    inputs = q, k, v
+    order = None if ask.hoisted else geometry.order
+    permuted = order is not None and not executor.takes_order and not config.layout.per_head
     if permuted:
         with timed(seconds, "permute"):
             q, k, v = (x.index_select(1, geometry.order) for x in (q, k, v))
             order = None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    second = config.estimator.spread or config.compensation.spread
-    blocks = geometry.q_blocks, geometry.k_blocks
-    forced = _forced(geometry, grid, config, context, decision, q.shape[1])
-    draft = Draft(q, k, v, *blocks, order, order, second=second, forced=forced, context=context)
-    ordered = None
-    if per_head:
-        with timed(seconds, "order"):
-            *orders, ordered = _head_orders(draft, grid, config, recall)
-            draft, order = draft.ordered(*orders), None
-    with timed(seconds, "estimate"):
-        summary = executor.summarise(k, v, geometry.k_blocks, config, draft.order_k)
-        draft = draft if summary is None else replace(draft, key_means=summary.means)
-    plan = _plan(draft, config, decision, seconds)
-    if per_head:
-        plan = plan.with_orders(draft.order_q, draft.order_k)
-    if requested(config, impl) == "auto" and too_dense(plan, config, choice.crossover):
-        return _dense(q_in, k_in, v_in, "not-faster", dense_path, return_lse, seconds, choice)
+    tail = carried.tail_of(ask.recall, config.keep, ask.form(q))
+    if tail is None:
+        how, order, ordered = planned(q, k, v, ask, decision, geometry, order, seconds)
+        plan = how["plan"]
+        if requested(config, ask.impl) == "auto" and too_dense(plan, config, choice.crossover):
+            return _dense(*inputs, ask, "not-faster", seconds, choice)
+    else:
+        how, plan, ordered = {"plan": tail.plan}, tail.plan, tail.ordered
+        order = None if plan.order_q is not None else order
+    how |= {"kernel": config.kernel, "order": order}
+    wants_tail = carried.wants_tail(ask.recall, config.keep)
     with timed(seconds, "kernel"):
-        how: Any = {"kernel": config.kernel, "order": order, "return_lse": return_lse}
-        if summary is not None:
-            how["summary"] = summary
-        listed = plan if plan.blend is None else replace(plan, blend=None)
-        out, lse = executor.execute(q, k, v, listed, **how)
-        inverse = None if order is None else geometry.inverse
-        out, lse = plan.blended(out, lse, inverse)
+        listed = {**how, "plan": plan if plan.blend is None else replace(plan, blend=None)}
+        out, lse = executor.execute(q, k, v, **listed, return_lse=ask.return_lse or wants_tail)
+        out, lse = plan.blended(out, lse, None if order is None else geometry.inverse)
+    density = head_density_of(plan)
+    if wants_tail:
+        assert lse is not None and ask.recall is not None
+        with timed(seconds, "tail"):
+            if tail is None:
+                how["plan"], density = carried.complement(plan), full_density(q.shape[1])
+                rest = executor.execute(q, k, v, **how, return_lse=True)
+                tail = carried.Tail(plan, ordered, *rest)
+                carried.reserve(ask.recall, config.keep, "tail", ask.context, *rest)
+                ask.recall.put("tail", tail, ask.form(q))
+            out, lse = carried.merged(out, lse, tail)
     out = out.transpose(1, 2)
     if permuted:
         with timed(seconds, "permute"):
             out = out.index_select(1, geometry.inverse)
             lse = lse.index_select(2, geometry.inverse) if lse is not None else None
-    finite = finite_numbers(q_in, k_in, v_in, out) if watch else None
-    return AttentionResult(
-        out, lse, plan, head_density_of(plan), None, choice, seconds, finite, ordered
-    )
+    if config.keep.residual and ask.recall is not None:
+        residual = ask.recall.find("residual", ask.form(inputs[0]))
+        if residual is not None:
+            with timed(seconds, "residual"):
+                out = out + residual
+    finite = finite_numbers(*inputs, out) if ask.watch else None
+    lse = lse if ask.return_lse else None
+    return AttentionResult(out, lse, plan, density, None, choice, seconds, finite, ordered)
 
 
-def _forced(
-    geometry: Geometry,
-    grid: TokenGrid,
-    config: SparseConfig,
-    context: StepContext | None,
-    decision: Decision,
-    heads: int,
-) -> Tensor:
-    """bool [nq, nk] or [H, nq, nk]: blocks that are exact for every q and k."""
-    pattern = config.pattern
-    if pattern.name == "none":
-        return geometry.forced
-    return patterned(
-        grid,
-        config.layout,
-        config.force,
-        decision.block_q,
-        config.kernel.block_k,
-        pattern,
-        density=decision.density,
-        phase=registry.method("pattern", pattern.name).phase(context, pattern),
-        static=config.selector.name == "static",
-        heads=heads,
-        device=geometry.forced.device,
-    )
-
-
-def _head_orders(
-    draft: Draft, grid: TokenGrid, config: SparseConfig, recall: Recall | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the layout's `head_orders` gives, perhaps some steps ago. Kept in 32 bits: 8 bytes a
-    token and head."""
-    layout = registry.method("layout", config.layout.name)
-
-    def make() -> tuple[Tensor, Tensor, Tensor]:
-        order_q, order_k, who = layout.head_orders(draft, grid, config.layout)
-        return order_q.int(), order_k.int(), who
-
-    form = draft.q.shape, draft.q.device, grid
-    kept = make() if recall is None else recall.get("orders", config.layout.refresh, make, form)
-    return kept[0].long(), kept[1].long(), kept[2]
+def _keep_residual(q: Tensor, k: Tensor, v: Tensor, ask: Ask, full: AttentionResult) -> None:
+    """In the last dense step before a sparse one: keep what a sparse call would have lacked."""
+    later = carried.next_sparse(ask.config, ask.grid, ask.context)
+    if later is None or ask.recall is None or ask.context is None:
+        return
+    carried.reserve(ask.recall, ask.config.keep, "residual", ask.context, full.out)
+    if later.step > ask.context.step + 1:
+        return
+    config = replace(ask.config, keep=replace(ask.config.keep, residual=False))
+    ask = replace(ask, config=config, context=later, watch=False, return_lse=False)
+    decision = _decided(q, ask, later)
+    if decision.reason is not None:
+        return
+    with timed(full.seconds, "residual"):
+        sparse = _sparse(q, k, v, ask, decision)
+        if sparse.reason is None and ask.recall is not None:
+            ask.recall.put("residual", full.out - sparse.out, ask.form(q))
 
 
 def decision_for(
@@ -275,45 +254,18 @@ def trial_of(config: SparseConfig, hoisted: bool) -> Trial:
     return trial
 
 
-def _plan(
-    draft: Draft, config: SparseConfig, decision: Decision, seconds: dict[str, float]
-) -> BlockPlan:
-    """Estimate, select, complete."""
-    q_blocks, k_blocks = draft.q_blocks, draft.k_blocks
-    estimator = registry.method("estimator", config.estimator.name)
-    selector = registry.method("selector", config.selector.name)
-    compensation = registry.method("compensation", config.compensation.name)
-    with timed(seconds, "estimate"):
-        scores = estimator.estimate(draft, config.estimator)
-    with timed(seconds, "select"):
-        forced = draft.forced
-        assert forced is not None, "of every call"
-        if scores.exact is not None:
-            forced = forced | scores.exact
-        budgeted = forced if config.force.in_budget else torch.zeros_like(forced)
-        budget = decision.density, decision.by_head
-        levels = budgets.select(selector, scores, budgeted, *budget, k_blocks, config.selector)
-        if not config.force.in_budget:
-            levels = levels.masked_fill(forced, 0)
-        listed = tuple(sorted({0, *config.selector.levels}))
-        plan = BlockPlan.from_levels(levels, q_blocks, k_blocks, listed)
-        complete: BlockPlan = compensation.complete(plan, draft, config.compensation)
-        return complete
-
-
 def _dense(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    ask: Ask,
     reason: str,
-    path: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
-    return_lse: bool,
     seconds: dict[str, float],
     choice: Choice,
 ) -> AttentionResult:
     with timed(seconds, "dense"):
-        if path is not None and not return_lse:
-            out, lse = path(q, k, v), None
+        if ask.dense_path is not None and not ask.return_lse:
+            out, lse = ask.dense_path(q, k, v), None
         else:
-            out, lse = dense.execute(q, k, v, return_lse=return_lse)
+            out, lse = dense.execute(q, k, v, return_lse=ask.return_lse)
     return AttentionResult(out, lse, None, full_density(q.shape[2]), reason, choice, seconds)

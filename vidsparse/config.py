@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vidsparse import forms, registry
+from vidsparse import registry
 from vidsparse.fields import build, keys
 from vidsparse.fields import require as require
 from vidsparse.plain_values import (
@@ -23,118 +23,13 @@ from vidsparse.plain_values import (
     write,
 )
 from vidsparse.refused import refused
+from vidsparse.sections import CPU_ROUTES as CPU_ROUTES
+from vidsparse.sections import FORMS as FORMS
+from vidsparse.sections import Calibrated as Calibrated
+from vidsparse.sections import Force as Force
+from vidsparse.sections import Keep as Keep
+from vidsparse.sections import Kernel as Kernel
 from vidsparse.shipped import folder
-
-
-@dataclass(frozen=True)
-class Force:
-    """Blocks that are exact whatever their score.
-
-    text: text keys for every query, and every key for text queries. own_block: the keys of the
-    query block itself; not in a layout with orders of heads, where queries and keys have their own.
-    first_frame: all blocks that hold tokens of frame 0. same_frame: all blocks that share a frame
-    with the query block. neighbours: so many video blocks before and after those of the query block
-    itself, in the order of the layout. sinks: the first so many video blocks. in_budget: forced
-    blocks count inside the density (True) or on top.
-    """
-
-    text: bool = True
-    own_block: bool = True
-    first_frame: bool = False
-    same_frame: bool = False
-    neighbours: int = 0
-    sinks: int = 0
-    in_budget: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("neighbours", "sinks"):
-            value = getattr(self, name)
-            require(value >= 0, f"force.{name}", value, "an integer >= 0")
-
-
-CPU_ROUTES = ("auto", "native", "onednn", "mixed", "sdpa")
-FORMS = ("auto", *forms.FORMS)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """How a plan is executed.
-
-    block_q, block_k: tokens per query / key block, a power of two in 16 .. 512; block_q "auto":
-        what the executor that is chosen prefers.
-    qk: "native" computes q.k in the input dtype with fp32 sums; "int8" in 8 bits with a scale per
-        block, Triton engine only.
-    impl: auto, or the name of an executor, which is executed or refused, never replaced.
-    form: of the Triton forward kernel, auto | pointer | tma | ws; the last two are for GPUs of
-        compute capability 9 and 10.
-    engine: auto, or the name of an exact engine, which runs the listed blocks of plans without
-        levels on a GPU: executed or refused, never replaced (`vidsparse doctor` shows them).
-    cpu_route: how the CPU engine computes, auto | native | onednn | mixed | sdpa: auto takes what
-        was measured to be fastest and exact on this machine (`vidsparse doctor` shows it).
-        native: torch's fp32 products; onednn: fp32 products through oneDNN; mixed: for bf16 input,
-        weights times values in bf16; sdpa: torch's attention on the keys that a row lists.
-    crossover: with impl auto, density above which a call goes dense, in (0, 1], where dense is as
-        fast; "auto" measures that once on a CPU and keeps it (`vidsparse doctor` shows it). A
-        number makes the decision the same on every machine.
-    """
-
-    block_q: int | str = "auto"
-    block_k: int = 64
-    qk: str = "native"
-    impl: str = "auto"
-    form: str = "auto"
-    engine: str = "auto"
-    cpu_route: str = "auto"
-    crossover: int | float | str = "auto"
-
-    def __post_init__(self) -> None:
-        sizes = [1 << n for n in range(4, 10)]
-        allowed = "a power of two, 16 .. 512"
-        ok = self.block_q == "auto" or self.block_q in sizes
-        require(ok, "kernel.block_q", self.block_q, f"{allowed}, or auto")
-        require(self.block_k in sizes, "kernel.block_k", self.block_k, allowed)
-        require(self.qk in ("native", "int8"), "kernel.qk", self.qk, "native, int8")
-        require(self.form in FORMS, "kernel.form", self.form, ", ".join(FORMS))
-        engines = ("auto", *registry.engines())
-        require(self.engine in engines, "kernel.engine", self.engine, ", ".join(engines))
-        implementations = registry.implementations()
-        require(self.impl in implementations, "kernel.impl", self.impl, ", ".join(implementations))
-        require(
-            self.cpu_route in CPU_ROUTES, "kernel.cpu_route", self.cpu_route, ", ".join(CPU_ROUTES)
-        )
-        number = isinstance(self.crossover, float | int) and not isinstance(self.crossover, bool)
-        ok = 0 < self.crossover <= 1 if number else self.crossover == "auto"  # type: ignore[operator]
-        require(ok, "kernel.crossover", self.crossover, "a number in (0, 1], or auto")
-        if number:
-            object.__setattr__(self, "crossover", float(self.crossover))
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """What `vidsparse calibrate` made a preset of; all empty in others. It decides nothing.
-
-    id: of the calibration. model: its name; fingerprint: of its files; transformer: `identity` in
-    `vidsparse.pipelines.provenance`. tokens: frames, height, width. target: the goal in a word;
-    goal, reached: in words. prompts: measured and checked on.
-    """
-
-    id: str = ""
-    model: str = ""
-    fingerprint: str = ""
-    transformer: str = ""
-    tokens: tuple[int, ...] = ()
-    steps: int = 0
-    seed: int = 0
-    target: str = ""
-    goal: str = ""
-    reached: str = ""
-    prompts: tuple[str, ...] = ()
-    versions: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for key in ("tokens", "prompts", "versions"):
-            object.__setattr__(self, key, tuple(getattr(self, key)))
-
 
 DEFAULT_METHODS = {
     "layout": "tile",
@@ -157,7 +52,8 @@ class SparseConfig:
 
     Raises ValueError for stages that do not go together: a selector that reads coarser than
     `kernel.block_k` tokens, or needs mass of scores that only rank; forced frames, or a pattern in
-    the video, in an order of heads; patterns of heads beside scores; a choice from nothing.
+    the video, in an order of heads; patterns of heads beside scores; a choice from nothing; what
+    is kept of nothing.
     """
 
     layout: Any
@@ -169,6 +65,7 @@ class SparseConfig:
     force: Force = field(default_factory=Force)
     kernel: Kernel = field(default_factory=Kernel)
     calibrated: Calibrated = field(default_factory=Calibrated)
+    keep: Keep = field(default_factory=Keep)
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -190,6 +87,21 @@ class SparseConfig:
                 "layout.name=tile"
             )
         self._check_pattern()
+        self._check_keep()
+
+    def _check_keep(self) -> None:
+        """Raise ValueError for what is kept of nothing, or beside what stands for the same."""
+        keep = self.keep
+        if keep.tail > 1 and self.compensation.name != "none":
+            raise ValueError(
+                f"keep.tail={keep.tail} with compensation.name={self.compensation.name!r}: both "
+                "stand for the blocks that are not listed; use compensation.name=none"
+            )
+        if keep.residual and not self.schedule.dense_in(50):
+            raise ValueError(
+                f"keep.residual=True with schedule.name={self.schedule.name!r} and no dense step: "
+                "there is nothing to begin from; use schedule.name=warmup and schedule.dense_steps"
+            )
 
     def _check_pattern(self) -> None:
         """Raise ValueError for patterns, and their selector, that the rest does not go with."""
@@ -281,7 +193,8 @@ class SparseConfig:
             built[stage] = build(kind, stage, base, change)
         if "schedule" in changes:  # other densities than those that were calibrated
             values = {key: value for key, value in values.items() if key != "calibrated"}
-        for stage, kind in (("force", Force), ("kernel", Kernel), ("calibrated", Calibrated)):
+        sections = ("force", Force), ("kernel", Kernel), ("keep", Keep), ("calibrated", Calibrated)
+        for stage, kind in sections:
             built[stage] = build(kind, stage, _section(values, stage), _section(changes, stage))
         return cls(**built)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vidsparse import registry
-from vidsparse.config import SparseConfig, require
+from vidsparse.config import Keep, SparseConfig, require
 from vidsparse.geometry import pattern_fault
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.executor import Executor, Form, Trial
@@ -202,10 +202,11 @@ def tried(config: SparseConfig, name: str, block_q: int, density: float) -> Spar
     """
     schedule = registry.method("schedule", "constant").Params("constant", density, 0)
     kernel = replace(config.kernel, impl=name, block_q=block_q)
+    config = replace(config, schedule=schedule, kernel=kernel, keep=Keep())
     if config.selector.spends_budget:
-        return replace(config, schedule=schedule, kernel=kernel)
+        return config
     parts = {"selector": "topk", "pattern": "none"}
     if config.estimator.name == "none":
         parts["estimator"] = "mean"
     made = {stage: registry.method(stage, n).Params() for stage, n in parts.items()}
-    return replace(config, schedule=schedule, kernel=kernel, **made)
+    return replace(config, **made)
