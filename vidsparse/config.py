@@ -64,8 +64,8 @@ class SparseConfig:
     schedule: Any
     force: Force = field(default_factory=Force)
     kernel: Kernel = field(default_factory=Kernel)
-    calibrated: Calibrated = field(default_factory=Calibrated)
     keep: Keep = field(default_factory=Keep)
+    calibrated: Calibrated = field(default_factory=Calibrated)
     about: str = ""
 
     def __post_init__(self) -> None:
