@@ -19,6 +19,7 @@ LAYOUTS = [
     {"name": "content", "tile": [2, 4, 4]},
     {"name": "stride"},
     {"name": "cycle"},
+    {"name": "keysort", "tile": [2, 4, 4]},
 ]
 IDS = [
     "raster",
@@ -29,6 +30,7 @@ IDS = [
     "content",
     "stride",
     "cycle",
+    "keysort",
 ]
 
 
