@@ -12,6 +12,7 @@ from vidsparse.costs.forward import Forward, Linear
 from vidsparse.costs.machine import Constant, Machine
 from vidsparse.costs.memory import memory
 from vidsparse.costs.run import Plan, predict
+from vidsparse.costs.run import method as run_method
 from vidsparse.costs.stages import Method, Stage
 
 FORWARD = Forward(
@@ -43,6 +44,41 @@ def seconds(density, forward=FORWARD, where=H100):
 def run(where=H100, forward=FORWARD, overrides=(), steps=10):
     config = SparseConfig.load("balanced", overrides)
     return predict(Plan(forward, config, steps, 2), where)
+
+
+SCORED = {  # (query, key) pairs that an estimator scores, of all; numbers in a product by head dim
+    "ear": (1 / 64, 1),
+    "psa": (1 / 16, 1),
+    "xattn": (1 / 64, 8),
+    "proxy": (1 / 40 / 16, 1),
+    "blasst": (1, 1),
+    "absdiff": (4 / 64**2, 1),
+    "hier": (0.5 * 4 / 64**2, 1),
+    "balanced": (0, 1),
+}
+
+
+@pytest.mark.parametrize("preset", SCORED)
+def test_estimators_cost_what_they_score(preset):
+    share, depth = SCORED[preset]
+    config = SparseConfig.load(preset, ["kernel.block_q=64"])
+    method = run_method(FORWARD, config, H100)
+    found = stages.sparse_layer(FORWARD, method, 0.2)
+    pairs, cells = 75_600**2 * 40, (75_600 / 64) * (75_600 / config.kernel.block_k) * 40
+    flops, exps = (
+        sum(getattr(one, unit) for one in found if one.name == stages.ESTIMATOR)
+        for unit in ("flops", "exps")
+    )
+    assert exps == pytest.approx(share * pairs, rel=1e-6)
+    assert flops == pytest.approx(2 * 128 * (share * depth * pairs + cells), rel=0.01)
+
+
+def test_a_blend_reads_the_output_again():
+    config = SparseConfig.load("rectified")
+    blended = run_method(FORWARD, config, H100)
+    plain = run_method(FORWARD, config.override("compensation.name=none"), H100)
+    moved = [sum(s.bytes for s in stages.sparse_layer(FORWARD, m, 0.2)) for m in (blended, plain)]
+    assert moved[0] - moved[1] == 5 * 75_600 * 5120 * 2
 
 
 def test_units():

@@ -1,11 +1,13 @@
 """Presets ear and proxy: how many blocks a row reads, and which, by the papers' formulas."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from by_formula import HEADS, Call, call, ordered
 
+from vidsparse.inspecting import measure
 from vidsparse.plan import SKIP
 
 
@@ -85,6 +87,17 @@ def test_proxy_ranks_by_the_mean_head_and_counts_by_the_own(groups: int) -> None
     if groups == 1:
         counts = (made.plan.levels == 0).sum(-1)
         assert not torch.equal(counts[:, 0], counts[:, 1]), "a sharp head reads fewer"
+
+
+def test_what_inspect_shows_of_a_head_is_what_its_selector_was_told() -> None:
+    """One head is asked for, and its ranking is that of the mean of both."""
+    made = call("proxy", "force.text=false", "schedule.density=0.2")
+    seen = SimpleNamespace(**{n: getattr(made, n).transpose(1, 2) for n in "qkv"})
+    (shares,) = measure.draft(seen, made.plan, made.config, [1])
+    kept = made.plan.levels[0, 1] == 0
+    least = shares.masked_fill(~kept, torch.inf).amin(-1)
+    assert bool((least >= shares.masked_fill(kept, 0.0).amax(-1) - 1e-9).all())
+    torch.testing.assert_close(shares.sum(-1), torch.ones(len(shares)))
 
 
 def test_proxy_in_orders_of_heads() -> None:

@@ -73,11 +73,12 @@ def truth(q: Tensor, k: Tensor, v: Tensor, out: Tensor, cuts: tuple[Blocks, Bloc
 def draft(call: ObservedCall, plan: BlockPlan, config: SparseConfig, heads: list[int]) -> Tensor:
     """float32 [heads, nq, nk]: what the estimator has told the selector, as shares of each row.
 
-    Mass, or the scores themselves of an estimator that only ranks.
+    Mass, or the scores themselves of an estimator that only ranks. All heads are asked: one may
+    know of the others. A row in which no mean says anything is 0.
     """
-    q, k, v = (x[:1, :, heads].transpose(1, 2) for x in (call.q, call.k, call.v))
+    q, k, v = (x[:1].transpose(1, 2) for x in (call.q, call.k, call.v))
     order_q, order_k = (
-        None if order is None else order[:1, heads] for order in (plan.order_q, plan.order_k)
+        None if order is None else order[:1] for order in (plan.order_q, plan.order_k)
     )
     given = Draft(q, k, v, plan.q_blocks, plan.k_blocks, order_q, order_k)
     scores = registry.method("estimator", config.estimator.name).estimate(given, config.estimator)
@@ -85,9 +86,9 @@ def draft(call: ObservedCall, plan: BlockPlan, config: SparseConfig, heads: list
         value = scores.value
         value = value if bool((value >= 0).all()) else (value - value.amax(-1, keepdim=True)).exp()
         shares: Tensor = value / value.sum(-1, keepdim=True).clamp(min=1e-30)
-        return shares[0]
+        return shares[0, heads]
     mass: Tensor = scores.mass(plan.k_blocks)
-    return mass[0].float()
+    return mass[0, heads].float().nan_to_num(0.0)
 
 
 def figures(found: Truth, plan: BlockPlan, head: int) -> HeadFigures:
