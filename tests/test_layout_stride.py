@@ -107,6 +107,25 @@ def test_the_choice_is_that_of_the_smallest_error() -> None:
     assert result.ordered.any() and not result.ordered.all()
 
 
+@pytest.mark.parametrize("impl", masked.EXECUTORS)
+def test_the_grid_has_an_order_for_columns_of_the_image_too(impl: str) -> None:
+    """Heads whose tokens are alike in a frame, a column, a place: each takes its own order."""
+    grid = TokenGrid(5, 8, 6, text_tokens=13)
+    config = masked.preset("mminference", "pattern.width=30", "schedule.density=0.99")
+    n = torch.arange(grid.video_tokens)
+    generator = torch.Generator().manual_seed(4)
+    q = torch.randn(2, grid.tokens, 3, 16, generator=generator)
+    for head, alike in enumerate((n // 48, n % 6, n % 48)):
+        codes = torch.randn(int(alike.max()) + 1, 16, generator=generator)
+        q[:, : grid.video_tokens, head] = 3 * codes[alike]
+    v = torch.randn(q.shape, generator=generator)
+    result = masked.call(config, [q, q.clone(), v], grid, impl)
+    assert result.plan is not None and result.plan.order_k is not None
+    columns = [*sorted(range(240), key=lambda t: (t % 6, t)), *range(240, grid.tokens)]
+    wanted = torch.tensor([[*range(grid.tokens)], columns, through_time(grid)])
+    assert torch.equal(result.plan.order_k, wanted.expand(2, 3, -1))
+
+
 def test_the_width_is_that_of_the_formula_in_whole_blocks() -> None:
     grid = TokenGrid(8, 15, 16, text_tokens=40)
     qkv = masked.random(grid, heads=1)

@@ -111,6 +111,8 @@ def test_the_budget_sizes_the_window(name: str) -> None:
         found.append(result.density[0])
         assert 0.5 * density < found[-1] <= density
     assert found == sorted(found)
+    one = masked.preset(name, "schedule.density=0.1")
+    assert masked.call(one, masked.random(masked.RAGGED), masked.RAGGED).density[0] > 0.1, "a tile"
     least = masked.call(masked.preset(name, *TILE, "schedule.density=0.001"), qkv, grid, "cpu")
     assert 0.001 < least.density[0] < 0.12, "one tile, text and the block itself"
 

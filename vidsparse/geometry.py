@@ -134,7 +134,7 @@ def _fault(
     known = plan_geometry(grid, layout, force, block_q, block_k, device)
     places = Places(grid, known.order, known.q_blocks, known.k_blocks)
     options = registry.method("pattern", pattern.name).settings(places, density, pattern)
-    if len(options) > 1:  # the budget decides
+    if options[0] != pattern:  # the budget decides
         return None
     how: Any = {"density": density, "phase": phase, "static": True, "device": device}
     sizes = grid, layout, force, block_q, block_k, pattern

@@ -7,8 +7,8 @@ A method is a file here with
         whether it asks where tokens stand in the video, which an order of each head would change;
         perhaps `of_raster`, whether it takes them to stand in raster order, and `per_head`.
     def settings(places: Places, density: float, params: Params) -> Sequence[Params]
-        what `params` may stand for on this grid, by falling work, at least one; more than one where
-        the size is left to the budget: the largest is taken whose blocks cost no more than it.
+        what `params` may stand for on this grid, by falling work, at least one; `params` itself, or
+        others where the size is left to the budget: the largest whose blocks cost no more is taken.
     def blocks(places: Places, phase: int, params: Params) -> Tensor
         bool [nq, nk], or [H, nq, nk] for heads with patterns of their own, on the CPU. Text is none
         of its business: it is forced, or not, by `force`.
