@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from time import process_time
 from typing import Any
 
 import diffusers
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 import zoo
 from diffusers import ContextParallelConfig
+from diffusers.models import attention_dispatch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -200,3 +202,45 @@ def families(rank: int, names: list[str]) -> dict[str, Any]:
 def pipelines(rank: int) -> dict[str, Any]:
     """Whole ones of Wan that differ: a timestep for each token, two transformers, image keys."""
     return {name: whole(name)[0] for name in ("wan_ti2v_image", "wan22", "wan_i2v")}
+
+
+def measured(rank: int, grids: list[zoo.Grid]) -> list[dict[str, float]]:
+    """CPU seconds of a sparse forward of Wan in one process and in all; bytes that this one sends.
+
+    The best of three; one sample.
+    """
+    found = []
+    for grid in grids:
+        pipe = zoo.Around(tiny.transformer(heads=HEADS, head_dim=64), tiny.euler())
+        arguments = case("wan").arguments(pipe.transformer, grid, 1)
+        vidsparse.accelerate_pipeline(pipe, SPARSE, [*METHODS["engine of the CPU"], *BLOCKS])
+        one = seconds(pipe, arguments)
+        split(pipe.transformer)
+        sent = [0.0]
+        exchange = attention_dispatch._all_to_all_single
+
+        def counted(x: Tensor, group: Any, sent: Any = sent, exchange: Any = exchange) -> Tensor:
+            sent[0] += x.nbytes * (dist.get_world_size(group) - 1) / dist.get_world_size(group)
+            out: Tensor = exchange(x, group)
+            return out
+
+        attention_dispatch._all_to_all_single = counted
+        two = seconds(pipe, arguments)
+        attention_dispatch._all_to_all_single = exchange
+        found.append({"one": one, "two": two, "sent": sent[0] / RUNS})
+    return found
+
+
+BLOCKS = ["kernel.block_q=64", "kernel.block_k=64", "schedule.dense_steps=0"]
+RUNS = 3
+
+
+def seconds(pipe: Any, arguments: dict[str, Any]) -> float:
+    """CPU time of a forward, the least of some."""
+    taken = []
+    for _ in range(RUNS):
+        start = process_time()
+        with torch.no_grad(), vidsparse.step(1, STEPS):
+            pipe.transformer(**arguments, return_dict=False)
+        taken.append(process_time() - start)
+    return min(taken)

@@ -68,6 +68,7 @@ def constant(stage: str, limit: str, machine: Machine) -> Constant:
 def _of(stage: Stage, machine: Machine) -> Timed:
     constants = machine.constants
     amounts = {stage.unit: stage.flops, "bandwidth": stage.bytes, "exp": stage.exps}
+    amounts["link"] = stage.sent
     times = {name: n / constants[name].value for name, n in amounts.items() if name in constants}
     limit = max(times, key=lambda name: times[name])
     parts = {limit: times[limit], "launch": stage.launches * constants["launch"].value}

@@ -17,6 +17,7 @@ UNITS = {
     "sparse": 1e12,
     "bandwidth": 1e12,
     "exp": 1e12,
+    "link": 1e12,
     "launch": 1e-6,
     "memory": 1e9,
 }
@@ -36,7 +37,8 @@ class Constant:
 
 @dataclass(frozen=True)
 class Machine:
-    """constants: name -> value, the names of `UNITS`; exp is missing where rates contain it.
+    """constants: name -> value, the names of `UNITS`; exp is missing where rates contain it, link
+    on a CPU.
     slower: stage -> time that it was measured to take / time by the constants. threads: of a CPU.
     names: parts of what torch calls a GPU.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vidsparse.costs import sharing
 from vidsparse.costs.forward import Forward
 from vidsparse.costs.stages import Method
 
@@ -11,16 +12,23 @@ COUNTED = (
 )
 
 
-def memory(forward: Forward, method: Method | None, weights: int) -> dict[str, float]:
-    """Bytes by kind. method: None for a dense run. weights: numbers in all transformers.
+def memory(
+    forward: Forward, method: Method | None, weights: int, devices: int = 1
+) -> dict[str, float]:
+    """Bytes by kind, on each of the devices that share a forward. method: None for a dense run.
+    weights: numbers in all transformers, which each of them holds.
 
     Activations: the residual twice, as an operation makes a new one, and the largest of: queries,
     keys, values, output and what the rotary embedding makes of two of them; twice the widest result
-    of a linear layer, before and after its activation; a norm in float32.
+    of a linear layer, before and after its activation; a norm in float32. What is exchanged of
+    queries, keys and values is there twice, to be sent and received.
     """
-    passed = float(forward.tokens) * forward.width * forward.bytes
+    own, inner = sharing.outside(forward, devices), sharing.inside(forward, devices)
+    passed = float(own.tokens) * own.width * own.bytes
     inside = max(
-        6 * passed, 2.0 * forward.widest * forward.bytes, 8.0 * forward.tokens * forward.width
+        6 * passed + (6 * passed if devices > 1 else 0.0),
+        2.0 * own.widest * own.bytes,
+        8.0 * own.tokens * own.width,
     )
     found = {
         "weights": float(weights) * forward.bytes,
@@ -28,8 +36,8 @@ def memory(forward: Forward, method: Method | None, weights: int) -> dict[str, f
         "sparse buffers": 0.0,
     }
     if method is not None:
-        rows, columns = (-(-forward.tokens // n) for n in (method.block_q, method.block_k))
-        cells = float(forward.heads) * rows * columns
+        rows, columns = (-(-inner.tokens // n) for n in (method.block_q, method.block_k))
+        cells = float(inner.heads) * rows * columns
         # scores float32, levels int8, lists int32; copies of keys and values in another order
         copies = 0 if forward.hoisted else 2 * passed
         found["sparse buffers"] = copies + (4 + 1 + 4) * cells

@@ -12,7 +12,7 @@ import torch
 
 from vidsparse import registry
 from vidsparse.config import SparseConfig
-from vidsparse.costs import clock, stages
+from vidsparse.costs import clock, sharing, stages
 from vidsparse.costs.clock import Timed, timed
 from vidsparse.costs.forward import Forward
 from vidsparse.costs.machine import Machine
@@ -25,17 +25,24 @@ GPU_EXECUTOR = "triton"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does. steps: of the denoising. branches: forwards a step, of guidance."""
+    """What a run does. steps: of the denoising. branches: forwards a step, of guidance. devices:
+    how many share each forward, see `sharing.py`."""
 
     forward: Forward
     config: SparseConfig
     steps: int
     branches: int = 1
+    devices: int = 1
+
+    @property
+    def attended(self) -> Forward:
+        """Of which a device computes the self-attention."""
+        return sharing.inside(self.forward, self.devices)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of a run on a machine.
+    """Seconds of a run on a machine, or on as many as share it.
 
     crossover: density above which calls are dense, as on this machine; 1.0 where nothing says so.
     calls: for every step, density of its layers -> how many; a dense layer counts as None.
@@ -48,7 +55,7 @@ class Prediction:
 
     @property
     def method(self) -> stages.Method:
-        return method(self.plan.forward, self.plan.config, self.machine)
+        return method(self.plan.attended, self.plan.config, self.machine)
 
     def step(self, number: int) -> Timed:
         """Of the sparse run."""
@@ -105,7 +112,7 @@ class Prediction:
     @property
     def balance(self) -> float:
         """Density at which a sparse layer takes as long as a dense one, in 0 .. 1."""
-        forward, machine = self.plan.forward, self.machine
+        forward, machine = self.plan.attended, self.machine
         dense = timed(stages.dense_layer(forward), machine).seconds
         low, high = 0.0, 1.0
         while high - low > 1e-3:
@@ -115,9 +122,11 @@ class Prediction:
         return (low + high) / 2
 
     def _step(self, calls: tuple[tuple[float | None, int], ...], stock: bool = False) -> Timed:
-        forward, machine = self.plan.forward, self.machine
-        work = stages.around_attention(forward)
-        work += [] if stock else [stages.once(forward)]
+        whole, machine, devices = self.plan.forward, self.machine, self.plan.devices
+        work = stages.around_attention(sharing.outside(whole, devices))
+        work += [] if stock else [stages.once(whole)]
+        work += [stage.times(whole.layers) for stage in sharing.exchange(whole, devices)]
+        forward = self.plan.attended
         for density, count in calls:
             if density is None:
                 layer = stages.dense_layer(forward)

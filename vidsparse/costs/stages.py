@@ -21,6 +21,7 @@ ESTIMATOR = "estimator"
 SELECTOR = "selector and lists"
 EXACT = "exact tiles"
 REST = "rest"
+EXCHANGE = "exchange between devices"
 
 AROUND = (PERMUTATION, ORDER, ESTIMATOR, SELECTOR, REST)
 """Stages of a sparse call whose cost does not depend on its density."""
@@ -40,7 +41,8 @@ PARTS = 18
 
 @dataclass(frozen=True)
 class Stage:
-    """Work of one stage. exps: exponentials. launches: operations that the host starts."""
+    """Work of one stage. exps: exponentials. launches: operations that the host starts. sent: bytes
+    to other devices."""
 
     name: str
     flops: float = 0.0
@@ -48,6 +50,7 @@ class Stage:
     exps: float = 0.0
     launches: float = 0.0
     unit: Unit = "matmul"
+    sent: float = 0.0
 
     def times(self, count: float) -> Stage:
         """So many of it."""
@@ -57,6 +60,7 @@ class Stage:
             bytes=self.bytes * count,
             exps=self.exps * count,
             launches=self.launches * count,
+            sent=self.sent * count,
         )
 
 

@@ -21,6 +21,7 @@ from vidsparse.options import (
     Pixels,
     Preset,
     Steps,
+    Ulysses,
 )
 from vidsparse.terminal import quiet_libraries
 
@@ -44,6 +45,7 @@ def predict(
             show_default="the GPU here if there is one, else this CPU",
         ),
     ] = None,
+    ulysses: Ulysses = 1,
     as_json: Json = False,
 ) -> None:
     """Say what a run would take, dense and sparse: seconds by stage, memory, an error bar.

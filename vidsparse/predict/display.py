@@ -7,14 +7,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vidsparse.costs import sharing
 from vidsparse.costs.clock import ERRORS, constant
 from vidsparse.costs.memory import COUNTED, memory
 from vidsparse.costs.run import Prediction
-from vidsparse.costs.stages import AROUND, CROSS, DENSE, ELEMENTWISE, EXACT, LINEAR
+from vidsparse.costs.stages import AROUND, CROSS, DENSE, ELEMENTWISE, EXACT, EXCHANGE, LINEAR
 from vidsparse.predict.subject import Subject
 
 WIDTH = 80
-ORDER = (LINEAR, CROSS, ELEMENTWISE, DENSE, EXACT, *AROUND)
+ORDER = (LINEAR, CROSS, ELEMENTWISE, DENSE, EXACT, *AROUND, EXCHANGE)
 
 LOOP = "denoising loop; without text encoder and VAE"
 
@@ -41,6 +42,10 @@ def figures(subject: Subject, found: Prediction) -> dict[str, Any]:
         "steps": plan.steps,
         "tokens": plan.forward.tokens,
         "forwards_per_step": plan.branches,
+        "ulysses": plan.devices,
+        "sent_per_step": sharing.sent(plan.forward, plan.devices)
+        * plan.forward.layers
+        * plan.branches,
         "dtype": plan.forward.dtype,
         "preset": subject.preset,
         "dense_steps": found.dense_steps,
@@ -61,8 +66,8 @@ def figures(subject: Subject, found: Prediction) -> dict[str, Any]:
         "crossover_density": found.balance,
         "dense_above": found.crossover,
         "memory": {
-            "dense": memory(plan.forward, None, subject.weights),
-            "sparse": memory(plan.forward, found.method, subject.weights),
+            "dense": memory(plan.forward, None, subject.weights, plan.devices),
+            "sparse": memory(plan.forward, found.method, subject.weights, plan.devices),
             "available": machine.constants["memory"].value,
             "counted": COUNTED,
         },
@@ -100,8 +105,16 @@ def _head(content: dict[str, Any]) -> list[str]:
         f"preset {content['preset']}: {content['dense_steps']} of {content['steps']} steps dense, "
         f"density {content['density']:.2f} in the others",
         f"{machine['about']}: {' and '.join(machine['sources'])} figures",
+        *_together(content),
         "",
     ]
+
+
+def _together(content: dict[str, Any]) -> list[str]:
+    if content["ulysses"] == 1:
+        return []
+    sent = _size(content["sent_per_step"])
+    return [f"{content['ulysses']} of them share each video; each sends {sent} a step"]
 
 
 def _table(content: dict[str, Any]) -> Table:

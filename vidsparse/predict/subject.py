@@ -81,7 +81,8 @@ def subject_of(model: Model, request: Request, dtype: str) -> Subject:
     forward = forward_of(
         transformers[0], adapter, TokenGrid(*tokens), text_rows(model), DTYPES[dtype]
     )
-    plan = Plan(forward, method, settings["steps"], branches(model, takes, settings))
+    forwards = branches(model, takes, settings)
+    plan = Plan(forward, method, settings["steps"], forwards, request.ulysses)
     weights = sum(w.numel() for one in transformers for w in one.parameters())
     return Subject(model, settings, " ".join([preset, *overrides]), plan, weights)
 
@@ -121,12 +122,29 @@ def predicted(request: Request, gpu: str | None) -> tuple[Subject, Prediction]:
     """
     machine = _gpu(gpu)
     found = subject(request, dtype_of(request, machine is not None))
+    if request.ulysses > 1 and machine is None:
+        raise InputError(
+            f"--ulysses {request.ulysses}: what this CPU sends to another one is not known; name "
+            "GPUs, as --gpu H100"
+        )
+    _check_shares(found)
     if machine is not None:
         return found, predict(found.plan, machine)
     try:
         return found, predict(found.plan, *calibrated(found.plan.forward, found.plan.config))
     except ValueError as error:  # what this CPU cannot execute
         raise InputError(str(error)) from error
+
+
+def _check_shares(found: Subject) -> None:
+    """Raise InputError for what `pipelines.parallel` refuses."""
+    devices, forward = found.plan.devices, found.plan.forward
+    sizes = {"attention heads": forward.heads, "video tokens": forward.grid.other_tokens}
+    for what, size in sizes.items():
+        if not devices >= 1 or size % devices:
+            raise InputError(
+                f"--ulysses {devices}: {size:,} {what} of {found.model.name} do not divide into it"
+            )
 
 
 def _gpu(name: str | None) -> Machine | None:
