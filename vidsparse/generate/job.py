@@ -108,6 +108,7 @@ def prepare(request: Request, say: Callable[[str], None] = lambda text: None) ->
     """Complete and check a request. say: is told what takes a while. Raises InputError."""
     check_texts(request)
     check_numbers(request)
+    ranks.check(request.ulysses, "generate")
     device = ranks.place(request.ulysses, device_of(request.device))
     if request.dtype not in (None, *DTYPES):
         raise InputError(f"--dtype {request.dtype}: expected one of {', '.join(DTYPES)}")
@@ -227,7 +228,8 @@ def _check_memory(job: Job) -> None:
     counts = count_weights(job.model, folder) if folder.is_dir() else {}
     height, width, frames = job.size
     dtype = getattr(torch, DTYPES[job.dtype])
-    check_memory(job.model, counts, (frames, height, width), job.tokens, dtype, job.device)
+    own = job.tokens if job.device == "cpu" else -(-job.tokens // job.ulysses)
+    check_memory(job.model, counts, (frames, height, width), own, dtype, job.device)
 
 
 def _notes(request: Request, model: Model, takes: Takes) -> tuple[str, ...]:
