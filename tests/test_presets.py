@@ -102,7 +102,7 @@ def test_one_changed_key_runs_or_is_refused_before_the_sparse_steps(preset: str)
 )
 @settings(max_examples=120, deadline=None)
 def test_any_preset_on_any_grid(preset, sizes, text, form, blocks, density, gain, seed) -> None:
-    """No NaN, whatever the logits, and no error but of patterns; density 1 is dense attention."""
+    """No NaN, whatever the logits, and no error; density 1 is dense attention."""
     changes = "schedule.name=constant", "schedule.min_tokens=0", f"schedule.density={density}"
     own = f"kernel.block_q={blocks[0]}", f"kernel.block_k={blocks[1]}"
     config = SparseConfig.load(preset, [*changes, *own])
@@ -112,11 +112,7 @@ def test_any_preset_on_any_grid(preset, sizes, text, form, blocks, density, gain
     q, k, v = (torch.randn(shape, generator=generator) for _ in range(3))
     q, k = gain * q, gain * k
     how = {"grid": grid, "config": config, "impl": "cpu", "return_lse": True, "return_plan": True}
-    try:
-        out, lse, plan = vidsparse.sparse_attention(q, k, v, **how)
-    except ValueError as error:  # of a video too small for what a pattern reads
-        assert config.pattern.name != "none" and str(error).startswith("schedule.density=")
-        return
+    out, lse, plan = vidsparse.sparse_attention(q, k, v, **how)
     assert bool(out.isfinite().all()) and bool(lse.isfinite().all())
     assert (plan is None) == (density == 1)
     if plan is None:

@@ -100,7 +100,8 @@ class Keep:
         chooses. SparseD (arXiv 2509.24014) keeps those of the first sparse step to the end.
     residual: add to sparse calls what the last dense step before them gave beyond a sparse call,
         which that step computes too. A call that finds none, as no dense step of this form came
-        before, is plainly sparse; a schedule without dense steps is refused.
+        before, is plainly sparse, and so is one of which padded text is cut out; a schedule without
+        dense steps is refused.
     tail: steps for which what the blocks that a call does not list gave is merged again, >= 1; 1:
         never. The first of these steps reads everything, the others what the call has listed then
         (FlashBlock).
