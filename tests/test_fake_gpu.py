@@ -8,6 +8,7 @@ they return.
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,13 +27,17 @@ from vidsparse import bisection, geometry, inside
 from vidsparse.attention import attend
 from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig, presets
+from vidsparse.costs import machine
+from vidsparse.costs.forward import Forward
+from vidsparse.costs.run import method as costs_of
+from vidsparse.costs.stages import ORDER, sparse_layer
 from vidsparse.decision import check_config
 from vidsparse.draft import pieces
 from vidsparse.estimator import antidiagonal, hier, proxy, relative, sampled
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, rest, support, work
 from vidsparse.layout import cycle, stride
-from vidsparse.memory import Memory
+from vidsparse.memory import Memory, Recall
 from vidsparse.pipelines import guard
 from vidsparse.pipelines.report import RunReport
 from vidsparse.plan import SKIP, BlockPlan, StepContext
@@ -127,7 +132,12 @@ def current_mode() -> FakeGPU:
 
 
 def run(
-    device: torch.device, preset: str, *changes: str, hoisted: bool = True, watch: bool = True
+    device: torch.device,
+    preset: str,
+    *changes: str,
+    hoisted: bool = True,
+    watch: bool = True,
+    recall: Recall | None = None,
 ) -> Any:
     config = SparseConfig.load(
         preset, ["schedule.min_tokens=0", "schedule.name=constant", *changes]
@@ -136,7 +146,7 @@ def run(
     sizes = 2, GRID.tokens, 3, 128
     q, k, v = (torch.empty(sizes, dtype=torch.bfloat16, device=device) for _ in range(3))
     how: Any = {"grid": GRID, "config": config, "hoisted": hoisted, "return_lse": True}
-    how["watch"] = watch
+    how |= {"watch": watch, "recall": recall}
     return attend(q, k, v, **how)
 
 
@@ -180,6 +190,26 @@ def test_launches_of_a_call(preset: str, cuda: torch.device) -> None:
 
 KERNELS = ("summarise", "block_means", "draft_scores", "select", "pack_exact", "exact_tiles",
            "rest_merge")  # fmt: skip
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["orders made", "orders kept"])
+def test_launches_of_content_are_those_of_the_prediction(made: bool, cuda: torch.device) -> None:
+    """All heads are taken at once; the watch apart."""
+    config = SparseConfig.load("content", ["kernel.block_q=128", "schedule.density=0.2"])
+    forward = Forward(GRID, 1, 6, 128, (), 0.0, 0, "bfloat16")
+    method = replace(costs_of(forward, config, machine.table()["H100"]), refresh=1)
+    counted = (one for one in sparse_layer(forward, method, 0.2) if made or one.name != ORDER)
+    memory, mode = Memory(), current_mode()
+    for step in range(2):
+        mode.forget()
+        run(cuda, "content", "kernel.block_q=128", "schedule.density=0.2", watch=False,
+            recall=None if made else memory.of(step))  # fmt: skip
+    found = [name for name in mode.launched if name not in VIEWS]
+    assert len(found) == pytest.approx(sum(one.launches for one in counted), rel=0.2), found
+
+
+VIEWS = {"aten.permute", "aten._unsafe_view", "aten.diagonal", "aten.squeeze", "aten.unsafe_chunk"}
+"""Operators that launch nothing where their input is contiguous."""
 
 
 ROUTES: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {

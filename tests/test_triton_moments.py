@@ -1,4 +1,4 @@
-"""Second moments of blocks against float64, in Triton's CPU interpreter.
+"""Moments of blocks and weights of rows against float64, in Triton's CPU interpreter.
 
     TRITON_INTERPRET=1 pytest tests/test_triton_moments.py
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vidsparse.draft import taken
 from vidsparse.kernels.gpu import moments
+from vidsparse.kernels.gpu.weights import rest_weights
 
 pytestmark = pytest.mark.interp
 
@@ -64,6 +65,20 @@ def test_second_moments_are_float32_of_any_dtype(dtype: torch.dtype, depth: int)
             assert_close(one, want, 2e-6)
 
 
+@pytest.mark.parametrize("order", ["none", "heads"])
+@pytest.mark.parametrize("size", [16, 128])
+def test_finite_means(size: int, order: str) -> None:
+    """A token that is not finite has no part in its block; a block of such tokens gives zeros."""
+    blocks = Blocks.cut(GRIDS["text-first"], size)
+    x = tokens(blocks, 40, torch.bfloat16, batch=2)
+    own = orders(x, order)
+    x[0, 1, 20, 3], x[1, 0, 50, 39], x[1, 1, 30, 0] = float("nan"), float("inf"), -float("inf")
+    x[0, 0] = float("nan")
+    found = moments.finite_means(x, *table(blocks), own)
+    assert (found[0, 0] == 0).all()
+    assert_close(found, oracles.finite_means(taken(x, own), blocks.start, blocks.count), 2e-6)
+
+
 def test_offsets_past_2_31_elements() -> None:
     far.assert_passes("""
 from vidsparse.kernels.gpu.moments import second_moments
@@ -77,3 +92,19 @@ for head, token in ((D, 2**24), (2**30 + 1024, D)):  # the last tokens, the last
     wanted = oracles.second_moments(x, start, count, False)
     assert all(close(one, want) for one, want in zip(found, wanted, strict=True))
 """)
+
+
+@pytest.mark.parametrize("tilted", [False, True])
+@pytest.mark.parametrize("blocks", [1, 130])
+def test_rest_weights(blocks: int, tilted: bool) -> None:
+    """A row that lists every block has none; a tilt of -inf takes a block out."""
+    logits = 3 * torch.randn(2, 2, 3, blocks)
+    levels = torch.randint(-1, 1, logits.shape, dtype=torch.int8)
+    levels[0, 0, 0], levels[1, 0, 1] = 0, -1
+    tilt = torch.rand(logits.shape) if tilted else None
+    if tilt is not None and blocks > 1:
+        tilt[1, 0, 1, 3] = -torch.inf
+    count = torch.randint(1, 65, (blocks,))
+    wanted = oracles.rest_weights(logits, levels, tilt, count)
+    rest_weights(logits, levels, tilt, count.int())
+    assert_close(logits, wanted, 2e-5, 1e-7)

@@ -102,6 +102,18 @@ def bisect() -> list[tuple[Any, ...]]:
     return [(torch.randn(2, 2, 3, 50), names, size) for size in (8, 16, 64)]
 
 
+def finite_means() -> list[tuple[Any, ...]]:
+    return [(tokens(), *PLACE, None), (tokens().half(), *PLACE, ORDER)]
+
+
+def rest_weights() -> list[tuple[Any, ...]]:
+    levels = torch.randint(SKIP, 1, (2, 2, 3, 33), dtype=torch.int8)
+    count = torch.full((33,), 16, dtype=torch.int32)
+    return [
+        (torch.randn(2, 2, 3, 33), levels, tilt, count) for tilt in (None, torch.rand(levels.shape))
+    ]
+
+
 def select() -> list[tuple[Any, ...]]:
     scores, forced = torch.randn(2, 2, 3, 33), torch.rand(3, 33) < 0.1
     sizes = torch.full((33,), 16)
@@ -216,7 +228,8 @@ CALLS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     f"vidsparse::{call.__name__}": call
     for call in (
         *(block_means, second_moments, fill_keys, draft_scores, draft_spread, lost_mass),
-        *(grams, project, bisect, select, pack_exact, exact_tiles, rest_merge),
+        *(finite_means, rest_weights, grams, project, bisect),
+        *(select, pack_exact, exact_tiles, rest_merge),
         *(summarise, block_moments, pack_tiles, levels_forward, row_shares),
         *(key_mean, quantise_keys, quantise_queries, cudnn_tiles, fa4_tiles),
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import log2
+from math import ceil, log2
 from typing import Literal
 
 from vidsparse.costs.forward import Forward
+from vidsparse.draft import SCRATCH
+from vidsparse.kernels.gpu.support import MOMENT_BYTES
 
 Unit = Literal["matmul", "dense", "sparse"]
 """Which rate its FLOPs run at: of linear layers, of dense attention, of listed tiles."""
@@ -36,7 +38,14 @@ OPERATIONS = 80
 
 
 PARTS = 18
-"""Operations of one pass of a bisection: parts come in three lengths at most, each takes six."""
+"""Operations of one pass of a bisection in torch: parts come in three lengths at most, each takes
+six."""
+
+AXES = 80
+"""Operations of an order of heads beside its cuts: what axes follow from, the gate, the choice."""
+
+MERGES = 4
+"""Operations for the heads whose moments of blocks are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -193,21 +202,34 @@ def _drafted(forward: Forward, method: Method) -> list[Stage]:
     found = []
     if method.refresh:
         levels = log2(max(2.0, columns))
-        numbers = 4.0 * 2 * tokens * heads * (method.axes or forward.head_dim)
-        grams = 6 * tokens * width * forward.head_dim
-        local = 4 * levels * tokens * width * forward.head_dim * (method.axes == 0)
+        moved = 4.0 * 2 * tokens * heads * (3 * method.axes + 7)  # read, compared, moved by a cut
+        strips = max(1.0, tokens * width / SCRATCH)
+        cuts = 2 * levels
+        local = 4 * levels * tokens * width * forward.head_dim
+        if not method.axes:  # in torch, all numbers of the rows of a few heads at a time
+            moved, cuts = 6 * 4.0 * 2 * tokens * width, cuts * PARTS * strips
         whole = Stage(
             ORDER,
-            flops=grams + local + 4 * tokens * width * method.axes,
-            bytes=6 * passed + levels * 6 * numbers,  # gather, compare, sort, move
-            launches=2 * levels * PARTS,
+            flops=(
+                4 * tokens * width * (forward.head_dim + method.axes)
+                + local * (method.axes == 0)
+                + 8 * rows * columns * width
+            ),
+            bytes=8 * passed + levels * moved + 32 * rows * columns * heads,  # both orders drafted
+            launches=cuts + AXES,
         )
         found.append(whole.times(1 / method.refresh))
-        found.append(Stage(PERMUTATION, bytes=8.0 * 2 * tokens * heads))  # the orders are read
+        kept = 4.0 * 2 * tokens * heads  # of the orders; they are read, made wider and read again
+        found.append(Stage(PERMUTATION, bytes=5 * kept, launches=2))
     if method.spread:
         cells = rows * columns
         found.append(
-            Stage(ESTIMATOR, flops=2 * cells * width, bytes=2 * passed + 8 * cells, launches=6)
+            Stage(
+                ESTIMATOR,
+                flops=4 * cells * width,
+                bytes=2 * passed + 8 * cells * heads,  # keys and values again; a bias and its use
+                launches=3,
+            )
         )
     share, depth = method.products
     if method.reads_tokens or share:
@@ -229,8 +251,8 @@ def _drafted(forward: Forward, method: Method) -> list[Stage]:
             Stage(
                 REST,
                 flops=2 * tokens * width * forward.head_dim + 2 * rows * moments,
-                bytes=2 * passed + 8 * moments,
-                launches=3,
+                bytes=2 * passed + 8 * moments + 12 * rows * columns * heads,
+                launches=3 + MERGES * ceil(4 * moments / MOMENT_BYTES),
             )
         )
     return found

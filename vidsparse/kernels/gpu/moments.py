@@ -2,6 +2,7 @@
 
     mean_j = (1 / n_j) sum x,   second_j = (1 / n_j) sum x^2,   for each of D channels
     norms: |mean_j|^2 and (1 / n_j) sum |x|^2, two numbers of a block
+    finite: the mean over those of its tokens of which every number is finite
 
 A program reads a tile as `vidsparse.kernels.gpu.pool` does, in any order of the tokens.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 from vidsparse.kernels.gpu.operands import order_head
 from vidsparse.kernels.gpu.operator import operator
 from vidsparse.kernels.gpu.pool import LOW, TILE, load_tile, warps
+from vidsparse.kernels.gpu.select import LARGEST
 
 
 @triton.jit
@@ -47,9 +49,9 @@ def second_moments_kernel(  # type: ignore[no-untyped-def]
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     ORDERED: tl.constexpr,
-    NORMS: tl.constexpr,
+    KIND: tl.constexpr,
 ):
-    """mean and second of each block, or their sums over D (NORMS). Grid (tiles, B * H)."""
+    """mean and second of each block, or what `KIND` names of the two. Grid (tiles, B * H)."""
     PER_TILE: tl.constexpr = LOW * HIGH // SIZE
     i_tile = tl.program_id(0)
     i_bh = tl.program_id(1).to(tl.int64)
@@ -61,10 +63,14 @@ def second_moments_kernel(  # type: ignore[no-untyped-def]
     block = i_tile * PER_TILE + tl.arange(0, PER_TILE)
     m_block = block < blocks
     b_count = tl.load(p_count + block, mask=m_block, other=0)
+    if KIND == "finite":
+        b_bad = (tl.sum((tl.abs(b_x) <= LARGEST).to(tl.int32), 2) < DP).to(tl.int32)
+        b_x = tl.where(b_bad[:, :, None] > 0, 0.0, b_x)
+        b_count -= tl.sum(tl.reshape(tl.sum(b_bad, 0), [PER_TILE, HIGH // PER_TILE]), 1)
     b_mean = over_blocks(b_x, b_count, PER_TILE)
     b_second = over_blocks(b_x * b_x, b_count, PER_TILE)
     row = i_bh * blocks + block
-    if NORMS:
+    if KIND == "norms":
         tl.store(p_mean + row, tl.sum(b_mean * b_mean, 1), mask=m_block)
         tl.store(p_second + row, tl.sum(b_second, 1), mask=m_block)
     else:
@@ -72,7 +78,8 @@ def second_moments_kernel(  # type: ignore[no-untyped-def]
         o_row = row[:, None] * D + o_d[None, :]
         m_row = m_block[:, None] & (o_d < D)[None, :]
         tl.store(p_mean + o_row, b_mean, mask=m_row)
-        tl.store(p_second + o_row, b_second, mask=m_row)
+        if KIND == "moments":
+            tl.store(p_second + o_row, b_second, mask=m_row)
 
 
 @operator("second_moments")
@@ -84,12 +91,52 @@ def second_moments(
     x, start, count, size, order: as for `vidsparse.kernels.gpu.pool.block_means`; x up to 128 wide,
     size 16 .. 128. norms: instead |mean|^2 and the mean of |x|^2, float32 [B, H, n] both.
     """
+    mean, second = _empty(x, start.numel(), norms)
+    place = start, count, size, order
+    _launch(x, *place, mean, second, "norms" if norms else "moments")
+    return mean, second
+
+
+@second_moments.register_fake
+def _(
+    x: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None, norms: bool
+) -> tuple[Tensor, Tensor]:
+    return _empty(x, start.shape[0], norms)
+
+
+@operator("finite_means")
+def finite_means(
+    x: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None
+) -> Tensor:
+    """Means over the tokens of each block whose numbers are all finite, float32 [B, H, n, D].
+
+    A block of none gives zeros. Arguments as for `second_moments`.
+    """
+    mean, _ = _empty(x, start.numel(), False)
+    _launch(x, start, count, size, order, mean, mean, "finite")
+    return mean
+
+
+@finite_means.register_fake
+def _(x: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None) -> Tensor:
+    return _empty(x, start.shape[0], False)[0]
+
+
+def _launch(
+    x: Tensor,
+    start: Tensor,
+    count: Tensor,
+    size: int,
+    order: Tensor | None,
+    mean: Tensor,
+    second: Tensor,
+    kind: str,
+) -> None:
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, heads, _, depth = x.shape
     blocks = start.numel()
     padded = max(16, 1 << (depth - 1).bit_length())
     low = min(LOW, size)
-    mean, second = _empty(x, blocks, norms)
     with torch.cuda.device_of(x):
         second_moments_kernel[(-(-blocks * size // TILE), batch * heads)](
             x,
@@ -108,18 +155,10 @@ def second_moments(
             LOW=low,
             HIGH=TILE // low,
             ORDERED=order is not None,
-            NORMS=norms,
+            KIND=kind,
             num_warps=warps(padded),
             enable_fp_fusion=True,
         )
-    return mean, second
-
-
-@second_moments.register_fake
-def _(
-    x: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None, norms: bool
-) -> tuple[Tensor, Tensor]:
-    return _empty(x, start.shape[0], norms)
 
 
 def _empty(x: Tensor, blocks: int, norms: bool) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,22 @@ def second_moments(x: Tensor, start: Tensor, count: Tensor, norms: bool) -> tupl
     return (mean.square().sum(-1), second.sum(-1)) if norms else (mean, second)
 
 
+def finite_means(x: Tensor, start: Tensor, count: Tensor) -> Tensor:
+    """Means over the tokens of each block whose numbers are all finite; zeros without one."""
+    good = x.isfinite().all(-1, keepdim=True)
+    share = block_means(good, start, count)
+    mean = block_means(torch.where(good, x, 0.0), start, count) / share
+    return mean.masked_fill(share == 0, 0.0)
+
+
+def rest_weights(logits: Tensor, levels: Tensor, tilt: Tensor | None, count: Tensor) -> Tensor:
+    """softmax over the unlisted blocks of logits + ln count + tilt, by count; 0 for all others."""
+    score = logits.double() + count.log() + (0 if tilt is None else tilt.double())
+    mass = score.masked_fill(levels >= 0, -torch.inf).softmax(-1).nan_to_num(0.0)
+    weight: Tensor = mass / count
+    return weight
+
+
 def fill_keys(x: Tensor, blocks: Blocks, levels: dict[int, int], rows: int, padded: int) -> Tensor:
     """The key buffer, [B, H, rows, padded]: tokens from row 0 on, means of level l from levels[l].
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from vidsparse.blocks import Blocks
+from vidsparse.kernels.gpu.draft import draft_scores
+from vidsparse.kernels.gpu.moments import finite_means
 from vidsparse.kernels.gpu.operands import Means, QueryRows, ShortBlocks, padded_width
-from vidsparse.kernels.gpu.pool import block_means
 from vidsparse.kernels.gpu.rest_merge import rest_merge
 from vidsparse.kernels.gpu.summary import block_moments, rows_for, summarise
+from vidsparse.kernels.gpu.support import MOMENT_BYTES
+from vidsparse.kernels.gpu.weights import rest_weights
 from vidsparse.plan import SKIP, BlockPlan, FirstOrder
-
-MOMENT_BYTES = 256 * 2**20
-"""Of the block moments, and of the moments of query blocks, that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -159,38 +159,30 @@ def _merge_by_rows(
     """The rest merge with a moment of each query block, a few heads and query blocks at a time."""
     batch, heads, _, depth = operands.q.shape
     width = padded_width(depth)
+    weight = _weights(operands, plan, count, draft)
     own = max(1, MOMENT_BYTES // (len(plan.k_blocks) * width**2 * 4))
     for b, h in product(range(batch), range(0, heads, own)):
         part = Part(b, h, min(own, heads - h))
         some = operands.of(part)
         place = start, count, plan.k_blocks.size, part.order(order)
         moments = block_moments(some.k, some.v, *place).flatten(3)  # [nk, 1, own, P * P]
-        weight = _weights(some, plan, part, part.of(draft))
         few = max(1, MOMENT_BYTES // (moments.shape[2] * width**2 * 4))
         for i in range(0, len(plan.q_blocks), few):
-            row = weight.narrow(2, i, min(few, weight.shape[2] - i))
+            row = part.of(weight).narrow(2, i, min(few, weight.shape[2] - i))
             moment = torch.einsum("bhqk,kbhm->bhqm", row, moments).to(some.q.dtype)
             some.merge(moment.unflatten(3, (width, width)), i, row.shape[2])
 
 
-def _weights(some: Operands, plan: BlockPlan, part: Part, draft: Tensor) -> Tensor:
+def _weights(operands: Operands, plan: BlockPlan, count: Tensor, draft: Tensor) -> Tensor:
     """float32 [B, H, nq, nk]: w_ij / n_j of `summary`, 0 where block j is not read as rest.
 
     Queries with a number that is not finite have no part in the means of their blocks.
     """
-    q, rows = some.q, some.rows
-    finite = q.isfinite().all(-1, keepdim=True)
-    ones = finite.to(q.dtype).expand(-1, -1, -1, 16)
-    place = rows.start, rows.count, rows.size, rows.order
-    share = block_means(ones, *place).narrow(3, 0, 1)
-    mean = block_means(torch.where(finite, q, 0.0), *place) / share
-    count = plan.k_blocks.on(q.device).count.float()
-    logit = q.shape[3] ** -0.5 * (mean @ draft.mT) + count.log()
-    if some.tilt is not None:
-        logit = logit + some.tilt
-    unread = part.of(plan.read_as_rest()).logical_not()
-    weight: Tensor = logit.masked_fill(unread, float("-inf")).softmax(-1)
-    return weight.masked_fill(unread, 0.0) / count
+    q, rows = operands.q, operands.rows
+    mean = finite_means(q, rows.start, rows.count, rows.size, rows.order)
+    weight: Tensor = draft_scores(mean, draft, rows.count, count, 1, q.shape[3] ** -0.5)
+    rest_weights(weight, operands.levels, operands.tilt, count)
+    return weight
 
 
 @lru_cache(maxsize=16)

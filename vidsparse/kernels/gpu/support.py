@@ -32,6 +32,8 @@ run."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK_SIZES = (16, 32, 64, 128)
 MAX_HEAD_DIM = 128
+MOMENT_BYTES = 256 * 2**20
+"""Of the block moments, and of the moments of query blocks, that are in memory at a time."""
 EXECUTES = Executes(("none", "global", "row"), rest_bias=True, head_orders=True)
 
 

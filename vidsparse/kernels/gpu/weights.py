@@ -1,0 +1,56 @@
+"""What each row gives the moments of the blocks that it does not list, one program per row.
+
+w_ij = softmax_j(logits_ij + ln n_j + tilt_ij) / n_j over those blocks, 0 for all others
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vidsparse.kernels.gpu.operator import operator
+from vidsparse.kernels.gpu.select import warps, width
+
+
+@triton.jit(do_not_specialize=["k_blocks"])
+def rest_weights_kernel(  # type: ignore[no-untyped-def]
+    p_weight, p_levels, p_tilt, p_count, k_blocks, NK: tl.constexpr, TILT: tl.constexpr
+):
+    """From logits to weights, in place. Grid (B * H * nq)."""
+    i_row = tl.program_id(0).to(tl.int64) * k_blocks
+    o_k = tl.arange(0, NK)
+    m_k = o_k < k_blocks
+    m_k = m_k & (tl.load(p_levels + i_row + o_k, mask=m_k, other=0) < 0)
+    b_count = tl.load(p_count + o_k, mask=m_k, other=1).to(tl.float32)
+    b_s = tl.load(p_weight + i_row + o_k, mask=m_k, other=float("-inf")) + tl.log(b_count)
+    if TILT:
+        b_s += tl.load(p_tilt + i_row + o_k, mask=m_k, other=0.0)
+    top = tl.maximum(tl.max(b_s, 0), -1e30)  # of a row that lists every block
+    b_mass = tl.where(m_k, tl.exp(b_s - top), 0.0)
+    total = tl.sum(b_mass, 0)
+    b_weight = b_mass / tl.where(total == 0.0, 1.0, total) / b_count
+    tl.store(p_weight + i_row + o_k, b_weight, mask=o_k < k_blocks)
+
+
+@operator("rest_weights", mutates=("logits",))
+def rest_weights(logits: Tensor, levels: Tensor, tilt: Tensor | None, count: Tensor) -> None:
+    """Make weights of logits, float32 [B, H, nq, nk], contiguous, in place.
+
+    levels: int8, negative for a block that is not listed; tilt: float32 or None, zero; both as
+    large as logits and contiguous. count: integers [nk], tokens of the key blocks.
+    """
+    blocks = logits.shape[3]
+    with torch.cuda.device_of(logits):
+        rest_weights_kernel[(logits.numel() // blocks,)](
+            logits,
+            levels,
+            logits if tilt is None else tilt,
+            count,
+            blocks,
+            NK=width(blocks),
+            TILT=tilt is not None,
+            num_warps=warps(width(blocks)),
+            enable_fp_fusion=True,
+        )
