@@ -99,7 +99,7 @@ def test_published_windows_have_their_densities() -> None:
 
 
 @pytest.mark.parametrize("name", ["sta", "gna"])
-def test_the_budget_sizes_the_window(name: str) -> None:
+def test_the_budget_sizes_the_window(name: str, caplog: pytest.LogCaptureFixture) -> None:
     grid = TokenGrid(6, 15, 16, text_tokens=13)
     qkv = masked.random(grid, heads=1)
     found = []
@@ -111,8 +111,10 @@ def test_the_budget_sizes_the_window(name: str) -> None:
         found.append(result.density[0])
         assert 0.5 * density < found[-1] <= density
     assert found == sorted(found)
+    assert not caplog.records
     one = masked.preset(name, "schedule.density=0.1")
     assert masked.call(one, masked.random(masked.RAGGED), masked.RAGGED).density[0] > 0.1, "a tile"
+    assert "of all pairs, more than schedule.density=0.1" in caplog.text
     least = masked.call(masked.preset(name, *TILE, "schedule.density=0.001"), qkv, grid, "cpu")
     assert 0.001 < least.density[0] < 0.12, "one tile, text and the block itself"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -16,6 +17,8 @@ from vidsparse.config import Force
 from vidsparse.force import forced_blocks
 from vidsparse.grid import TokenGrid
 from vidsparse.places import Places
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,10 @@ def patterned(
     """bool [nq, nk], or [H, nq, nk] of a pattern of heads: forced blocks, the pattern's too.
 
     Of the settings that the pattern may stand for, the first that costs at most `density` together
-    with the forced blocks, else the last. static: nothing else is chosen, so that what is neither
-    video nor text is exact both ways, and no row is empty. A pure function that is kept like
-    `plan_geometry`; a schedule with a density for every step makes a map for every step. heads: of
-    the model, which take the maps in turn; None: the maps as they are.
+    with the forced blocks, else the last, and a warning. static: nothing else is chosen, so that
+    what is neither video nor text is exact both ways, and no row is empty. A pure function that is
+    kept like `plan_geometry`; a schedule with a density for every step makes a map for every step.
+    heads: of the model, which take the maps in turn; None: the maps as they are.
     """
     with torch.inference_mode(False):
         method = registry.method("pattern", pattern.name)
@@ -104,6 +107,13 @@ def patterned(
             fits = places.share(made(options[middle])) <= density
             low, high = (low, middle) if fits else (middle + 1, high)
         found = made(options[low])
+        share = places.share(found)
+        if static and share > density and options[0] != pattern:
+            log.warning(
+                "pattern.name=%r: the least that it reads of %d x %d x %d tokens is %.3f of all "
+                "pairs, more than schedule.density=%g",
+                *(pattern.name, *places.sizes, share, density),
+            )
         if found.ndim == 3 and heads is not None:
             if len(found) != heads and getattr(pattern, "all_heads", False):
                 raise ValueError(
