@@ -119,6 +119,7 @@ def draft_spread(
     k_blocks = k_means.shape[2]
     out = torch.empty(batch, heads, q_blocks, k_blocks, dtype=torch.float32, device=k_means.device)
     tiles = -(-q_blocks // SHAPE.block_m), -(-k_blocks // SHAPE.block_n)
+    warps = SHAPE.warps if rule != "spread" else SHAPE.warps // 2  # it has half the products
     with torch.cuda.device_of(k_means):
         draft_spread_kernel[(*tiles, batch * heads)](
             q_means,
@@ -140,7 +141,7 @@ def draft_spread(
             RULE=rule,
             STAGES=SHAPE.stages,
             WHOLE=support.capability(k_means.device) == support.AMD,
-            num_warps=SHAPE.warps,
+            num_warps=warps,
             enable_fp_fusion=True,
         )
     return out
