@@ -27,7 +27,7 @@ CONSTANTS = ("matmul", "bandwidth", "launch", "dense", "sparse")
 
 @dataclass(frozen=True)
 class Setting:
-    """arm: dense, or sparse by the preset. size: height, width, frames."""
+    """arm: dense, or sparse by preset and overrides. size: height, width, frames."""
 
     arm: str
     preset: str
@@ -36,12 +36,14 @@ class Setting:
     steps: int = 4
 
 
+FAST = "schedule.density=0.125 schedule.dense_steps=0.2"
+FINE = "schedule.density=0.35 schedule.dense_steps=0.4"
 SETTINGS = (
-    Setting("dense", "balanced", "fp32", (96, 96, 21)),
-    Setting("sparse", "balanced", "fp32", (96, 96, 21)),
-    Setting("sparse", "fast", "fp32", (96, 96, 21)),
-    Setting("sparse", "quality", "fp32", (64, 96, 21)),
-    Setting("sparse", "balanced", "bf16", (96, 96, 21)),
+    Setting("dense", "tiles", "fp32", (96, 96, 21)),
+    Setting("sparse", "tiles", "fp32", (96, 96, 21)),
+    Setting("sparse", f"tiles {FAST}", "fp32", (96, 96, 21)),
+    Setting("sparse", f"tiles {FINE}", "fp32", (64, 96, 21)),
+    Setting("sparse", "tiles", "bf16", (96, 96, 21)),
     Setting("sparse", "pyramid", "fp32", (96, 96, 33)),
 )
 
@@ -77,7 +79,9 @@ def check(rounds: int) -> list[dict[str, object]]:
     for setting in SETTINGS:
         height, width, frames = setting.size
         size = {"height": height, "width": width, "frames": frames, "steps": setting.steps}
-        job = prepare(Request(preset=setting.preset, dtype=setting.dtype, device="cpu", **size))
+        preset, *overrides = setting.preset.split()
+        method = {"preset": preset, "overrides": tuple(overrides)}
+        job = prepare(Request(**method, dtype=setting.dtype, device="cpu", **size))
         jobs.append(job)
         if setting.dtype not in pipes:
             pipes[setting.dtype] = load(job, Listener())

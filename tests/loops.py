@@ -24,6 +24,9 @@ class Report:
     def tell(self, lost: bool = False) -> None:
         self.acts.append("lost" if lost else "tell")
 
+    def settle(self) -> None:
+        """Nothing is shared with other processes."""
+
 
 class Scheduler:
     def __init__(self, steps: int = 4) -> None:

@@ -279,7 +279,7 @@ def test_arguments_of_another_kind():
     q, k, v = qkv(grid)
     named = sparse_attention(q, k, v, grid=[4, 8, 8], config=SMALL)
     assert torch.equal(named, sparse_attention(q, k, v, grid=grid, config=config()))
-    assert sparse_attention(q, k, v, grid=grid, config="balanced").shape == q.shape
+    assert sparse_attention(q, k, v, grid=grid, config="tiles").shape == q.shape
     call = {"grid": grid, "config": config()}
     for change, said in (
         ({"grid": (4, 8)}, "grid is .*expected a TokenGrid"),

@@ -18,7 +18,7 @@ from vidsparse.grid import TokenGrid
 
 GRID = TokenGrid(3, 16, 20)
 HEAD = Head("rank 4", "seed 0", GRID, *field(GRID, 4, 32, 0))
-NAMES = ("balanced", "content")
+NAMES = ("tiles", "balanced")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def test_all_pay_the_density_that_was_asked_for(rows: list[Row]) -> None:
     for row in rows:
         assert row.density == pytest.approx(row.asked, abs=1 / 15 + 0.01), "of 15 key blocks"
     error = {(row.method, row.asked): row.error for row in rows}
-    assert error["content", 0.2] < 0.6 * error["balanced", 0.2]
-    assert error["oracle", 0.2] < 0.9 * min(error["balanced", 0.2], error["random", 0.2])
+    assert error["balanced", 0.2] < 0.6 * error["tiles", 0.2]
+    assert error["oracle", 0.2] < 0.9 * min(error["tiles", 0.2], error["random", 0.2])
     (best,) = [row for row in rows if (row.method, row.asked) == (ORACLE, 0.5)]
     assert best.recall == pytest.approx(best.best, rel=0.05)
 
@@ -91,12 +91,12 @@ def test_fields_are_smooth_and_of_the_rank() -> None:
 def test_table_and_files(rows: list[Row], tmp_path: Path) -> None:
     text = results.table(rows)
     assert text.splitlines()[0] == "rank 4, 1 heads: error at density"
-    assert next(line.split()[0] for line in text.splitlines()[2:]) == "content"
+    assert next(line.split()[0] for line in text.splitlines()[2:]) == "balanced"
     results.write_csv(tmp_path / "m.csv", rows)
     with (tmp_path / "m.csv").open() as file:
         read = [*csv.DictReader(file)]
     assert len(read) == len(rows) and float(read[0]["error"]) == pytest.approx(rows[0].error, 1e-4)
-    line = next(one for one in results.summary(rows) if one["method"] == "content")
+    line = next(one for one in results.summary(rows) if one["method"] == "balanced")
     assert line["heads"] == 1 and line["worst"] == pytest.approx(line["error"])
     assert results.plot(tmp_path / "m.png", rows).stat().st_size > 5000
 
@@ -122,3 +122,25 @@ def test_a_folder_without_captures_is_refused(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, asked)
     assert found.exit_code == 2 and "make some: vidsparse capture" in found.stderr
     assert methods.BASE in presets()
+
+
+def test_a_preset_that_cannot_be_at_a_density_has_no_row_there_and_is_named() -> None:
+    said: list[tuple[str, float, str]] = []
+    wide = SparseConfig.load("sta", ["pattern.tile=[3,4,4]", "pattern.window=[1,3,3]"])
+    rows = [*measured([HEAD], {"sta": wide}, (0.05, 0.95), lambda *why: said.append(why))]
+    assert [row.asked for row in rows if row.method == "sta"] == [0.95]
+    ((name, density, why),) = said
+    assert (name, density) == ("sta", 0.05) and "schedule.density" in why
+
+
+def test_a_picture_names_the_best_of_many_and_like_ones_once() -> None:
+    def row(method: str, asked: float, density: float, error: float) -> Row:
+        return Row("demo", "head", method, asked, density, error, 0.5, 0.5, 0.1, 0.2)
+
+    errors = {"a": 0.3, "b": 0.1, "twin": 0.1, **{f"m{n}": 1.0 + n for n in range(9)}}
+    rows = [row(m, at, at, e / at) for m, e in errors.items() for at in (0.1, 0.2)]
+    rows += [row("greedy", at, 0.9, 1e-6) for at in (0.1, 0.2)]  # reads all: not at equal work
+    found = results.named(rows)
+    assert found["b"] == "b, twin" and found["twin"] == "" and found["a"] == "a"
+    assert "greedy" not in found and "m8" not in found
+    assert sum(bool(name) for name in found.values()) == results.MOST_NAMES + 2

@@ -31,7 +31,7 @@ from vidsparse.generate.run import load, run_arm
 
 CHANGES = ("kernel.block_q=16", "kernel.block_k=16", "schedule.min_tokens=0", "kernel.crossover=1")
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "frames": 5, "steps": 4}
-REQUEST = Request(**SMALL, preset="balanced", overrides=CHANGES)
+REQUEST = Request(**SMALL, preset="tiles", overrides=CHANGES)
 PROMPTS = ("a red circle moves left", "a blue ring moves up")
 
 
@@ -200,9 +200,9 @@ def test_presets_of_other_models_and_sizes_warn_and_auto_finds_those_of_this_one
     with pytest.raises(ValueError, match=r"targets error0\.1, error0\.2.*: name one"):
         vidsparse.accelerate_pipeline(pipe, "auto")
     with pytest.raises(ValueError, match="it chooses among"):
-        vidsparse.accelerate_pipeline(pipe, "balanced", target="psnr30")
+        vidsparse.accelerate_pipeline(pipe, "tiles", target="psnr30")
     vidsparse.accelerate_pipeline(pipe, "auto", target="error0.1")
-    longer = prepare(Request(**{**SMALL, "frames": 9}, preset="balanced"))
+    longer = prepare(Request(**{**SMALL, "frames": 9}, preset="tiles"))
     with pytest.warns(RuntimeWarning, match="calibrated on 3x8x8 tokens, and these are 5x8x8"):
         run_arm(pipe, longer, "sparse", Listener())
     vidsparse.restore_pipeline(pipe)

@@ -238,7 +238,7 @@ def test_unwritable_out(model, tmp_path):
 def test_presets():
     result = run("presets", "--json")
     rows = {row["name"]: row for row in json.loads(result.stdout)}
-    assert rows["balanced"]["density"] == 0.25 and all(row["about"] for row in rows.values())
+    assert rows["balanced"]["density"] == 0.2 and all(row["about"] for row in rows.values())
     lines = run("presets").stdout.splitlines()
     assert len(lines) == len(rows) and all(
         name in line for name, line in zip(rows, lines, strict=True)

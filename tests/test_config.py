@@ -18,29 +18,29 @@ def test_presets_load_round_trip_and_say_what_they_are(name, tmp_path):
 
 
 def test_the_three_levels_of_quality_are_shipped():
-    assert {"quality", "balanced", "fast"} <= set(presets())
+    assert {"quality", "balanced", "fast", "tiles"} <= set(presets())
 
 
 def test_overrides_apply_in_order_and_keep_the_rest():
-    config = SparseConfig.load("balanced", ["schedule.density=0.15", "layout.tile=[1,4,4]"])
+    config = SparseConfig.load("tiles", ["schedule.density=0.15", "layout.tile=[1,4,4]"])
     assert config.schedule.density == 0.15
     assert config.layout.tile == (1, 4, 4)
-    assert config.selector == SparseConfig.load("balanced").selector
+    assert config.selector == SparseConfig.load("tiles").selector
     other = config.override("selector.name=topp", "selector.p=0.5")
     assert other.selector.p == 0.5 and other.schedule.density == 0.15
 
 
 def test_an_override_may_change_the_method_and_keeps_what_both_know():
-    config = SparseConfig.load("balanced", ["layout.name=hilbert", "schedule.name=ramp"])
+    config = SparseConfig.load("tiles", ["layout.name=hilbert", "schedule.name=ramp"])
     assert config.layout.name == "hilbert"
     assert config.schedule.name == "ramp" and config.schedule.density == 0.25
     with pytest.raises(ValueError, match=r"layout key='tile'"):
-        SparseConfig.load("balanced", ["layout.name=hilbert", "layout.tile=[1,8,8]"])
+        SparseConfig.load("tiles", ["layout.name=hilbert", "layout.tile=[1,8,8]"])
 
 
 def test_a_float_and_an_integer_are_different_dense_steps():
-    assert SparseConfig.load("balanced", ["schedule.dense_steps=3"]).schedule.dense_steps == 3
-    part = SparseConfig.load("balanced", ["schedule.dense_steps=0.3"]).schedule.dense_steps
+    assert SparseConfig.load("tiles", ["schedule.dense_steps=3"]).schedule.dense_steps == 3
+    part = SparseConfig.load("tiles", ["schedule.dense_steps=0.3"]).schedule.dense_steps
     assert part == 0.3 and isinstance(part, float)
 
 
@@ -95,7 +95,7 @@ BAD = [
 @pytest.mark.parametrize(("override", "message"), BAD, ids=[b[0] for b in BAD])
 def test_bad_settings_name_key_value_and_what_is_allowed(override, message):
     with pytest.raises(ValueError, match=message):
-        SparseConfig.load("balanced", [override])
+        SparseConfig.load("tiles", [override])
 
 
 PYRAMID = [
@@ -156,13 +156,13 @@ def test_named_configs_are_kept_until_the_file_changes(tmp_path):
 
 
 def test_overrides_are_strings_one_or_many():
-    wanted = SparseConfig.load("balanced", ["schedule.density=0.1"])
+    wanted = SparseConfig.load("tiles", ["schedule.density=0.1"])
     one = "schedule.density=0.1"
     for given in (one, (one,), iter([one]), {one}, [" schedule.density = '0.1' "]):
-        assert SparseConfig.load("balanced", given) == wanted
-    assert resolve("balanced", one) == resolve(SparseConfig.load("balanced"), one) == wanted
-    assert SparseConfig.load("balanced", None) == SparseConfig.load("balanced")
-    assert SparseConfig.load("balanced", ["schedule.density=0.9", one]) == wanted
+        assert SparseConfig.load("tiles", given) == wanted
+    assert resolve("tiles", one) == resolve(SparseConfig.load("tiles"), one) == wanted
+    assert SparseConfig.load("tiles", None) == SparseConfig.load("tiles")
+    assert SparseConfig.load("tiles", ["schedule.density=0.9", one]) == wanted
     for bad, said in (
         (3, "overrides are a int"),
         (b"schedule.density=0.1", "overrides are a bytes"),
@@ -172,9 +172,9 @@ def test_overrides_are_strings_one_or_many():
         ([[one]], "is a list"),
     ):
         with pytest.raises(TypeError, match=said):
-            SparseConfig.load("balanced", bad)
+            SparseConfig.load("tiles", bad)
         with pytest.raises(TypeError, match=said):
-            resolve(SparseConfig.load("balanced"), bad)
+            resolve(SparseConfig.load("tiles"), bad)
 
 
 def test_sections_are_mappings_and_about_is_text():
@@ -207,11 +207,11 @@ SPARSITIES = {0.75: 0.25, 0.9: 0.1, 0.8: 0.2, 0.7: 0.3, 0.95: 0.05, 0.999: 0.001
 def test_sparsity_says_density(sparsity, tmp_path):
     density = SPARSITIES[sparsity]
     for config in (
-        SparseConfig.load("balanced", f"schedule.sparsity={sparsity}"),
+        SparseConfig.load("tiles", f"schedule.sparsity={sparsity}"),
         SparseConfig.from_dict({"schedule": {"sparsity": sparsity}}),
         SparseConfig.from_dict({"schedule": {"sparsity": 0.5}}, f"schedule.sparsity={sparsity}"),
         SparseConfig.from_dict({"schedule": {"density": 0.5}}, f"schedule.sparsity={sparsity}"),
-        SparseConfig.load("balanced", ["schedule.name=ramp", f"schedule.sparsity={sparsity}"]),
+        SparseConfig.load("tiles", ["schedule.name=ramp", f"schedule.sparsity={sparsity}"]),
     ):
         assert config.schedule.density == density
         assert "sparsity" not in config.to_yaml() and f"density: {density}" in config.to_yaml()
@@ -225,9 +225,9 @@ def test_sparsity_and_density_are_one_thing():
     with pytest.raises(ValueError, match=r"schedule.sparsity=0.75 beside schedule.density=0.25"):
         SparseConfig.from_dict({"schedule": {"sparsity": 0.75, "density": 0.25}})
     with pytest.raises(ValueError, match="both say the same"):
-        SparseConfig.load("balanced", ["schedule.sparsity=0.75", "schedule.density=0.25"])
+        SparseConfig.load("tiles", ["schedule.sparsity=0.75", "schedule.density=0.25"])
     with pytest.raises(ValueError, match=r"schedule key='sparsty': allowed is .*sparsity"):
-        SparseConfig.load("balanced", "schedule.sparsty=0.75")
+        SparseConfig.load("tiles", "schedule.sparsty=0.75")
 
 
 @pytest.mark.parametrize("stage", registry.STAGES)

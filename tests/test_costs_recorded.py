@@ -35,7 +35,8 @@ def machine(row):
 
 def predicted(row, where):
     sizes = {key: int(row[key]) for key in ("height", "width", "frames", "steps")}
-    plan = subject(Request(preset=row["preset"], **sizes), row["dtype"]).plan
+    preset, *overrides = row["preset"].split()
+    plan = subject(Request(preset=preset, overrides=overrides, **sizes), row["dtype"]).plan
     found = predict(plan, where, float(row["crossover"]))
     return (found.dense_run if row["arm"] == "dense" else found.sparse_run).seconds
 

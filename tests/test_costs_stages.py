@@ -42,7 +42,7 @@ def seconds(density, forward=FORWARD, where=H100):
 
 
 def run(where=H100, forward=FORWARD, overrides=(), steps=10):
-    config = SparseConfig.load("balanced", overrides)
+    config = SparseConfig.load("tiles", overrides)
     return predict(Plan(forward, config, steps, 2), where)
 
 
@@ -54,7 +54,7 @@ SCORED = {  # (query, key) pairs that an estimator scores, of all; numbers in a 
     "blasst": (1, 1),
     "absdiff": (4 / 64**2, 1),
     "hier": (0.5 * 4 / 64**2, 1),
-    "balanced": (0, 1),
+    "tiles": (0, 1),
 }
 
 
@@ -156,7 +156,7 @@ def test_a_run_is_the_sum_of_its_steps():
 
 
 def test_calls_above_the_crossover_are_dense():
-    config = SparseConfig.load("balanced")
+    config = SparseConfig.load("tiles")
     plan = Plan(FORWARD, config, 10)
     below, above = (predict(plan, H100, crossover=c) for c in (0.26, 0.24))
     assert below.dense_steps == 3 and above.dense_steps == 10
@@ -194,3 +194,11 @@ def test_memory_counts_weights_and_buffers():
     raster = memory(replace(FORWARD, hoisted=False), METHOD, FORWARD.weights)
     assert raster["sparse buffers"] == 2 * passed + 9 * cells
     assert dense["activations"] == sparse["activations"] >= 6 * passed
+
+
+def test_memory_counts_orders_that_heads_keep():
+    """8 bytes a token and head, as `tests/test_content_order.py` finds of a running call."""
+    ordered = replace(METHOD, refresh=4, axes=6)
+    kept = memory(FORWARD, ordered, FORWARD.weights, branches=2)["orders of heads"]
+    assert kept == 2 * 8 * 75_600 * 40 * FORWARD.layers
+    assert memory(FORWARD, METHOD, FORWARD.weights, branches=2)["orders of heads"] == 0

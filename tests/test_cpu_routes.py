@@ -183,7 +183,7 @@ def test_a_route_that_is_asked_for_is_run_or_refused(
 
     def run(route: str, dtype: torch.dtype = torch.float32, *more: str) -> torch.Tensor:
         changes = [f"kernel.cpu_route={route}", "schedule.min_tokens=0", "kernel.impl=cpu", *more]
-        config = SparseConfig.load("balanced", ["schedule.name=constant", *changes])
+        config = SparseConfig.load("tiles", ["schedule.name=constant", *changes])
         q = x.to(dtype)
         return sparse_attention(q, q, q, grid=TokenGrid(1, 16, 16), config=config)
 

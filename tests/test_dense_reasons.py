@@ -65,7 +65,7 @@ def test_min_tokens_are_enough_and_one_token_less_is_not(frames, side, text, mor
 
 
 def test_min_tokens_holds_for_the_default_too():
-    default = SparseConfig.load("balanced", ["schedule.dense_steps=0"])
+    default = SparseConfig.load("tiles", ["schedule.dense_steps=0"])
     least = default.schedule.min_tokens
     assert least == 1024
     assert reason(default, TokenGrid(1, 1, least)) is None
@@ -167,7 +167,7 @@ def test_the_amd_gpus_for_which_the_kernels_are_compiled(monkeypatch):
     support.refusal.cache_clear()
     monkeypatch.setattr(support, "refusal", lambda device: None)
     for form, runs in (("auto", True), ("pointer", True), ("tma", False), ("ws", False)):
-        method = SparseConfig.load("balanced", [f"kernel.form={form}", "kernel.block_q=128"])
+        method = SparseConfig.load("tiles", [f"kernel.form={form}", "kernel.block_q=128"])
         refused = gpu.EXECUTOR.refuses(Form(method, GRID, CUDA, torch.bfloat16, 128))
         assert refused is None if runs else "an AMD GPU: form" in refused.why
 

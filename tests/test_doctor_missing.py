@@ -21,7 +21,7 @@ def machine(monkeypatch, tmp_path):
     info = cpu.figures()
 
     def auto(device):
-        config = SparseConfig.load("balanced", ["schedule.name=constant", "schedule.min_tokens=0"])
+        config = SparseConfig.load("tiles", ["schedule.name=constant", "schedule.min_tokens=0"])
         choice = decide(config, GRID, device=torch.device(device)).choice
         cell = {"device": device, "executor": choice.executor, "passed": dict(choice.passed)}
         return [cell | {"dtype": "", "route": "", "head_dim": 64, "tokens": 9, "density": 1}]

@@ -168,7 +168,7 @@ def test_a_chosen_engine_that_is_not_there_is_refused_with_the_cure(machine):
 
 def test_configs_name_them_and_doctor_shows_them(machine):
     for name in PACKAGES:
-        assert SparseConfig.load("balanced", [f"kernel.engine={name}"]).kernel.engine == name
+        assert SparseConfig.load("tiles", [f"kernel.engine={name}"]).kernel.engine == name
     machine((8, 0))
     facts = doctor._exact_engines()
     found = {name: one["missing"] for name, one in facts.items()}

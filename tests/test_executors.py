@@ -29,7 +29,7 @@ def test_what_the_facts_take_is_run_and_what_they_refuse_names_the_cure(name: st
     for key in ("qk", "form"):
         every = {value for e in registry.executors().values() for value in e.takes[key]}
         for value in every:
-            config = SparseConfig.load("balanced", [f"kernel.{key}={value}"])
+            config = SparseConfig.load("tiles", [f"kernel.{key}={value}"])
             refusal = executor.refuses(Form(config, TokenGrid(1, 8, 8), CPU))
             if value in executor.takes[key]:
                 assert refusal is None or f"kernel.{key}=" not in refusal.why
@@ -44,7 +44,7 @@ def test_a_first_order_that_a_config_asks_for_is_refused_before_any_plan(name: s
     executor = registry.executor(name)
     for order in ("none", "block", "global", "row"):
         config = replace(
-            SparseConfig.load("balanced"), compensation=SimpleNamespace(first_order=order)
+            SparseConfig.load("tiles"), compensation=SimpleNamespace(first_order=order)
         )
         refusal = executor.refuses(Form(config, TokenGrid(1, 8, 8), CPU))
         if order in executor.executes.first_orders:
@@ -64,6 +64,7 @@ class Executor(executor.Executor):
     name = "mine"
     about = "a definition of mine"
     preferred = {"cpu": -1}
+    executes = executor.Executes(("none", "global", "row"), rest_bias=True, head_orders=True)
 
     def refuses(self, form):
         if form.head_dim == 24:
@@ -102,7 +103,7 @@ def mine(tmp_path, monkeypatch):
 def call(depth: int = 16, **options: object):
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 1024, 2, depth) for _ in range(3))
-    config = SparseConfig.load("balanced", ["schedule.name=constant", "schedule.density=0.7"])
+    config = SparseConfig.load("tiles", ["schedule.name=constant", "schedule.density=0.7"])
     return attend(q, k, v, grid=TokenGrid(4, 16, 16), config=config, **options)
 
 
@@ -129,7 +130,7 @@ def test_what_a_new_executor_refuses_goes_to_the_next_one_with_the_reason(mine: 
     why = "head dim 24: mine has no kernel for it"
     found = call(24)
     assert found.choice.executor == "cpu" and found.choice.passed == (("mine", why),)
-    report = RunReport("balanced", SparseConfig.load("balanced"))
+    report = RunReport("tiles", SparseConfig.load("tiles"))
     report.add(StepContext(0, 4), found)
     assert f"not mine: {why}" in str(report)
     with pytest.raises(ValueError, match="^" + why):
@@ -155,7 +156,7 @@ class Fixed(reference.Executor):
 
 def chosen(monkeypatch: pytest.MonkeyPatch, *executors: Fixed) -> Choice:
     monkeypatch.setattr(registry, "executors", lambda: {e.name: e for e in executors})
-    return choose(Form(SparseConfig.load("balanced"), GRID, CPU))
+    return choose(Form(SparseConfig.load("tiles"), GRID, CPU))
 
 
 def test_auto_takes_the_first_that_can_and_says_why_not_the_others(
@@ -186,4 +187,4 @@ def test_without_one_that_can_calls_are_dense_unless_a_setting_is_at_fault(
 def test_a_call_by_name_is_executed_or_refused() -> None:
     q = torch.randn(1, GRID.tokens, 1, 16)
     with pytest.raises(ValueError, match="impl='fast': allowed is auto, cpu, reference, triton"):
-        sparse_attention(q, q, q, grid=GRID, config="balanced", impl="fast")
+        sparse_attention(q, q, q, grid=GRID, config="tiles", impl="fast")

@@ -18,7 +18,7 @@ from vidsparse.plan import StepContext
 from vidsparse.result import AttentionResult, full_density
 
 GRID = TokenGrid(4, 16, 16)
-CONFIG = SparseConfig.load("balanced", ["schedule.min_tokens=0"])
+CONFIG = SparseConfig.load("tiles", ["schedule.min_tokens=0"])
 LATE = StepContext(9, 10)
 
 
@@ -29,7 +29,7 @@ def result(reason, crossover=1.0):
 
 def said(*results, context=LATE, config=CONFIG):
     q = torch.zeros(1, GRID.tokens, 2, 64)
-    met = Expectation(config, "balanced")
+    met = Expectation(config, "tiles")
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         for one in results:
@@ -40,7 +40,7 @@ def said(*results, context=LATE, config=CONFIG):
 def test_calls_that_are_as_fast_dense_are_told_of_once():
     first, *others = said(*[result("not-faster", 0.15)] * 3)
     assert not others
-    assert first.startswith("vidsparse 'balanced': attention over 1,024 tokens is as fast dense")
+    assert first.startswith("vidsparse 'tiles': attention over 1,024 tokens is as fast dense")
     assert "from density 0.15 on, so at 0.25 it runs dense" in first
     assert "at any density" in said(result("not-faster", 0.0))[0]
 
@@ -57,7 +57,7 @@ def test_the_first_sparse_call_counts_and_not_the_dense_steps_before_it():
 def test_a_run_that_is_dense_all_along_warns_once():
     pipe, arguments = tiny.build("wan")
     overrides = ["schedule.min_tokens=0", "kernel.crossover=0.1"]
-    vidsparse.accelerate_pipeline(pipe, "balanced", overrides)
+    vidsparse.accelerate_pipeline(pipe, "tiles", overrides)
     with pytest.warns(RuntimeWarning, match="is as fast dense on this cpu from density 0.1 on"):
         pipe(**arguments)
     assert set(vidsparse.run_report(pipe).dense_reasons) == {"warmup-step", "not-faster"}

@@ -167,11 +167,11 @@ def test_presets(preset: str, hoisted: bool, cuda: torch.device) -> None:
     "how", ["form=pointer", "form=tma", "form=ws", "qk=int8"], ids=lambda how: how.split("=")[1]
 )
 def test_forms(how: str, cuda: torch.device) -> None:
-    result = run(cuda, "balanced", f"kernel.{how}", "kernel.block_q=128")
+    result = run(cuda, "tiles", f"kernel.{how}", "kernel.block_q=128")
     assert result.reason is None and result.out.device == cuda
 
 
-@pytest.mark.parametrize("preset", ["balanced", "pisa"])
+@pytest.mark.parametrize("preset", ["tiles", "pisa"])
 def test_launches_of_a_call(preset: str, cuda: torch.device) -> None:
     """No small launches between those of the kernels; the density and the watch apart.
 
@@ -195,14 +195,14 @@ KERNELS = ("summarise", "block_means", "draft_scores", "select", "pack_exact", "
 @pytest.mark.parametrize("made", [True, False], ids=["orders made", "orders kept"])
 def test_launches_of_content_are_those_of_the_prediction(made: bool, cuda: torch.device) -> None:
     """All heads are taken at once; the watch apart."""
-    config = SparseConfig.load("content", ["kernel.block_q=128", "schedule.density=0.2"])
+    config = SparseConfig.load("balanced", ["kernel.block_q=128", "schedule.density=0.2"])
     forward = Forward(GRID, 1, 6, 128, (), 0.0, 0, "bfloat16")
     method = replace(costs_of(forward, config, machine.table()["H100"]), refresh=1)
     counted = (one for one in sparse_layer(forward, method, 0.2) if made or one.name != ORDER)
     memory, mode = Memory(), current_mode()
     for step in range(2):
         mode.forget()
-        run(cuda, "content", "kernel.block_q=128", "schedule.density=0.2", watch=False,
+        run(cuda, "balanced", "kernel.block_q=128", "schedule.density=0.2", watch=False,
             recall=None if made else memory.of(step))  # fmt: skip
     found = [name for name in mode.launched if name not in VIEWS]
     assert len(found) == pytest.approx(sum(one.launches for one in counted), rel=0.2), found
@@ -264,7 +264,7 @@ def test_what_a_run_keeps_stays_on_the_device(keep: str, cuda: torch.device) -> 
     """Two dense steps and three sparse ones: nothing is read, and nothing comes from the host."""
     changes = "schedule.dense_steps=2", "schedule.density=0.2", "compensation.name=none"
     small = "schedule.min_tokens=0", "kernel.block_q=128", "schedule.dense_layers=[]"
-    config = SparseConfig.load("balanced", [f"keep.{keep}", *changes, *small])
+    config = SparseConfig.load("tiles", [f"keep.{keep}", *changes, *small])
     memory, mode = Memory(), current_mode()
     sizes = 2, GRID.tokens, 3, 128
     for step in range(6):
@@ -313,7 +313,7 @@ def test_what_stays_and_what_is_copied_is_noticed(cuda: torch.device) -> None:
 def test_the_density_is_read_on_demand(cuda: torch.device) -> None:
     """What a reader of the report waits for; that it raises here shows that reads are noticed."""
     with pytest.raises(DataDependentOutputException):
-        _ = run(cuda, "balanced").density
+        _ = run(cuda, "tiles").density
 
 
 def test_flags_of_a_run_are_copied_and_not_waited_for(
@@ -325,11 +325,11 @@ def test_flags_of_a_run_are_copied_and_not_waited_for(
     """
     event = SimpleNamespace(record=lambda: None, query=lambda: False)
     monkeypatch.setattr(guard.torch, "Event", lambda device: event)
-    report = RunReport("balanced", SparseConfig.load("balanced"))
+    report = RunReport("tiles", SparseConfig.load("tiles"))
     for step in range(3):
         report.guard.at(step)
         for layer in range(2):
-            report.add(StepContext(step, 3, layer, 2), run(cuda, "balanced"))
+            report.add(StepContext(step, 3, layer, 2), run(cuda, "tiles"))
     assert [(len(calls), copy.shape) for calls, copy, _ in report.guard._copied] == [
         (2, (2, 4))
     ] * 2
@@ -339,6 +339,6 @@ def test_flags_of_a_run_are_copied_and_not_waited_for(
 
 
 def test_dense_calls_and_checks(cuda: torch.device) -> None:
-    config = SparseConfig.load("balanced")
+    config = SparseConfig.load("tiles")
     check_config(config, cuda)
-    assert run(cuda, "balanced", "schedule.density=0.9").reason == "not-faster"
+    assert run(cuda, "tiles", "schedule.density=0.9").reason == "not-faster"

@@ -18,7 +18,7 @@ CASES = {case.name: case for case in zoo.cases()}
 def refuse(case: str, named: str, **arguments: Any) -> None:
     """The forward of a case with other arguments raises; after that, the usual one runs."""
     subject = CASES[case].build(batch=1, grid=CASES[case].grids[0])
-    vidsparse.accelerate_pipeline(subject.pipe, "balanced")
+    vidsparse.accelerate_pipeline(subject.pipe, "tiles")
     usual = subject.arguments
     subject.arguments = {**usual, **arguments}
     with vidsparse.step(1, 2), pytest.raises(ValueError, match=named):
@@ -76,7 +76,7 @@ def test_flux_waits_for_its_grid_once_a_run(monkeypatch: pytest.MonkeyPatch) -> 
     read, reads = flux._read, []
     monkeypatch.setattr(flux, "_read", lambda ids: reads.append(1) or read(ids))
     pipe, call = zoo.pipelines()["flux"]()
-    vidsparse.accelerate_pipeline(pipe, "balanced")
+    vidsparse.accelerate_pipeline(pipe, "tiles")
     run(pipe, call)
     assert len(reads) == 1
     run(pipe, call)

@@ -76,7 +76,7 @@ def test_wrong_selections_are_wrong(name: str) -> None:
         differs = (off != right).any(-1)
         assert differs.any()
         assert torch.equal(unjustified(off, scores, forced, cut, rule), differs)
-    ranked = scores.ranked(forced)
+    ranked = scores.weighted(cut).ranked(forced)
 
     def changed(rank: int, level: int) -> torch.Tensor:
         """The maps with one place of the ranking at a level, and which of them differ by it."""

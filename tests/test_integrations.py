@@ -31,7 +31,7 @@ PREFIX = f"transformer.blocks.{LAYER}.attn1"
 
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(served.PRESET, "balanced")
+    monkeypatch.setenv(served.PRESET, "tiles")
     monkeypatch.setenv(served.OVERRIDES, CHANGES)
 
 
@@ -319,7 +319,7 @@ def test_sglang_takes_the_class_for_one_member(sgl: Any) -> None:
 )
 def test_settings_that_a_server_cannot_take(changes: str, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        served.asked({served.PRESET: "balanced", served.OVERRIDES: changes})
+        served.asked({served.PRESET: "tiles", served.OVERRIDES: changes})
 
 
 def test_layers_by_their_names() -> None:

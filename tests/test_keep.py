@@ -57,11 +57,11 @@ def dense_of(step: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("impl", masked.EXECUTORS)
-@pytest.mark.parametrize("preset", ["topp", "content", "sta", "jenga"])
+@pytest.mark.parametrize("preset", ["topp", "balanced", "sta", "jenga"])
 def test_a_residual_is_what_the_last_dense_step_had_beyond_a_sparse_one(
     preset: str, impl: str
 ) -> None:
-    changes = ("layout.refresh=100",) if preset == "content" else ()
+    changes = ("layout.refresh=100",) if preset == "balanced" else ()
     if preset == "sta":
         changes = "layout.tile=[2,4,2]", "pattern.tile=[2,4,2]"
     kept = run(config("keep.residual=true", *changes, preset=preset), impl=impl, one=0)["one"]
@@ -70,7 +70,7 @@ def test_a_residual_is_what_the_last_dense_step_had_beyond_a_sparse_one(
     base = StepContext(DENSE - 1, STEPS, 0, 1)
     alone = config("schedule.dense_steps=0", *changes, preset=preset)
     recall = Memory().of(0)
-    if preset == "content":  # the orders of the step in which the residual was made
+    if preset == "balanced":  # the orders of the step in which the residual was made
         lacked = masked.call(alone, drifting(DENSE - 1), GRID, impl, base, recall)
         plain = [
             masked.call(alone, drifting(n), GRID, impl, StepContext(n, STEPS, 0, 1), recall)
@@ -254,7 +254,7 @@ def test_refusals() -> None:
         (["keep.plan=2"], "keep key='plan': allowed is plans, residual, tail, gigabytes"),
     ):
         with pytest.raises(ValueError, match=said):
-            SparseConfig.load("balanced", change)
+            SparseConfig.load("tiles", change)
 
 
 def test_a_run_of_a_pipeline_keeps_and_drops() -> None:
@@ -264,7 +264,7 @@ def test_a_run_of_a_pipeline_keeps_and_drops() -> None:
     settings = ["schedule.dense_steps=1", "schedule.min_tokens=0", "kernel.block_q=16",
                 "kernel.block_k=16", "kernel.impl=reference"]  # fmt: skip
     for keep in (["keep.residual=true"], ["keep.residual=true"], []):
-        vidsparse.accelerate_pipeline(pipe, "balanced", [*settings, *keep])
+        vidsparse.accelerate_pipeline(pipe, "tiles", [*settings, *keep])
         outs.append(tiny.run(pipe, call))
         report = vidsparse.run_report(pipe)
         assert not report.memory.entries and not report.memory.reserved

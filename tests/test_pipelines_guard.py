@@ -111,7 +111,7 @@ def test_what_isfinite_numbers(dtype: torch.dtype) -> None:
 
 
 def test_a_call_without_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SparseConfig.load("balanced", ["schedule.min_tokens=0", "kernel.impl=cpu"])
+    config = SparseConfig.load("tiles", ["schedule.min_tokens=0", "kernel.impl=cpu"])
     q = torch.randn(1, 1024, 1, 16)
     how: Any = {"grid": TokenGrid(4, 16, 16), "config": config}
     bad = q.clone()
@@ -179,13 +179,13 @@ FINE, OUTPUT, INPUT = [True] * 4, [True, True, True, False], [False, True, True,
 
 @pytest.mark.usefixtures("device")
 def test_a_device_is_never_waited_for_within_a_run() -> None:
-    watch = Guard("balanced")
+    watch = Guard("tiles")
     noted(watch, 0, FINE, FINE)
     noted(watch, 1, FINE, OUTPUT, INPUT)
     noted(watch, 2, INPUT, INPUT)
     assert watch.found == [] and Arrival.waits == 0
     Arrival.arrived = True
-    with pytest.raises(RuntimeError, match=r"output of attention at step 1, layer 1 .*'balanced'"):
+    with pytest.raises(RuntimeError, match=r"output of attention at step 1, layer 1 .*'tiles'"):
         watch.at(3)
     assert [(f.step, f.layer, f.inputs) for f in watch.look()] == [(1, 1, ()), (2, 0, ("q",))]
     assert Arrival.waits == 0
@@ -194,7 +194,7 @@ def test_a_device_is_never_waited_for_within_a_run() -> None:
 
 @pytest.mark.usefixtures("device")
 def test_the_last_step_is_looked_at_when_the_run_ends() -> None:
-    watch = Guard("balanced")
+    watch = Guard("tiles")
     noted(watch, 0, FINE)
     noted(watch, 1, FINE, OUTPUT)
     assert [(f.step, f.layer) for f in watch.look()] == [(1, 1)] and Arrival.waits == 2

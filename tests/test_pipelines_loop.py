@@ -29,6 +29,9 @@ class Told:
     def tell(self) -> None:
         self.acts.append("tell")
 
+    def settle(self) -> None:
+        """Nothing is shared with other processes."""
+
 
 PIPE = Pipeline()
 

@@ -37,7 +37,7 @@ def peaks(name: str, *overrides: str) -> tuple[int, int]:
     subject = CASES[name].build(GRID)
     subject.forward()
     stock = peak(subject.forward)
-    vidsparse.accelerate_pipeline(subject.pipe, "balanced", [*SPARSE, *overrides])
+    vidsparse.accelerate_pipeline(subject.pipe, "tiles", [*SPARSE, *overrides])
     with vidsparse.step(1, 2):
         subject.forward()
         ours = peak(subject.forward)

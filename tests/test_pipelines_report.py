@@ -101,12 +101,12 @@ def test_empty_before_the_first_run() -> None:
     pipe, _ = tiny.build("wan")
     with pytest.raises(ValueError, match="WanPipeline is not accelerated"):
         vidsparse.run_report(pipe)
-    vidsparse.accelerate_pipeline(pipe, "balanced")
+    vidsparse.accelerate_pipeline(pipe, "tiles")
     report = vidsparse.run_report(pipe)
     assert (report.calls, report.steps, report.last) == ([], 0, None)
     totals = report.to_dict()["totals"]
     assert (totals["density"], totals["sparse_calls"], totals["dense_calls"]) == (1.0, 0, 0)
-    assert report.to_dict()["preset"] == "balanced"
+    assert report.to_dict()["preset"] == "tiles"
     assert "0 self-attention calls" in str(report)
 
 
@@ -137,7 +137,7 @@ def test_progress_during_a_run() -> None:
 
 def test_too_short_for_the_shipped_preset() -> None:
     pipe, call = tiny.build("wan")
-    vidsparse.accelerate_pipeline(pipe, "balanced", ["schedule.dense_layers=[]"])
+    vidsparse.accelerate_pipeline(pipe, "tiles", ["schedule.dense_layers=[]"])
     tiny.run(pipe, call)
     assert "too-short" in vidsparse.run_report(pipe).dense_reasons
 

@@ -61,9 +61,9 @@ def test_interpolation_is_refused_wherever_it_stands(text, tmp_path):
         path.write_text(yaml.safe_dump(values))
         refused(lambda path=path: SparseConfig.load(path), shown, "mine.yaml")
     for override in (f"schedule.density={text}", f"layout.tile=[2,{text!r},8]"):
-        refused(lambda o=override: SparseConfig.load("balanced", [o]), "override", "${")
+        refused(lambda o=override: SparseConfig.load("tiles", [o]), "override", "${")
     for override in ("schedule.${about}=1", "${about}.density=1"):
-        refused(lambda o=override: SparseConfig.load("balanced", [o]), "override")
+        refused(lambda o=override: SparseConfig.load("tiles", [o]), "override")
 
 
 @pytest.mark.parametrize("text", REACHES[:6])
@@ -122,7 +122,7 @@ FILES = {
     "marker": ("---\n...\n", "found nothing"),
     "no section": ("{}", "expected sections"),
     "list": ("- schedule", "expected sections, .* found a list"),
-    "word": ("balanced", "expected sections, .* found a str"),
+    "word": ("tiles", "expected sections, .* found a str"),
     "number": ("3", "expected sections, .* found a int"),
     "json lines": ('{"about": "a"}\n{"about": "b"}', "not valid YAML"),
     "date": ("schedule: {density: 2024-99-99}", "schedule.density='2024-99-99': allowed is a num"),
@@ -269,9 +269,9 @@ FOREIGN = re.compile(r"OmegaConf|omegaconf|object has no attribute|KeyError|recu
 def test_any_values_are_taken_or_refused_in_our_words(values, overrides):
     for make in (
         lambda: SparseConfig.from_dict(values),
-        lambda: SparseConfig.load("balanced", overrides),
+        lambda: SparseConfig.load("tiles", overrides),
         lambda: SparseConfig.from_dict({"schedule": values, "layout": {"tile": values}}),
-        lambda: SparseConfig.load("balanced", [f"schedule.density={short(v)}" for v in overrides]),
+        lambda: SparseConfig.load("tiles", [f"schedule.density={short(v)}" for v in overrides]),
     ):
         try:
             config = make()

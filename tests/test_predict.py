@@ -63,7 +63,7 @@ def test_json_says_the_same():
     runs, steps = content["run_seconds"], content["step_seconds"]
     assert runs["dense"] == pytest.approx(50 * steps["dense"])
     assert content["speedup"] == pytest.approx(runs["dense"] / runs["sparse"])
-    assert content["dense_steps"] == 12 and content["density"] == 0.25
+    assert content["dense_steps"] == 12 and content["density"] == 0.2
     assert steps["dense"] == pytest.approx(sum(s["dense"] for s in content["stages"].values()))
     assert steps["sparse"] == pytest.approx(sum(s["sparse"] for s in content["stages"].values()))
     assert content["constants"]["sparse"]["source"] == "assumed"

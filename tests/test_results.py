@@ -91,7 +91,7 @@ def test_gains_are_seconds_of_dense_over_seconds_of_sparse(job):
 
 def test_the_bound_of_a_loop_is_that_of_its_sparse_calls():
     """10 s, of which 8 calls of 1 s are computed at a quarter: 10 - 8 + 2 = 4 s are left."""
-    made = RunReport("balanced", SparseConfig.load("balanced"))
+    made = RunReport("tiles", SparseConfig.load("tiles"))
     quarter, whole = torch.full((2,), 0.25), torch.ones(2)
     made.calls = [
         Call(0, n, "cond", "transformer", whole, "warmup-step", None, {"dense": s})

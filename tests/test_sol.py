@@ -99,7 +99,7 @@ def test_neighbours_and_sinks_by_brute_force() -> None:
 
 def test_what_has_no_place_in_an_order_of_heads_is_refused() -> None:
     with pytest.raises(ValueError, match=r"force.neighbours=1 with layout.name='content'"):
-        SparseConfig.load("content", ["force.neighbours=1"])
+        SparseConfig.load("balanced", ["force.neighbours=1"])
     with pytest.raises(ValueError, match=r"force.sinks=-1: allowed is an integer >= 0"):
         Force(sinks=-1)
     with pytest.raises(ValueError, match=r"selector.tau=-1.*\[0, 100\]"):

@@ -261,7 +261,7 @@ DENSE = {  # share of dense steps -> of runs of so many STEPS: the share, rounde
     0.33: (1, 1, 2, 3, 4, 7, 17),
     0.4: (1, 1, 2, 4, 4, 8, 20),
 }
-OWN = {"fast": 0.2, "balanced": 0.25, "content": 0.25, "pyramid": 0.3, "quality": 0.4}
+OWN = {"fast": 0.2, "balanced": 0.25, "tiles": 0.25, "pyramid": 0.3, "quality": 0.4}
 
 
 def test_every_preset_has_its_dense_steps_in_short_runs_too():

@@ -24,6 +24,8 @@ from vidsparse.blocks import Blocks
 from vidsparse.kernels.gpu import support
 from vidsparse.plan import StepContext
 
+TINY = 1e-37
+"""Stands for an error of nothing, as of a block whose values and logits are all the same."""
 SCRATCH = 1 << 24
 """Numbers in a temporary of a few heads or rows, at most, unless one alone is more: 64 MiB."""
 

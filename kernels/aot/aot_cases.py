@@ -68,18 +68,18 @@ def calls(arch: Architecture, full: bool) -> Iterator[Call]:
     high = "kernel.block_q=128"
     for form in ("pointer", *HOPPER * arch.asynchronous):
         changes = high, f"kernel.form={form}"
-        yield attention("balanced", half, 64, *changes)
-        yield attention("balanced", half, 128, *changes)
-        yield attention("balanced", half, 128, *changes, "kernel.block_k=128")
-        yield attention("balanced", half, 128, *changes, hoisted=False)
-        yield attention("balanced", half, 128, *changes, "compensation.name=none")
+        yield attention("tiles", half, 64, *changes)
+        yield attention("tiles", half, 128, *changes)
+        yield attention("tiles", half, 128, *changes, "kernel.block_k=128")
+        yield attention("tiles", half, 128, *changes, hoisted=False)
+        yield attention("tiles", half, 128, *changes, "compensation.name=none")
     for depth in (64, 128):
         yield attention("pisa", half, depth, high)
-        yield attention("balanced", half, depth, high, *MIXED)
-        yield attention("balanced", half, depth, high, "kernel.qk=int8")
+        yield attention("tiles", half, depth, high, *MIXED)
+        yield attention("tiles", half, depth, high, "kernel.qk=int8")
     yield by_rows(half, 128)
-    yield attention("content", half, 128, "estimator.name=variance")
-    yield attention("balanced", torch.float32, 128)
+    yield attention("balanced", half, 128, "estimator.name=variance")
+    yield attention("tiles", torch.float32, 128)
     for sub_blocks in (1, 4):
         yield draft(128, sub_blocks)
     for nk in WIDTHS[: 5 if full else 4]:
@@ -104,11 +104,11 @@ def rare_calls(arch: Architecture) -> Iterator[Call]:
                 continue
             sizes = f"kernel.block_q={block_q}", f"kernel.block_k={block_k}"
             changes = *sizes, *content, f"kernel.form={form}"
-            yield attention("balanced", dtype, depth, *changes)
+            yield attention("tiles", dtype, depth, *changes)
             if dtype == torch.bfloat16 and block_k == 64:
-                yield attention("balanced", dtype, depth, *changes, hoisted=False)
+                yield attention("tiles", dtype, depth, *changes, hoisted=False)
                 if form == "pointer":
-                    yield attention("balanced", dtype, depth, *changes, "kernel.qk=int8")
+                    yield attention("tiles", dtype, depth, *changes, "kernel.qk=int8")
     for dtype, depth in product(dtypes, (64, 80, 128)):
         yield by_rows(dtype, depth)
     for depth, sub_blocks in product((64, 80, 128), (1, 2, 4, 8)):

@@ -66,7 +66,7 @@ def config_of(sizes: tuple[int, int]) -> SparseConfig:
     block_q, block_k = sizes
     changes = ["schedule.name=constant", f"schedule.density={DENSITY}", "kernel.impl=cpu"]
     blocks = [f"kernel.block_q={block_q}", f"kernel.block_k={block_k}"]
-    return SparseConfig.load("balanced", [*changes, *blocks])
+    return SparseConfig.load("tiles", [*changes, *blocks])
 
 
 def measure(steps: int) -> dict[tuple[int, int], list[float]]:

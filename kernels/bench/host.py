@@ -49,10 +49,10 @@ GRID = TokenGrid(21, 45, 80)
 """Of Wan 14B at 720p."""
 
 CALLS = {
-    "centroid": ("balanced", "compensation.name=centroid"),
-    "taylor": ("balanced",),
+    "centroid": ("tiles", "compensation.name=centroid"),
+    "taylor": ("tiles",),
     "levels": ("pyramid",),
-    "int8": ("balanced", "kernel.qk=int8"),
+    "int8": ("tiles", "kernel.qk=int8"),
 }
 FIXED = ("schedule.name=constant", "schedule.density=0.2", "schedule.min_tokens=0")
 ROUNDS, CALLS_OF_A_ROUND = 20, 20

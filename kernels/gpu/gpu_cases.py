@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 QKV = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values [B, H, S, D]."""
 
-PRESET = "balanced"
+PRESET = "tiles"
 """Whose method is measured."""
 
 SIZES = ((128, 64), (128, 128))

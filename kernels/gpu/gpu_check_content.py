@@ -13,8 +13,7 @@ from gpu_results import Machine
 from gpu_units import Unit
 from torch import Tensor
 
-from vidsparse.draft import Draft
-from vidsparse.estimator.moments import TINY
+from vidsparse.draft import TINY, Draft
 from vidsparse.kernels.gpu import oracles
 
 SCORE_LIMIT = 1e-5
@@ -22,7 +21,7 @@ SCORE_LIMIT = 1e-5
 
 
 def content(machine: Machine) -> Iterator[Unit]:
-    """What preset `content` launches beside the stages of all methods."""
+    """What presets with content order launch beside the stages of all methods."""
     acts: dict[str, tuple[float, Callable[[Inputs], float]]] = {
         "second moments": (MEAN_LIMIT, seconds_error),
         "draft with spread": (SCORE_LIMIT, spread_error),

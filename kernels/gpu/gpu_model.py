@@ -1,6 +1,6 @@
 """End to end: one forward of Wan 2.1 transformers with random weights, dense against vidsparse.
 
-Speed does not depend on the weights, which are drawn on the GPU. Sparse: the `balanced` preset
+Speed does not depend on the weights, which are drawn on the GPU. Sparse: the `tiles` preset
 without its dense steps, with the permutation hoisted; dense: the fastest backend of diffusers. The
 projected times are of 50 steps with two guidance branches, the transformer alone, with the dense
 steps of the preset; a model with fewer layers than the real one is scaled by the layers.

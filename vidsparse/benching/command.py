@@ -88,10 +88,16 @@ def _methods(
             folder.mkdir(parents=True, exist_ok=True)
         except (ValueError, ImportError, OSError) as error:
             fail(str(error))
-        rows = []
+        rows, said = [], set()
+
+        def refused(name: str, density: float, why: str) -> None:
+            if (name, why) not in said:
+                said.add((name, why))
+                console.print(f"{name}: {why}", markup=False, highlight=False, soft_wrap=True)
+
         for head in track(heads, "heads", console=console):
             interrupts.check()
-            rows += [*measured([head], configs, densities)]
+            rows += [*measured([head], configs, densities, refused)]
         write_csv(folder / "methods.csv", rows)
         plot(folder / "methods.png", rows)
         console.print(f"{len(rows)} rows in {folder / 'methods.csv'}, picture methods.png beside")

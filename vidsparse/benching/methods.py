@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -24,7 +24,7 @@ from vidsparse.result import AttentionResult
 ORACLE, RANDOM = "oracle", "random"
 """Rows beside the presets: blocks by their true mass, and by chance; all else as `BASE`."""
 
-BASE = "balanced"
+BASE = "tiles"
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,13 @@ def at_density(config: SparseConfig, density: float) -> SparseConfig:
 
 
 def measured(
-    heads: Iterable[Head], presets: dict[str, SparseConfig], densities: Iterable[float]
+    heads: Iterable[Head],
+    presets: dict[str, SparseConfig],
+    densities: Iterable[float],
+    refused: Callable[[str, float, str], None] = lambda name, density, why: None,
 ) -> Iterator[Row]:
-    """Rows of all presets on every head, and of `ORACLE` and `RANDOM`."""
+    """Rows of all presets on every head, and of `ORACLE` and `RANDOM`. refused: is told of a preset
+    that cannot be at a density, as a pattern that reads more at least; it has no row there."""
     densities = tuple(densities)
     for head in heads:
         q, k, v = (x[None, :, None] for x in (head.q, head.k, head.v))
@@ -85,7 +89,11 @@ def measured(
             found: Truth | None = None
             for density in densities:
                 start = perf_counter()
-                result = attend(q, k, v, grid=head.grid, config=at_density(config, density))
+                try:
+                    result = attend(q, k, v, grid=head.grid, config=at_density(config, density))
+                except ValueError as error:
+                    refused(name, density, str(error))
+                    continue
                 seconds = perf_counter() - start
                 if result.plan is None:
                     continue

@@ -7,16 +7,19 @@ from vidsparse.costs.forward import Forward
 from vidsparse.costs.stages import Method
 
 COUNTED = (
-    "weights of the transformers, activations of one forward, buffers of sparse attention; "
+    "weights of the transformers, activations of one forward, buffers of sparse attention, orders "
+    "of heads; "
     "not the text encoder, the VAE, or what its decoding needs"
 )
 
 
 def memory(
-    forward: Forward, method: Method | None, weights: int, devices: int = 1
+    forward: Forward, method: Method | None, weights: int, devices: int = 1, branches: int = 1
 ) -> dict[str, float]:
     """Bytes by kind, on each of the devices that share a forward. method: None for a dense run.
-    weights: numbers in all transformers, which each of them holds.
+    weights: numbers in all transformers, which each of them holds. branches: forwards a step, each
+    of which keeps orders of its own for heads that have any: two int32 a token and head, in every
+    layer.
 
     Activations: the residual twice, as an operation makes a new one, and the largest of: queries,
     keys, values, output and what the rotary embedding makes of two of them; twice the widest result
@@ -34,6 +37,7 @@ def memory(
         "weights": float(weights) * forward.bytes,
         "activations": 2 * passed + inside,
         "sparse buffers": 0.0,
+        "orders of heads": 0.0,
     }
     if method is not None:
         rows, columns = (-(-inner.tokens // n) for n in (method.block_q, method.block_k))
@@ -41,4 +45,7 @@ def memory(
         # scores float32, levels int8, lists int32; copies of keys and values in another order
         copies = 0 if forward.hoisted else 2 * passed
         found["sparse buffers"] = copies + (4 + 1 + 4) * cells
+        if method.refresh:
+            kept = 2.0 * 4 * inner.tokens * inner.heads * forward.layers
+            found["orders of heads"] = kept * branches
     return found

@@ -69,7 +69,7 @@ def _around(rows: list[Row], machine: Machine) -> list[float]:
         tokens, heads, depth = (int(row[name]) for name in ("tokens", "heads", "head_dim"))
         grid = TokenGrid(1, 1, tokens)
         forward = Forward(grid, 1, heads, depth, (), 0.0, 0, row["dtype"], True)
-        method = stages.Method(128, 64, first_order=True)  # of the suite: balanced
+        method = stages.Method(128, 64, first_order=True)  # of the suite: tiles
         work = stages.sparse_layer(forward, method, float(row["density"]))
         around = clock.timed([one for one in work if one.name in stages.AROUND], machine)
         seconds = (float(row["ms_p50"]) - alone[_key(row)]) / 1e3

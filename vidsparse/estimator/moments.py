@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vidsparse.config import require
-from vidsparse.draft import Draft
+from vidsparse.draft import TINY, Draft
 from vidsparse.plan import ScoreKind, Scores
 
 
@@ -43,7 +43,3 @@ def estimate(draft: Draft, params: Params) -> Scores:
     error = around.clamp(min=TINY).log() + count.log()
     value = (error + 2 * (draft.logits + spread)).float()
     return Scores(value, params.kind, logits=lambda: draft.logits)
-
-
-TINY = 1e-37
-"""Of a block whose values and logits are all the same."""

@@ -67,7 +67,9 @@ def figures(subject: Subject, found: Prediction) -> dict[str, Any]:
         "dense_above": found.crossover,
         "memory": {
             "dense": memory(plan.forward, None, subject.weights, plan.devices),
-            "sparse": memory(plan.forward, found.method, subject.weights, plan.devices),
+            "sparse": memory(
+                plan.forward, found.method, subject.weights, plan.devices, plan.branches
+            ),
             "available": machine.constants["memory"].value,
             "counted": COUNTED,
         },
