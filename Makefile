@@ -3,6 +3,7 @@
 # make test-slow   the slow tests that it leaves out
 # make gates  the compile gate for more GPUs, and with the oldest Triton that the kernels are for
 # make check  lint, format, types
+# make docs   the site in site/, strict: every link and anchor is there
 # make bench  the CPU bench
 # make check-diffusers  the tests of families on the lowest release of diffusers that is allowed, and on the newest
 # make mutate MUTANTS="vidsparse.plan*"  which of the faults planted there no test notices; hours for all
@@ -15,7 +16,7 @@ TRITON_OLDEST := 3.6.0
 TRITON_FOLDER ?= .venv/triton-$(TRITON_OLDEST)
 MUTANTS ?=
 
-.PHONY: demo test test-slow gates check check-diffusers bench mutate
+.PHONY: demo test test-slow gates docs check check-diffusers bench mutate
 .DEFAULT_GOAL := demo
 
 .venv/.installed: pyproject.toml
@@ -53,6 +54,17 @@ gates: .venv/.installed
 	        PYTHONPATH=$(TRITON_FOLDER) $(BIN)/python kernels/aot/gate.py; \
 	    else echo "skipped: the compile gate with triton $(TRITON_OLDEST); pip cannot fetch it"; fi; \
 	else echo "skipped: the compile gate; triton is not installed (it exists for Linux)"; fi
+
+# In an environment of its own: what builds the site is not what runs the package.
+.venv/docs/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/pip install --quiet --disable-pip-version-check \
+	    "$$($(PYTHON) -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"][0])')"
+	touch $@
+
+docs: .venv/.installed .venv/docs/.installed
+	$(BIN)/python pipelines/methods_page.py --check
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict --quiet
 
 check: .venv/.installed
 	$(BIN)/ruff check .

@@ -17,6 +17,10 @@ from vidsparse.quality.frames import atomic_output
 
 LEAST = 1e-9
 """An error that is as good as none, for logarithms."""
+FLOOR = 5e-3
+"""Where the axis of errors ends: below are methods that read nearly everything."""
+MOST_NAMES = 9
+"""Methods with colours in a picture."""
 
 
 def mean_error(rows: Sequence[Row]) -> float:
@@ -81,8 +85,13 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(path: Path, rows: Sequence[Row]) -> Path:
-    """Error against density, both logarithmic, a panel for each source."""
+    """Error against density, both logarithmic, a panel for each source.
+
+    Of many methods the best have colours and names, methods with the same errors one line.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
+
+    names = named(rows)
 
     sources = [*dict.fromkeys(row.source for row in rows)]
     with sheet(PAGE, 3.4 * -(-len(sources) // 2)) as figure:
@@ -97,7 +106,17 @@ def plot(path: Path, rows: Sequence[Row]) -> Path:
                     lines[method].append(place)
             for method, points in lines.items():
                 style = {ORACLE: "--", RANDOM: ":"}.get(method, "-")
-                axis.plot(*zip(*sorted(points), strict=True), style, marker="o", ms=3, label=method)
+                look: dict[str, Any] = {"marker": "o", "ms": 3, "label": names.get(method)}
+                if method in (ORACLE, RANDOM):
+                    look |= {"color": "black", "lw": 1}
+                elif method not in names:
+                    look |= {"color": "0.8", "lw": 0.8, "ms": 1.5, "zorder": 0}
+                elif not names[method]:
+                    continue  # stands under the name of another
+                axis.plot(*zip(*sorted(points), strict=True), style, **look)
+            axis.set_ylim(
+                bottom=FLOOR if min(p[1] for x in lines.values() for p in x) < FLOOR else None
+            )
             axis.set(xscale="log", yscale="log", title=source)
             axis.set(xlabel="density (work kept)", ylabel="relative error")
             asked = sorted({row.asked for row in rows})
@@ -108,3 +127,22 @@ def plot(path: Path, rows: Sequence[Row]) -> Path:
             axis.yaxis.set_major_formatter(lambda error, _: f"{error:g}")
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower left", ncols=6)
         return save(figure, path)
+
+
+def named(rows: Sequence[Row]) -> dict[str, str]:
+    """The methods that a picture names: `ORACLE`, `RANDOM`, and those of the least errors among
+    all that read about as much as they were asked to; "" for one that does as another does."""
+    near = [row for row in rows if abs(row.density - row.asked) <= 0.15 * row.asked]
+    errors: dict[str, list[float]] = defaultdict(list)
+    for (_, method, _), some in grouped(near).items():
+        errors[method].append(round(mean_error(some), 6))
+    most = max(map(len, errors.values()), default=0)
+    full = {m: tuple(of) for m, of in errors.items() if len(of) == most}
+    alike: dict[tuple[float, ...], list[str]] = defaultdict(list)
+    for method in sorted(full, key=lambda m: fmean(map(log, full[m]))):
+        if method not in (ORACLE, RANDOM):
+            alike[full[method]].append(method)
+    found = {ORACLE: ORACLE, RANDOM: RANDOM}
+    for group in [*alike.values()][:MOST_NAMES]:
+        found |= {group[0]: ", ".join(group)} | dict.fromkeys(group[1:], "")
+    return found
