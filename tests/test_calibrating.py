@@ -132,6 +132,7 @@ def test_a_goal_of_error_is_reached_and_nothing_is_done_twice(free: Path) -> Non
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_goal_of_psnr_is_tried_on_videos(free: Path) -> None:
     """Of one prompt, so that the result can be run again: it gives what is said."""
     made = calibrate(Asked(REQUEST, Goal("psnr", 30.0), PROMPTS[:1], PROMPTS[1:]))
@@ -164,6 +165,7 @@ def test_a_goal_of_speed_is_a_budget_of_time(free: Path, monkeypatch: pytest.Mon
         calibrate(Asked(REQUEST, Goal("speedup", 3.0), PROMPTS[:1], ()))
 
 
+@pytest.mark.slow
 def test_a_killed_calibration_goes_on(free: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(REQUEST, Goal("error", 0.2), PROMPTS, ())
     real, calls = running.Runs._run, []

@@ -252,8 +252,21 @@ def test_a_plan_can_be_captured(route: str, cuda: torch.device) -> None:
     assert_captured(lambda: engine.execute(q, k, v, plan, order=order, return_lse=True, **how))
 
 
-@pytest.mark.parametrize("hoisted", [True, False], ids=["hoisted", "raster"])
-@pytest.mark.parametrize("preset", presets())
+HOISTED = ("balanced", "psa", "tiles", "topp")
+"""Of unlike stages; hoisted, the others differ from raster as these do."""
+CAPTURED = [
+    pytest.param(
+        preset,
+        hoisted,
+        id=f"{preset}-{'hoisted' if hoisted else 'raster'}",
+        marks=[pytest.mark.slow] * (hoisted and preset not in HOISTED),
+    )
+    for preset in presets()
+    for hoisted in (True, False)
+]
+
+
+@pytest.mark.parametrize(("preset", "hoisted"), CAPTURED)
 def test_a_whole_call_can_be_captured(preset: str, hoisted: bool, cuda: torch.device) -> None:
     changes = "kernel.block_q=128", "schedule.density=0.2"
     assert_captured(lambda: run(cuda, preset, *changes, hoisted=hoisted))

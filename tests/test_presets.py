@@ -56,7 +56,7 @@ def changes(config: SparseConfig) -> list[str]:
     return found
 
 
-QUICK = ("balanced", "tiles", "psa", "topp")
+QUICK = ("balanced", "psa")
 """Of unlike stages; the other presets change the same keys of some of them."""
 
 
