@@ -6,6 +6,7 @@ import enum
 import importlib
 import sys
 import tomllib
+import warnings
 from abc import ABC, abstractmethod
 from functools import partial
 from pathlib import Path
@@ -315,11 +316,22 @@ def test_sglang_takes_the_class_for_one_member(sgl: Any) -> None:
         ("schedule={name: ramp}", "section.key=value"),
         ("schedule.name=ramp; schedule.layer_density=[0.2]", "names each layer"),
         ("schedule.density=2", "schedule.density"),
+        ("schedule.name=table", "a density for each layer"),
+        ("keep.plans=2", "keep carries from step to step"),
     ],
 )
 def test_settings_that_a_server_cannot_take(changes: str, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         served.asked({served.PRESET: "tiles", served.OVERRIDES: changes})
+
+
+def test_orders_that_cannot_be_kept_are_told() -> None:
+    served.tell_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="order their tokens anew in every call.*preset tiles"):
+        assert served.asked({served.PRESET: "balanced"}) is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert served.asked({served.PRESET: "tiles"}) is not None
 
 
 def test_layers_by_their_names() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from vidsparse.attention import sparse_attention
 from vidsparse.config import SparseConfig
 from vidsparse.grid import TokenGrid
 from vidsparse.plan import StepContext
+from vidsparse.sections import Keep
 
 PRESET, OVERRIDES = "VIDSPARSE_PRESET", "VIDSPARSE_SET"
 """Variables: a preset by name or file, and changes to it, section.key=value after `;`."""
@@ -40,7 +43,58 @@ def asked(environ: Mapping[str, str] = os.environ) -> SparseConfig | None:
             f"{PRESET}={preset}: schedule.layer_density names each layer, but a server does not "
             "tell how many there are; leave it out"
         )
+    if schedule.name == "table":
+        raise ValueError(
+            f"{PRESET}={preset}: schedule.name=table has a density for each layer, but a server "
+            "does not tell how many there are; use schedule.name=warmup"
+        )
+    if config.keep != Keep():
+        raise ValueError(
+            f"{PRESET}={preset}: keep carries from step to step, but a server does not tell whose "
+            "step a call is; leave it out"
+        )
+    if config.layout.per_head:
+        tell_once(
+            f"preset {preset}: heads order their tokens anew in every call, as a server does not "
+            "tell whose step a call is, so orders cannot be kept; preset tiles spares them"
+        )
     return config
+
+
+class Layer(ABC):
+    """What the layers of all servers have in common: settings, and a dense layer of the server's.
+
+    member: of the server's backends, by which it is asked for. The arguments are those of the
+    servers' `AttentionImpl`.
+    """
+
+    member: ClassVar[str]
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        softmax_scale: float,
+        causal: bool = False,
+        num_kv_heads: int | None = None,
+        prefix: str = "",
+        **options: Any,
+    ) -> None:
+        config = asked()
+        if config is None:
+            raise ValueError(f"{self.member} is vidsparse here, but {PRESET} is not set")
+        self.config: SparseConfig = config
+        usual = not causal and num_kv_heads in (None, num_heads)
+        self.usual = usual and abs(softmax_scale * head_size**0.5 - 1) < 1e-6
+        self.prefix = prefix
+        self.dense: Any = self.dense_class()(
+            num_heads, head_size, softmax_scale, causal, num_kv_heads, prefix, **options
+        )
+
+    @staticmethod
+    @abstractmethod
+    def dense_class() -> Any:
+        """The server's own dense layer."""
 
 
 def layer_of(prefix: str) -> int:

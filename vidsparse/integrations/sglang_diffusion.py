@@ -1,6 +1,6 @@
 """SGLang Diffusion: an attention backend, put by a plugin in the place of one of its own.
 
-    VIDSPARSE_PRESET=balanced sglang generate ... --attention-backend sliding_tile_attn
+    VIDSPARSE_PRESET=tiles sglang generate ... --attention-backend sliding_tile_attn
 
 SGLang selects backends by the members of an enum. A plugin registers hooks on its functions, and
 ours answers which class `MEMBER` stands for. It is the one whose metadata the denoising stage
@@ -37,7 +37,6 @@ from typing import Any
 
 from torch import Tensor
 
-from vidsparse.config import SparseConfig
 from vidsparse.grid import TokenGrid
 from vidsparse.integrations import served
 
@@ -124,30 +123,14 @@ class Building:
         return SimpleNamespace(current_timestep=current_timestep, grid=grid)
 
 
-class Sparse:
-    """Attention of one layer. The arguments are those of `AttentionImpl`."""
+class Sparse(served.Layer):
+    """Attention of one layer."""
 
-    def __init__(
-        self,
-        num_heads: int,
-        head_size: int,
-        softmax_scale: float,
-        causal: bool = False,
-        num_kv_heads: int | None = None,
-        prefix: str = "",
-        **options: Any,
-    ) -> None:
-        config = served.asked()
-        if config is None:
-            raise ValueError(f"{MEMBER} is vidsparse here, but {served.PRESET} is not set")
-        self.config: SparseConfig = config
-        usual = not causal and num_kv_heads in (None, num_heads)
-        self.usual = usual and abs(softmax_scale * head_size**0.5 - 1) < 1e-6
-        self.prefix = prefix
-        dense = import_module(f"{BACKENDS}.sdpa").SDPAImpl
-        self.dense: Any = dense(
-            num_heads, head_size, softmax_scale, causal, num_kv_heads, prefix, **options
-        )
+    member = MEMBER
+
+    @staticmethod
+    def dense_class() -> Any:
+        return import_module(f"{BACKENDS}.sdpa").SDPAImpl
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_metadata: Any) -> Any:
         """[B, rows, H, D] each."""

@@ -1,6 +1,6 @@
 """vLLM-Omni: an attention backend, registered by a plugin in the place of one of its own.
 
-    VIDSPARSE_PRESET=balanced DIFFUSION_ATTENTION_BACKEND=RAINFUSION_ATTN vllm serve ... --omni
+    VIDSPARSE_PRESET=tiles DIFFUSION_ATTENTION_BACKEND=RAINFUSION_ATTN vllm serve ... --omni
 
 vLLM-Omni selects backends by the members of an enum, and a plugin may override what a member
 stands for; it cannot add one. `MEMBER` is sparse attention that any model may select and that runs
@@ -37,7 +37,6 @@ from typing import Any
 
 from torch import Tensor
 
-from vidsparse.config import SparseConfig
 from vidsparse.grid import TokenGrid
 from vidsparse.integrations import served
 
@@ -86,10 +85,6 @@ class Facts:
         return import_module(ABSTRACT).AttentionMetadata
 
     @staticmethod
-    def get_builder_cls() -> Any:
-        raise NotImplementedError
-
-    @staticmethod
     def get_supported_head_sizes() -> list[int]:
         return []  # any: what has no kernel runs dense, and says so
 
@@ -98,30 +93,15 @@ class Facts:
         return True  # masked calls go to the dense backend
 
 
-class Sparse:
-    """Attention of one layer. The arguments are those of `AttentionImpl`."""
+class Sparse(served.Layer):
+    """Attention of one layer."""
 
-    def __init__(
-        self,
-        num_heads: int,
-        head_size: int,
-        softmax_scale: float,
-        causal: bool = False,
-        num_kv_heads: int | None = None,
-        prefix: str = "",
-        **options: Any,
-    ) -> None:
-        config = served.asked()
-        if config is None:
-            raise ValueError(f"{MEMBER} is vidsparse here, but {served.PRESET} is not set")
-        self.config: SparseConfig = config
-        usual = not causal and num_kv_heads in (None, num_heads)
-        self.usual = usual and abs(softmax_scale * head_size**0.5 - 1) < 1e-6
-        self.prefix = prefix
-        dense = import_module(REGISTRY).DiffusionAttentionBackendEnum[DENSE].get_class()
-        self.dense: Any = dense.get_impl_cls()(
-            num_heads, head_size, softmax_scale, causal, num_kv_heads, prefix, **options
-        )
+    member = MEMBER
+
+    @staticmethod
+    def dense_class() -> Any:
+        member = import_module(REGISTRY).DiffusionAttentionBackendEnum[DENSE]
+        return member.get_class().get_impl_cls()
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_metadata: Any = None) -> Any:
         """[B, rows, H, D] each."""
