@@ -31,7 +31,7 @@ TILINGS = {
     (8, 6): Tiling(64, 32, 4, 3),
     (8, 9): Tiling(64, 32, 4, 3),
     (9, 0): Tiling(128, 64, 8, 2),
-    (10, 0): Tiling(128, 64, 8, 2),
+    (10, 0): Tiling(128, 64, 8, 2, registers=255),
     (10, 3): Tiling(128, 64, 8, 2),
     (12, 0): Tiling(128, 32, 8, 2),
 }
@@ -257,6 +257,7 @@ def rest_merge_operator(
     shape = tiling(q.dtype, support.capability(q.device), block_q)
     rows = QueryRows(q_start, q_count, block_q, order)
     parts = block_q // shape.block_m
+    limit = {} if shape.registers is None else {"maxnreg": shape.registers}
     by_row = moment is not None and moment.ndim == 5
     with torch.cuda.device_of(q):
         rest_merge_kernel[(blocks * parts, batch * heads)](
@@ -302,5 +303,6 @@ def rest_merge_operator(
             ORDERED=order is not None,
             STAGES=shape.stages,
             num_warps=shape.warps,
+            **limit,
             enable_fp_fusion=True,
         )

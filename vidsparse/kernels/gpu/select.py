@@ -234,7 +234,7 @@ def width(blocks: int) -> int:
 
 def warps(width: int) -> int:
     """Warps per program for a row width."""
-    return 1 if width <= 1024 else 4 if width == 2048 else 8
+    return 1 if width < 1024 else 2 if width == 1024 else 4 if width == 2048 else 8
 
 
 @operator("select")
