@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from vidsparse import SparseConfig, TokenGrid, sparse_attention
+from vidsparse import SparseConfig, TokenGrid, attention, registry, sparse_attention
 from vidsparse.attention import attend, decision_for
 from vidsparse.kernels.cpu import contest, engine, executor, store
 from vidsparse.kernels.cpu import crossover as cpu_crossover
@@ -124,6 +125,17 @@ def test_a_quiet_machine_is_timed_three_times() -> None:
     )
 
 
+def test_a_fresh_call_of_a_period_is_spread_over_it() -> None:
+    """One of 26 ms among three of 10 ms, and of 18 ms: 14 ms and 22 ms on average."""
+    work = Work(lambda n: 1.0)
+    work.acts = (*work.acts, lambda: work.pass_by(0.026))
+    found = cpu_crossover._figures(work.acts, lambda: work.now, 4)
+    assert work.done == 4 * 3 and found["noise"] == pytest.approx(0)
+    assert [found[name] for name in ("dense", "sparse_low", "sparse_high")] == pytest.approx(
+        [0.020, 0.014, 0.022]
+    )
+
+
 def test_what_slows_the_whole_machine_is_no_noise() -> None:
     """A clock rate that falls from round to round; the shortest dense time has company."""
     found = Work(lambda n: 1.0 + 0.5 * (n // 3)).figures()
@@ -143,7 +155,16 @@ def test_a_busy_machine_is_timed_for_longer_and_believed_less() -> None:
     assert times.crossover() < truth.crossover()
 
 
-def test_noise_is_thestandard_error_of_the_median() -> None:
+def test_noise_of_calls_far_slower_than_dense_is_not_a_busy_machine() -> None:
+    """Sparse at ten times dense, give or take a twentieth: no reason to measure again."""
+    chance = random.Random(1)
+    work = Work(lambda n: 1.0 if n % 3 == 0 else 10.0 + chance.uniform(-0.5, 0.5))
+    found = work.figures()
+    assert found["noise"] < cpu_crossover.LOUD / 2
+    assert found["sparse_low"] > 4 * found["dense"]
+
+
+def test_noise_is_the_standard_error_of_the_median() -> None:
     """Against the spread of medians of many samples of a normal distribution, by simulation."""
     for count in (3, 5, 9, 25):
         samples = torch.randn(4000, count, generator=torch.Generator().manual_seed(count))
@@ -334,6 +355,40 @@ def test_calls_of_another_kind_are_measured(
         assert len(asked) == len(set(asked)) == 2
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("settings", "fresh"), [
+    (["layout.name=content", "layout.refresh=4"], [True, False, False, True]),
+    (["layout.name=content", "layout.refresh=1"], [True, True, True]),
+    (["layout.name=tile"], [True, True, True]),
+])  # fmt: skip
+def test_orders_of_heads_are_made_in_one_act_of_a_round_alone(
+    monkeypatch: pytest.MonkeyPatch, settings: list[str], fresh: list[bool]
+) -> None:
+    """Every call is of one kind, so that what differs between rounds is noise alone; a call that
+    takes over orders makes none."""
+    made, seen = [], []
+    layout = registry.method("layout", "content")
+    monkeypatch.setattr(layout, "head_orders", noting(made, layout.head_orders))
+    attend_ = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *qkv, **how: (
+        seen.append(len(made)), attend_(*qkv, **how)))  # fmt: skip
+    base = SparseConfig.load("tiles", ["schedule.name=constant", *settings])
+    asked = executor.Form(
+        base, GRIDS[1024], torch.device("cpu"), torch.float32, 16, 2,
+        trial=attention.trial_of(base, False),
+    )  # fmt: skip
+    executor.EXECUTOR.crossover(asked)
+    seen.append(len(made))
+    rounds = [after > before for before, after in pairwise(seen)][1:]
+    want = [one and base.orders_last > 0 for one in fresh[1:]]
+    assert len(rounds) % len(want) == 0 and len(rounds) >= 3 * len(want)
+    assert rounds == want * (len(rounds) // len(want))
+
+
+def noting(made: list[object], act: Callable[..., object]) -> Callable[..., object]:
+    """The act, and a note of each of its calls."""
+    return lambda *given: (made.append(given), act(*given))[1]
 
 
 def test_what_changes_no_time_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:

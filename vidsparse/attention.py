@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -243,13 +242,17 @@ def decision_for(
 
 
 def trial_of(config: SparseConfig, hoisted: bool) -> Trial:
-    """Makes whole sparse calls of a config, hoisted or not, for timing them; each is the next step
-    of a run, whose orders of heads are made anew as seldom as there."""
-    memory, steps = Memory(), count()
+    """Makes whole sparse calls of a config, hoisted or not, for timing them; those that are not
+    fresh take the orders of heads from the last fresh one."""
+    memory = Memory()
 
-    def trial(name: str, block_q: int, *qkv: Tensor, grid: TokenGrid, density: float) -> None:
+    def trial(
+        name: str, block_q: int, *qkv: Tensor, grid: TokenGrid, density: float, fresh: bool
+    ) -> None:
+        if fresh:
+            memory.clear()
         how = tried(config, name, block_q, density)
-        attend(*qkv, grid=grid, config=how, hoisted=hoisted, recall=memory.of(next(steps)))
+        attend(*qkv, grid=grid, config=how, hoisted=hoisted, recall=memory.of(0))
 
     return trial
 

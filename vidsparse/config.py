@@ -142,6 +142,11 @@ class SparseConfig:
                 "scores: use selector.name=static, or estimator.name=mean"
             )
 
+    @property
+    def orders_last(self) -> int:
+        """Steps of a run for which heads keep their orders; 0: they have none of their own."""
+        return self.layout.refresh if self.layout.per_head else 0
+
     @classmethod
     def load(
         cls, name_or_path: str | Path, overrides: str | Iterable[str] | None = ()

@@ -173,7 +173,7 @@ def method(forward: Forward, config: SparseConfig, machine: Machine) -> stages.M
         if products
         else (0.0, 1.0),
         blend=getattr(config.compensation, "blend", False),
-        refresh=layout.refresh if layout.per_head else 0,
+        refresh=config.orders_last,
         axes=layout.axes if layout.per_head else 0,
     )
 

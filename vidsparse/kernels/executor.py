@@ -29,10 +29,21 @@ LONG_SEQUENCE = 16_384
 
 
 class Trial(Protocol):
-    """A whole sparse call by the named executor: q, k, v [1, S, H, D] of a grid, at a density."""
+    """A whole sparse call by the named executor: q, k, v [1, S, H, D] of a grid, at a density.
+
+    fresh: it makes all that later steps of a run take over; else it takes that from the last fresh
+    one.
+    """
 
     def __call__(
-        self, name: str, block_q: int, /, *qkv: Tensor, grid: TokenGrid, density: float
+        self,
+        name: str,
+        block_q: int,
+        /,
+        *qkv: Tensor,
+        grid: TokenGrid,
+        density: float,
+        fresh: bool,
     ) -> object: ...
 
 

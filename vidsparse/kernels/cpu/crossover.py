@@ -12,6 +12,11 @@ and the crossover is the density at which sparse takes less time than dense by `
 noise of the measurement. The three run in turn, and what counts are medians of their ratios within
 a round: what slows the machine down for longer than a round slows all three.
 
+Of the steps of a run one in `Kind.period` makes what the others take over, the orders of heads.
+There a round has a fresh sparse call more, and the time of a sparse call is the mean of a period:
+
+    t(d) = t_kept(d) + (t_fresh(d1) - t_kept(d1)) / period
+
 Both times grow with the number of heads, but not a sparse call's share that no head adds to. That
 share cannot be told from a small call, where it is larger; so short calls are timed with as many
 heads as make it small, and what it would give calls with more of them is left as a reserve.
@@ -22,7 +27,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Protocol, TypeVar
@@ -36,6 +41,7 @@ from vidsparse.kernels.cpu import routes, store
 from vidsparse.kernels.cpu.threads import fresh
 
 Measured = TypeVar("Measured")
+Act = Callable[[], object]
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 """Tokens that are timed, the longer ones only where they take no longer than `AFFORDABLE`; beyond,
@@ -53,7 +59,8 @@ HEAD_TOKENS = 4096
 """Heads x tokens that are timed at least, where a call has so many heads."""
 
 QUIET = 0.02
-"""Noise, as a share of the dense time, with which a measurement is content."""
+"""Noise, as a share of the dense time or of a longer sparse one, with which a measurement is
+content."""
 
 LOUD = 0.1
 """Noise with which a measurement is of something else that ran: it holds for this process alone."""
@@ -72,9 +79,9 @@ FIGURES = ("dense", "sparse_low", "sparse_high", "noise")
 
 
 class Trial(Protocol):
-    """A whole sparse call: q, k, v [1, S, H, D] of a grid, at a density."""
+    """A whole sparse call: q, k, v [1, S, H, D] of a grid, at a density; as in the executor's."""
 
-    def __call__(self, *qkv: Tensor, grid: TokenGrid, density: float) -> object: ...
+    def __call__(self, *qkv: Tensor, grid: TokenGrid, density: float, fresh: bool) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,8 @@ class Kind:
     """Calls that one measurement speaks for.
 
     dtype: of q, as torch names it. heads: that are timed at most. threads: of torch. method: all
-    settings that the time of a call depends on.
+    settings that the time of a call depends on. period: steps of a run for which a fresh call is
+    good.
     """
 
     dtype: str
@@ -90,14 +98,15 @@ class Kind:
     heads: int
     threads: int
     method: str
+    period: int = 1
 
 
 @dataclass(frozen=True)
 class Times:
     """Seconds of whole calls of one kind and length: dense; sparse at `DENSITIES`.
 
-    noise: standard error of the sparse times, as a share of the dense one. measured, problem: as of
-    `store.Record`.
+    noise: standard error of the sparse times, as a share of the dense one or, where they are
+    longer, of themselves. measured, problem: as of `store.Record`.
     """
 
     dense: float
@@ -114,11 +123,11 @@ class Times:
         return min(max(DENSITIES[0] + (goal - low) / slope, -1.0), 2.0)
 
 
-def kind(dtype: torch.dtype, head_dim: int, heads: int, method: str) -> Kind:
+def kind(dtype: torch.dtype, head_dim: int, heads: int, method: str, period: int = 1) -> Kind:
     """The kind of a call of so many heads (times batch) on the caller's torch threads."""
     threads = torch.get_num_threads()
     timed = min(heads, max(threads, HEAD_TOKENS // LENGTHS[0]))
-    return Kind(str(dtype).removeprefix("torch."), head_dim, timed, threads, method)
+    return Kind(str(dtype).removeprefix("torch."), head_dim, timed, threads, method, period)
 
 
 def density(kind: Kind, tokens: int, trial: Trial) -> float:
@@ -204,15 +213,21 @@ def measure(kind: Kind, length: int, trial: Trial) -> store.Figures:
     q, k, v = (x.to(getattr(torch, kind.dtype)) for x in made)
     grid = TokenGrid(length // 256, 16, 16)
     inner = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    acts: tuple[Callable[[], object], ...] = (
+
+    def sparse(density: float, fresh: bool) -> Act:
+        return lambda: trial(q, k, v, grid=grid, density=density, fresh=fresh)
+
+    whole = sparse(DENSITIES[0], True)
+    single = kind.period == 1
+    acts: list[Act] = [
         lambda: F.scaled_dot_product_attention(*inner),
-        lambda: trial(q, k, v, grid=grid, density=DENSITIES[0]),
-        lambda: trial(q, k, v, grid=grid, density=DENSITIES[1]),
-    )
+        *(sparse(density, single) for density in DENSITIES),
+        *([] if single else [whole]),
+    ]
     with torch.inference_mode():
-        acts[1]()  # plans of a new grid, memory, new shapes in oneDNN
+        whole()  # plans of a new grid, memory, new shapes in oneDNN
         start = time.perf_counter(), time.process_time()
-        figures = _figures(acts, clock)
+        figures = _figures(acts, clock, kind.period)
         wall, used = time.perf_counter() - start[0], time.process_time() - start[1]
     if kind.threads > 1 and wall > SAYS and used < BUSY * wall * kind.threads:
         share = used / (wall * kind.threads)
@@ -224,8 +239,11 @@ def measure(kind: Kind, length: int, trial: Trial) -> store.Figures:
     return figures
 
 
-def _figures(acts: tuple[Callable[[], object], ...], clock: Callable[[], float]) -> store.Figures:
-    """Time dense, sparse at the low and at the high density in turn until the noise is small."""
+def _figures(acts: Sequence[Act], clock: Callable[[], float], period: int = 1) -> store.Figures:
+    """Time dense, sparse at the low and at the high density in turn until the noise is small.
+
+    A fourth act is a fresh call at the low density, one in a period.
+    """
     rounds: list[list[float]] = []
     end = clock() + SECONDS
     while True:
@@ -233,9 +251,11 @@ def _figures(acts: tuple[Callable[[], object], ...], clock: Callable[[], float])
         for act in acts:
             act()
             now.append(clock())
-        rounds.append([after - before for before, after in pairwise(now)])
+        dense, *sparse = (after - before for before, after in pairwise(now))
+        extra = (sparse[2] - sparse[0]) / period if len(sparse) == 3 else 0.0
+        rounds.append([dense, sparse[0] + extra, sparse[1] + extra])
         ratios = [[one[n] / max(one[0], 1e-9) for one in rounds] for n in (1, 2)]
-        noise = max(map(standard_error, ratios))
+        noise = max(standard_error(one) / max(1.0, statistics.median(one)) for one in ratios)
         enough = noise <= QUIET or now[-1] > end or len(rounds) == MOST
         if len(rounds) >= LEAST and enough:
             break

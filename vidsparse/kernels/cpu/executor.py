@@ -75,7 +75,8 @@ class Executor(executor.Executor):
         block_q = self.query_block(form)
         route = contest.choose(form.dtype, form.head_dim, form.config.kernel.cpu_route)
         cost = _cost(form.config, block_q, form.hoisted, route.name)
-        kind = crossover.kind(form.dtype, form.head_dim, form.heads, cost)
+        period = form.config.orders_last or 1
+        kind = crossover.kind(form.dtype, form.head_dim, form.heads, cost, period)
         return kind, partial(form.trial, self.name, block_q)
 
     def query_block(self, form: Form) -> int:

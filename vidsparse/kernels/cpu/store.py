@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from vidsparse.kernels.cpu import machine
 
-VERSION = 2
+VERSION = 3
 """Part of every key: a change of what is measured makes old figures unread."""
 
 Figures = dict[str, float]
