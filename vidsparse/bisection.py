@@ -100,7 +100,8 @@ def _halves(first: int, length: int, size: int) -> tuple[tuple[int, int], tuple[
 
 def _widest(x: Tensor) -> Tensor:
     """x [G, A, parts, n] -> [G, parts, n]: on the axis in which each part varies most."""
-    axis = x.var(-1, correction=0).argmax(1, keepdim=True).unsqueeze(-1)
+    apart = torch.linalg.vector_norm(x - x.mean(-1, keepdim=True), dim=-1)
+    axis = apart.argmax(1, keepdim=True).unsqueeze(-1)
     return x.gather(1, axis.expand(-1, 1, -1, x.shape[-1])).squeeze(1)
 
 

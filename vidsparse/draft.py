@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import product
 from math import inf
 
 import torch
@@ -28,6 +29,8 @@ TINY = 1e-37
 """Stands for an error of nothing, as of a block whose values and logits are all the same."""
 SCRATCH = 1 << 24
 """Numbers in a temporary of a few heads or rows, at most, unless one alone is more: 64 MiB."""
+CACHED = 1 << 19
+"""The same on a CPU, where what is read again at once should still be in the cache of a core."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,14 @@ class Draft:
 
     def _moments(self, x: Tensor, blocks: Blocks, order: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, H, n, D] twice: means of q, k or v over the tokens of each block, and of its squares;
-        in torch a few heads at once."""
+        in torch a few heads at once, on a CPU one."""
         if self.in_triton:
             return self._in_one_read(x, blocks, order, norms=False)
         batch, heads, tokens, depth = x.shape
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         means, squares = [], []
         for b in range(batch):
-            for cut in strips(heads, tokens * depth):
+            for cut in strips(heads, tokens * depth, scratch(x)):
                 some, own = (cut.start, cut.stop - cut.start), order
                 if order is not None and order.ndim == 3:
                     own = order.narrow(0, b, 1).narrow(1, *some)
@@ -170,12 +173,12 @@ def taken(x: Tensor, order: Tensor | None) -> Tensor:
         return x
     if order.ndim == 1:
         return x.index_select(2, order)
-    heads = (  # `gather` takes an index as large as x
-        x.select(0, b).select(0, h).index_select(0, order.select(0, b).select(0, h))
-        for b in range(x.shape[0])
-        for h in range(x.shape[1])
-    )
-    return torch.stack([*heads]).view(x.shape)
+    found = x.new_empty(x.shape)
+    for b, h in product(range(x.shape[0]), range(x.shape[1])):
+        # `gather` takes an index as large as x
+        head, own = (y.select(0, b).select(0, h) for y in (x, order))
+        torch.index_select(head, 0, own, out=found.select(0, b).select(0, h))
+    return found
 
 
 @lru_cache(maxsize=16)
@@ -189,7 +192,12 @@ def pieces(blocks: Blocks, parts: int, device: torch.device) -> tuple[Tensor, Te
         return start.to(device), count.to(device, torch.int32)
 
 
-def strips(rows: int, numbers: int) -> Iterator[slice]:
-    """Cuts of `rows` rows of so many numbers each, as many rows at a time as `SCRATCH` holds."""
-    step = max(1, SCRATCH // max(1, numbers))
+def scratch(x: Tensor) -> int:
+    """Numbers in a temporary of what is made from x and read again at once."""
+    return CACHED if x.device.type == "cpu" else SCRATCH
+
+
+def strips(rows: int, numbers: int, most: int = SCRATCH) -> Iterator[slice]:
+    """Cuts of `rows` rows of so many numbers each, as many rows at a time as `most` numbers are."""
+    step = max(1, most // max(1, numbers))
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vidsparse import bisection, curves
 from vidsparse.config import require
-from vidsparse.draft import SCRATCH, Draft, taken
+from vidsparse.draft import Draft, scratch, strips, taken
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import support
 
@@ -94,18 +94,32 @@ def _in_torch(
     """
     batch, heads, _, depth = draft.q.shape
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    at_once = max(1, SCRATCH // (len(place) * depth))
-    for b, first in ((b, first) for b in range(batch) for first in range(0, heads, at_once)):
-        some = first, min(at_once, heads - first)
-        own = (x.narrow(0, b, 1).narrow(1, *some) for x in (draft.q, draft.k))
-        own = (x.narrow(2, *video) if draft.order_q is None else taken(x, place) for x in own)
-        q, k = (x.squeeze(0).float() for x in own)
-        q, k = (torch.where(x.isfinite(), x, 0.0) for x in (q, k))
+    sizes = draft.q_blocks.size, draft.k_blocks.size
+    for b in range(batch):
+        for some in strips(heads, len(place) * depth):
+            projected = _projected(draft, place, video, axes, b, some)
+            for part, rows, size in zip(found, projected, sizes, strict=True):
+                order = bisection.bisected(rows, size, local=axes == 0)
+                part.append(place.expand_as(order).gather(1, order))
+    return torch.cat(found[0]), torch.cat(found[1])
+
+
+def _projected(
+    draft: Draft, place: Tensor, video: tuple[int, int], axes: int, batch: int, heads: slice
+) -> tuple[Tensor, Tensor]:
+    """What queries and keys of some heads are compared by, [heads, n, axes or D] float32.
+
+    Heads at once: as many as a cache holds.
+    """
+    own = [x.select(0, batch)[heads] for x in (draft.q, draft.k)]
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for some in strips(len(own[0]), len(place) * own[0].shape[2], scratch(draft.q)):
+        parts = (x[some].unsqueeze(0) for x in own)
+        parts = (x.narrow(2, *video) if draft.order_q is None else taken(x, place) for x in parts)
+        q, k = (x.squeeze(0).float().nan_to_num(0.0, 0.0, 0.0) for x in parts)
         of_q, of_k = ((x.mT @ x / len(place), x.mean(1, keepdim=True)) for x in (q, k))
-        bases, sizes = _bases(of_q, of_k, axes), (draft.q_blocks.size, draft.k_blocks.size)
-        for part, x, basis, size in zip(found, (q, k), bases, sizes, strict=True):
-            order = bisection.bisected(x @ basis, size, local=axes == 0)
-            part.append(place.expand_as(order).gather(1, order))
+        for part, x, basis in zip(found, (q, k), _bases(of_q, of_k, axes), strict=True):
+            part.append(x @ basis)
     return torch.cat(found[0]), torch.cat(found[1])
 
 
