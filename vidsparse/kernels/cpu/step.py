@@ -89,6 +89,9 @@ def run_rows(
         which every row of a list `moments` that is not empty writes its own [D, D].
     low_out: the result in the dtype of weights, or None if that is the dtype of out.
     """
+    factor = torch.full(
+        [], scale, dtype=scaled.dtype, device=scaled.device
+    )  # a number is made a tensor in every call
     for row in range(len(starts)):
         gather(row, index, spans, tables, targets, stages, spare)
         if len(moments) > 0:
@@ -96,7 +99,7 @@ def run_rows(
         for part in range(parts):
             first = starts[row] + part * queries
             end = first + queries
-            scaled.copy_(q[first:end]).mul_(scale)
+            scaled.copy_(q[first:end]).mul_(factor)
             torch.mm(scaled, keys, out=score)
             if len(bias) > 0:
                 far.add_(bias[row])
@@ -148,6 +151,12 @@ def attend_rows(
     its first-order term, [D, D] in float32, or none; the share of the centroids, which it takes, is
     exp of their LSE less that of all columns.
     """
+    count = far.size(0)
+    all_keys = keys.unsqueeze(0).unsqueeze(0)
+    all_values = values.unsqueeze(0).unsqueeze(0)
+    all_mask = mask.expand(1, 1, queries, mask.size(0))
+    far_keys, far_values = all_keys[:, :, :count], all_values[:, :, :count]
+    far_mask = far.expand(1, 1, queries, count)
     for row in range(len(starts)):
         gather(row, index, spans, tables, targets, [], spare)
         if len(bias) > 0:
@@ -155,31 +164,16 @@ def attend_rows(
         first = starts[row]
         end = first + queries
         asked = q[first:end].unsqueeze(0).unsqueeze(0)
-        all_keys = keys.unsqueeze(0).unsqueeze(0)
-        all_values = values.unsqueeze(0).unsqueeze(0)
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            asked,
-            all_keys,
-            all_values,
-            0.0,
-            False,
-            attn_mask=mask.expand(1, 1, queries, mask.size(0)),
-            scale=scale,
+            asked, all_keys, all_values, 0.0, False, attn_mask=all_mask, scale=scale
         )
-        result = found[0].squeeze(0).squeeze(0)
-        total = found[1].flatten()
+        result = found[0].view(queries, -1)
+        total = found[1].view(queries)
         if len(moments) > 0:
-            count = far.size(0)
             rest = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                asked,
-                all_keys[:, :, :count],
-                all_values[:, :, :count],
-                0.0,
-                False,
-                attn_mask=far.expand(1, 1, queries, count),
-                scale=scale,
+                asked, far_keys, far_values, 0.0, False, attn_mask=far_mask, scale=scale
             )
-            share = (rest[1].flatten() - total).exp().mul_(scale)
+            share = (rest[1].view(queries) - total).exp().mul_(scale)
             asked_wide = q[first:end].to(moments[row].dtype)
             term = torch.mm(asked_wide, moments[row]).mul_(share.unsqueeze(1))
             result = term.add_(result)
