@@ -83,6 +83,12 @@ def draft_spread() -> list[tuple[Any, ...]]:
     return [(*means, rule, *how, values if rule == "moments" else []) for rule in spread.RULES]
 
 
+def block_errors() -> list[tuple[Any, ...]]:
+    means, values = torch.randn(2, 2, 3, 40), tokens()
+    return [(means, x, values.to(x), *PLACE, order, 0.1, 1e-37)
+            for x, order in ((tokens(), None), (tokens().half(), ORDER))]  # fmt: skip
+
+
 def lost_mass() -> list[tuple[Any, ...]]:
     text = torch.arange(33) > 30
     return [(*torch.rand(2, 2, 2, 3, 33), torch.full((33,), 16), text, 7)]
@@ -228,6 +234,7 @@ CALLS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     f"vidsparse::{call.__name__}": call
     for call in (
         *(block_means, second_moments, fill_keys, draft_scores, draft_spread, lost_mass),
+        block_errors,
         *(finite_means, rest_weights, grams, project, bisect),
         *(select, pack_exact, exact_tiles, rest_merge),
         *(summarise, block_moments, pack_tiles, levels_forward, row_shares),

@@ -23,7 +23,7 @@ FACTORS = ("exact_tiles", "exact_tiles_hopper", "levels_forward", "rest_merge", 
 PIPELINED = ("exact_tiles", "exact_tiles_hopper", "levels_forward")
 """Kernels whose loop over tiles of keys is nearly all of a call."""
 
-DRAFTS = ("draft_scores", "draft_spread", "project")
+DRAFTS = ("draft_scores", "draft_spread", "block_errors", "project")
 """Multiply float32 as pairs of tf32."""
 
 
@@ -89,7 +89,7 @@ class Launch:
     @property
     def limited(self) -> bool:
         """Whether the limit of registers stands for two blocks on one multiprocessor."""
-        return self.options.get("maxnreg") is not None
+        return (self.options.get("maxnreg") or 255) <= 128
 
     @property
     def as_sm_80(self) -> bool:

@@ -25,6 +25,7 @@ def content(machine: Machine) -> Iterator[Unit]:
     acts: dict[str, tuple[float, Callable[[Inputs], float]]] = {
         "second moments": (MEAN_LIMIT, seconds_error),
         "draft with spread": (SCORE_LIMIT, spread_error),
+        "errors of blocks": (SCORE_LIMIT, block_error),
         "lost mass": (SCORE_LIMIT, lost_error),
         "grams and projection": (SCORE_LIMIT, rows_error),
         "bisection": (0.0, cuts_error),
@@ -59,6 +60,20 @@ def spread_error(given: Inputs) -> float:
         relative(drafted(given, rule, 2.0), oracles.draft_spread(*operands, rule, 2.0))
         for rule in RULES
     )
+
+
+def block_error(given: Inputs) -> float:
+    """Of logarithms, in blocks of more than a token: of one, a centroid loses nothing."""
+    from vidsparse.kernels.gpu.block_errors import block_errors
+
+    cuts = given.plan.q_blocks, given.plan.k_blocks
+    cut = cuts[1].on(given.q.device)
+    means = oracles.block_means(given.q, cuts[0].start, cuts[0].count).float()
+    place = cut.start, cut.count.int(), cut.size, None
+    found = block_errors(means, given.k, given.v, *place, given.q.shape[3] ** -0.5, TINY)
+    want = oracles.block_errors(given.q, given.k, given.v, *cuts)
+    several = cut.count > 1
+    return relative(found[..., several], want[..., several])
 
 
 def drafted(given: Inputs, rule: str, bound: float) -> Tensor:

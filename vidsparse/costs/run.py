@@ -172,6 +172,7 @@ def method(forward: Forward, config: SparseConfig, machine: Machine) -> stages.M
         products=products(block_q, config.kernel.block_k, forward.heads)
         if products
         else (0.0, 1.0),
+        one_launch=getattr(config.estimator, "one_launch", False),
         blend=getattr(config.compensation, "blend", False),
         refresh=config.orders_last,
         axes=layout.axes if layout.per_head else 0,

@@ -44,6 +44,9 @@ six."""
 AXES = 80
 """Operations of an order of heads beside its cuts: what axes follow from, the gate, the choice."""
 
+TILE_ROWS = 64
+"""Rows of blocks for which one launch reads every key and value once."""
+
 MERGES = 4
 """Operations for the heads whose moments of blocks are in memory at a time."""
 
@@ -81,9 +84,9 @@ class Method:
     give the first-order term, too, and it is made for each query block if row_moments. spread: the
     variance inside blocks is drafted. reads_tokens: the draft is of every key and value. products:
     which share of the pairs of all queries and keys it scores, and numbers in each of these
-    products, by head dim. blend: what is left out gives
-    something of its own to each row of the output. refresh:
-    steps for which heads keep an order of their own, 0 if they have none; axes: what it compares.
+    products, by head dim; one_launch: none of them reaches memory. blend: what is left out gives
+    something of its own to each row of the output. refresh: steps for which heads keep an order of
+    their own, 0 if they have none; axes: what it compares.
     """
 
     block_q: int
@@ -94,6 +97,7 @@ class Method:
     spread: bool = False
     reads_tokens: bool = False
     products: tuple[float, float] = (0.0, 1.0)
+    one_launch: bool = False
     blend: bool = False
     refresh: int = 0
     axes: int = 0
@@ -234,13 +238,16 @@ def _drafted(forward: Forward, method: Method) -> list[Stage]:
     share, depth = method.products
     if method.reads_tokens or share:
         weights = share * tokens**2 * heads
+        moved, launches = 4 * passed + 5 * 4 * weights, 8.0 * heads  # normalised, summed twice
+        if method.one_launch:
+            moved, launches = 2 * passed * ceil(rows / TILE_ROWS) + 4 * rows * columns * heads, 1.0
         found.append(
             Stage(
                 ESTIMATOR,
                 flops=2 * share * depth * tokens**2 * width,
-                bytes=4 * passed + 5 * 4 * weights,  # written, normalised, summed twice
+                bytes=moved,
                 exps=weights,
-                launches=8.0 * heads,
+                launches=launches,
             )
         )
     if method.blend:

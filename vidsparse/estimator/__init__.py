@@ -7,7 +7,8 @@ A method is a file here with
         scores. What it costs: `spread`, whether it reads that of the draft; `reads_tokens`, whether
         every key and value. One that makes more products than those of block means has
         `products(block_q, block_k, heads) -> (float, float)`: how many pairs are scored, as a share
-        of those of all queries and keys, and numbers in each of these products, by head dim.
+        of those of all queries and keys, and numbers in each of these products, by head dim;
+        `one_launch` there, if on a GPU none of them reaches memory.
     def estimate(draft: Draft, params: Params) -> Scores
         scores [B, H, nq, nk] that say what they are: kind "logit" (logarithms of mean weights),
         "mass" (rows sum to 1) or "rank" (they compare inside a row, and are no mass; `logits` of

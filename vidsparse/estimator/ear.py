@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vidsparse import inside
 from vidsparse.config import require
-from vidsparse.draft import Draft, strips
+from vidsparse.draft import TINY, Draft, pieces, strips
+from vidsparse.kernels.gpu import support
 from vidsparse.plan import ScoreKind, Scores
 
 
@@ -29,6 +30,7 @@ class Params:
     kind: ClassVar[ScoreKind] = "rank"
     spread: ClassVar[bool] = False
     reads_tokens: ClassVar[bool] = True
+    one_launch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(0 <= self.gamma <= 2, "estimator.gamma", self.gamma, "a number in [0, 2]")
@@ -39,7 +41,15 @@ class Params:
 
 
 def estimate(draft: Draft, params: Params) -> Scores:
-    """Errors float32 [B, H, nq, nk], which compare inside a row alone. Formula above."""
+    """Errors float32 [B, H, nq, nk], which compare inside a row alone. Formula above.
+
+    In Triton their logarithms, without Z_i.
+    """
+    counts = draft.k_blocks.on(draft.q.device).count
+    if draft.in_triton:
+        logs = _in_triton(draft)
+        value = logs - params.gamma * counts.to(logs).log() if params.gamma else logs
+        return Scores(value, params.kind, logits=lambda: draft.logits)
     _, real = inside.slots(draft.k_blocks, draft.q.device)
     of_blocks = draft.q_means * draft.scale, draft.k_means
 
@@ -50,8 +60,16 @@ def estimate(draft: Draft, params: Params) -> Scores:
 
     value = inside.by_head(draft, errors).float()
     if params.gamma:
-        value = value / draft.k_blocks.on(value.device).count.to(value).pow(params.gamma)
+        value = value / counts.to(value).pow(params.gamma)
     return Scores(value, params.kind, logits=lambda: draft.logits)
+
+
+def _in_triton(draft: Draft) -> Tensor:
+    """ln(score_ij Z_i^2), all heads in one launch."""
+    kernels = support.kernels("block_errors", draft.k)
+    place = *pieces(draft.k_blocks, 1, draft.k.device), draft.k_blocks.size, draft.order_k
+    found: Tensor = kernels.block_errors(draft.q_means, draft.k, draft.v, *place, draft.scale, TINY)
+    return found
 
 
 def _errors(q_means: Tensor, k_means: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:

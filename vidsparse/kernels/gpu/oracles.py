@@ -94,6 +94,19 @@ def draft_spread(
     return found
 
 
+def block_errors(q: Tensor, k: Tensor, v: Tensor, q_blocks: Blocks, k_blocks: Blocks) -> Tensor:
+    """ln of what the mean query of a block loses of a key block by its centroid, from the tokens,
+    [B, H, nq, nk]."""
+    means = q.shape[3] ** -0.5 * block_means(q, q_blocks.start, q_blocks.count)
+    found = []
+    for keys, values in zip(*(x.double().split(k_blocks.count.tolist(), 2) for x in (k, v)),
+                            strict=True):  # fmt: skip
+        exact = (means @ keys.mT).exp().unsqueeze(-1) * values.unsqueeze(2)
+        far = (means @ keys.mean(2, keepdim=True).mT).exp() * values.mean(2, keepdim=True)
+        found.append((exact - far.unsqueeze(3)).square().sum((3, 4)).log())
+    return torch.stack(found, -1)
+
+
 def lost_mass(logits: Tensor, spread: Tensor, count: Tensor, text: Tensor, near: int) -> Tensor:
     """Of each row [B, H, nq]: sum of mass times spread past the `near` blocks of most mass."""
     mass = (logits.double() + count.log()).masked_fill(text, -torch.inf).softmax(-1)
