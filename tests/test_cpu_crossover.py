@@ -188,14 +188,15 @@ def test_short_calls_are_timed_with_more_heads(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_between_two_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1,024 * sqrt(2) tokens lie half way between 1,024 and 2,048. Of these times those of 8,192
-    tokens, 16 times those of 2,048, are the longest that can be afforded."""
+    """1,024 * sqrt(2) tokens lie half way between 1,024 and 2,048. Three rounds of 8,192 tokens
+    take 1,400 s and can be afforded, of 16,384 tokens 5,600 s."""
     at = {1024: 0.2, 2048: 0.6, 4096: 0.5, 8192: 0.4, 16384: 0.3}
 
     def measure(kind: object, length: int, _: object) -> dict[str, float]:
-        goal = 10 * (1 - MARGIN)
+        goal, scale = 10 * (1 - MARGIN), (length / 2048) ** 2
         low, high = goal - (at[length] - 0.2), goal + (0.6 - at[length])
-        return {"dense": 10.0, "sparse_low": low, "sparse_high": high, "noise": 0.0}
+        found = {"dense": 10.0, "sparse_low": low, "sparse_high": high}
+        return {**{name: scale * seconds for name, seconds in found.items()}, "noise": 0.0}
 
     monkeypatch.setattr(cpu_crossover, "measure", measure)
     kind = cpu_crossover.kind(torch.float32, 64, 1, "")
@@ -203,6 +204,24 @@ def test_between_two_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     for tokens, want in ((1024, 0.2), (1448, 0.4), (2048, 0.6), (3000, 0.545), (99999, 0.4)):
         found = cpu_crossover.density(kind, tokens, lambda *_: None)
         assert found == pytest.approx(want, abs=1e-3), tokens
+
+
+def test_what_short_calls_cost_beside_their_pairs_hides_no_gain_of_longer_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Times of the demo's calls on two threads of an Intel Xeon with AMX, where sparse calls of
+    2,048 and 4,096 tokens gain nothing at density 0.2, and calls of 8,192 tokens 1.7x."""
+    seconds = {2048: (0.0082, 0.0160, 0.0200), 4096: (0.0304, 0.0269, 0.0425),
+               8192: (0.1188, 0.0747, 0.1502)}  # fmt: skip
+
+    def measure(kind: object, length: int, _: object) -> dict[str, float]:
+        return dict(zip(cpu_crossover.FIGURES, (*seconds[length], 0.02), strict=True))
+
+    monkeypatch.setattr(cpu_crossover, "measure", measure)
+    kind = cpu_crossover.kind(torch.float32, 64, 2, "")
+    found = [cpu_crossover.density(kind, n, lambda *_: None) for n in (2048, 4096, 6336, 8192)]
+    assert found == sorted(found) and found[0] == 0
+    assert found[1] < 0.25 < 0.3 < found[2] < found[3] < 0.4
 
 
 @pytest.mark.parametrize("selector", ["topk", "topp"])

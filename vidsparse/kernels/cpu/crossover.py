@@ -49,7 +49,8 @@ the crossover hardly falls. Calls shorter than the first are not for a measureme
 for `min_tokens`."""
 
 TYPICAL = 2048
-"""The length from whose times those of the longer ones are foretold."""
+"""A length that is always affordable. From one to the next, twice as long, times grow at most
+fourfold."""
 
 DENSITIES = (0.2, 0.6)
 MARGIN = 0.05
@@ -71,7 +72,7 @@ BUSY = 0.7
 SAYS = 0.02
 """Seconds that a measurement must have lasted to say whose the threads were."""
 
-SECONDS, MOST, LEAST, AFFORDABLE = 0.4, 25, 3, 1.1
+SECONDS, MOST, LEAST, AFFORDABLE = 0.4, 25, 3, 2.0
 """Of one length: seconds after which no further round starts, most and fewest rounds, and seconds
 that the fewest may take."""
 
@@ -143,7 +144,7 @@ def density(kind: Kind, tokens: int, trial: Trial) -> float:
 
 def near(kind: Kind, tokens: int, trial: Trial) -> dict[int, Times]:
     """Length -> times: of the two lengths around a call's, or of the one that is nearest to it."""
-    tokens = min(tokens, _longest(kind, trial) if tokens > TYPICAL else TYPICAL)
+    tokens = min(tokens, _longest(kind, tokens, trial))
     below = max(length for length in LENGTHS if length <= tokens)
     lengths = (below, 2 * below) if tokens > below else (below,)
     return {length: times(kind, length, trial) for length in lengths}
@@ -160,13 +161,17 @@ def between(
     return first + math.log2(tokens / below) * (figure(found[above[0]]) - first)
 
 
-def _longest(kind: Kind, trial: Trial) -> int:
-    """The longest of the lengths that is timed for a kind."""
-    typical = times(kind, TYPICAL, trial)
-    share = heads(kind, LENGTHS[-1]) / heads(kind, TYPICAL)
-    least = LEAST * share * (typical.dense + sum(typical.sparse)) / TYPICAL**2
-    affordable = (length for length in LENGTHS if least * length**2 <= AFFORDABLE)
-    return max((TYPICAL, *affordable))
+def _longest(kind: Kind, tokens: int, trial: Trial) -> int:
+    """The longest of the lengths that is timed for a call: the next one after its own, if that is
+    affordable, which the one before tells."""
+    length = TYPICAL
+    while length < min(tokens, LENGTHS[-1]):
+        here = times(kind, length, trial)
+        share = heads(kind, 2 * length) / heads(kind, length)
+        if LEAST * 4 * share * (here.dense + sum(here.sparse)) > AFFORDABLE:
+            break
+        length *= 2
+    return length
 
 
 def heads(kind: Kind, length: int) -> int:
