@@ -20,6 +20,7 @@ wrong. Heads that stay, and everything that is not video, keep the order of the 
 """
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import ClassVar
 
 import torch
@@ -29,6 +30,7 @@ from vidsparse import bisection, curves
 from vidsparse.config import require
 from vidsparse.draft import Draft, scratch, strips, taken
 from vidsparse.grid import TokenGrid
+from vidsparse.kernels.cpu.threads import for_each
 from vidsparse.kernels.gpu import support
 
 NEAR = 0.2
@@ -88,39 +90,33 @@ def head_orders(draft: Draft, grid: TokenGrid, params: Params) -> tuple[Tensor, 
 def _in_torch(
     draft: Draft, place: Tensor, video: tuple[int, int], axes: int
 ) -> tuple[Tensor, Tensor]:
-    """Orders of queries and of keys, tokens [B * H, n]; a few heads at once.
+    """Orders of queries and of keys, tokens [B * H, n]; a few heads at once, and on a CPU, where
+    that is one, each on a thread of its own.
 
     place: int64 [n], the tokens in base order. video: first position and number of them.
     """
     batch, heads, _, depth = draft.q.shape
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    sizes = draft.q_blocks.size, draft.k_blocks.size
-    for b in range(batch):
-        for some in strips(heads, len(place) * depth):
-            projected = _projected(draft, place, video, axes, b, some)
-            for part, rows, size in zip(found, projected, sizes, strict=True):
-                order = bisection.bisected(rows, size, local=axes == 0)
-                part.append(place.expand_as(order).gather(1, order))
-    return torch.cat(found[0]), torch.cat(found[1])
+    found = [place.new_empty(batch, heads, len(place)) for _ in range(2)]
+    cuts = draft.q_blocks.size, draft.k_blocks.size
 
-
-def _projected(
-    draft: Draft, place: Tensor, video: tuple[int, int], axes: int, batch: int, heads: slice
-) -> tuple[Tensor, Tensor]:
-    """What queries and keys of some heads are compared by, [heads, n, axes or D] float32.
-
-    Heads at once: as many as a cache holds.
-    """
-    own = [x.select(0, batch)[heads] for x in (draft.q, draft.k)]
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for some in strips(len(own[0]), len(place) * own[0].shape[2], scratch(draft.q)):
-        parts = (x[some].unsqueeze(0) for x in own)
-        parts = (x.narrow(2, *video) if draft.order_q is None else taken(x, place) for x in parts)
-        q, k = (x.squeeze(0).float().nan_to_num(0.0, 0.0, 0.0) for x in parts)
+    def order(some: tuple[int, slice]) -> None:
+        own = (x[some].unsqueeze(0) for x in (draft.q, draft.k))
+        own = (x.narrow(2, *video) if draft.order_q is None else taken(x, place) for x in own)
+        q, k = (x.squeeze(0).float().nan_to_num(0.0, 0.0, 0.0) for x in own)
         of_q, of_k = ((x.mT @ x / len(place), x.mean(1, keepdim=True)) for x in (q, k))
-        for part, x, basis in zip(found, (q, k), _bases(of_q, of_k, axes), strict=True):
-            part.append(x @ basis)
-    return torch.cat(found[0]), torch.cat(found[1])
+        bases = _bases(of_q, of_k, axes)
+        for out, x, basis, size in zip(found, (q, k), bases, cuts, strict=True):
+            out[some] = place[bisection.bisected(x @ basis, size, local=axes == 0)]
+
+    strip = strips(heads, len(place) * depth, scratch(draft.q))
+    jobs = [*product(range(batch), strip)]
+    if draft.q.device.type == "cpu":
+        for_each(jobs, lambda: order, min(torch.get_num_threads(), len(jobs)))
+    else:
+        for some in jobs:
+            order(some)
+    of_q, of_k = (x.flatten(0, 1) for x in found)
+    return of_q, of_k
 
 
 def _in_triton(
