@@ -44,6 +44,7 @@ from vidsparse.generate.many import arms, execute_all, finished
 from vidsparse.generate.model import find_model
 from vidsparse.generate.prompts import Prompt, read_prompts, requests
 from vidsparse.generate.request import Request
+from vidsparse.kernels.cpu import machine
 from vidsparse.quality.frames import atomic_output, read_clip
 from vidsparse.quality.sheet import SheetRow, write_contact_sheet
 
@@ -142,6 +143,7 @@ def line(row: Row) -> dict[str, Any]:
         "model": job["model"]["name"],
         "tokens": job["tokens"],
         "device": job["device"],
+        "cpu": machine.name(),
         "threads": job["threads"],
         "torch": job["versions"]["torch"],
         "dtype": job["dtype"],

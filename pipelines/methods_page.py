@@ -4,9 +4,9 @@
     python pipelines/methods_page.py --measured DIR
 
 Everything but the errors comes from the presets and the methods themselves. DIR: of `vidsparse
-bench methods --out DIR`; its rows are summed up in pipelines/results/methods.csv, from which the
-page takes them, and its picture goes with the page. `--check` writes nothing, and ends with 1 if
-the page is not what it would be.
+bench methods --out DIR`; its rows are summed up in pipelines/results/methods.csv, in place of those
+of the same sources, from which the page takes them; the picture of captured heads goes with the
+page. `--check` writes nothing, and ends with 1 if the page is not what it would be.
 """
 
 from __future__ import annotations
@@ -53,6 +53,17 @@ that order tokens by content.
 
 """
 
+MADE_UP = """
+## On heads that are made up
+
+The same at density {density}, over {heads} heads for each rank: queries and keys that are smooth
+over the video, as mixtures of so many maps (`vidsparse bench methods` without captures). At full
+rank, 64, neighbours in the video are the best company for a token, and heads keep the order of
+tiles; no method finds much there.
+
+"""
+MIDDLE = "0.2"
+
 
 def main() -> int:
     options = arguments()
@@ -87,20 +98,26 @@ def sum_up(folder: Path) -> None:
         ]
     timed = ("planning_ms", "call_ms")  # of a machine, which is not named here
     lines = [{k: v for k, v in line.items() if k not in timed} for line in summary(rows)]
+    made = {str(line["source"]) for line in lines}
+    kept = [row for row in measured() if row["source"] not in made]
+    lines = sorted([*kept, *lines], key=lambda line: str(line["source"]))
     with atomic_output(MEASURED) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, lines[0])
         writer.writeheader()
         for line in lines:
             writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in line.items()})
-    PICTURE.parent.mkdir(exist_ok=True)
-    shutil.copyfile(folder / "methods.png", PICTURE)
+    if DEMO in made:
+        PICTURE.parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / "methods.png", PICTURE)
 
 
 def page() -> str:
     """The text of it."""
-    rows = [row for row in measured() if row["source"] == DEMO]
-    parts = [HEAD.format(heads=rows[0]["heads"] if rows else "-"), errors(rows), "\n"]
-    parts += ["## What they are\n\n| preset | |\n|---|---|\n"]
+    every = measured()
+    rows = [row for row in every if row["source"] == DEMO]
+    parts = [HEAD.format(heads=rows[0]["heads"] if rows else "-"), errors(rows)]
+    parts += [made_up([row for row in every if row["source"].startswith("rank ")])]
+    parts += ["\n## What they are\n\n| preset | |\n|---|---|\n"]
     parts += [f"| `{name}` | {SparseConfig.load(name).about} |\n" for name in presets()]
     parts += ["\n## Methods of the stages\n"]
     for stage in registry.STAGES:
@@ -135,6 +152,26 @@ def errors(rows: list[dict[str, str]]) -> str:
         cells = [told(found[name].get(density)) for density in densities]
         label = f"{BOUNDS[name]}" if name in BOUNDS else f"`{name}`"
         text += f"| {label} | {' | '.join(cells)} |\n"
+    return text
+
+
+def made_up(rows: list[dict[str, str]]) -> str:
+    """The table of heads that are made up, at one density, in the order of the first ranks."""
+    own = [row for row in rows if row["asked"] == MIDDLE]
+    if not own:
+        return ""
+    ranks = sorted({row["source"] for row in own}, key=lambda name: int(name.split()[1]))
+    text = MADE_UP.format(density=MIDDLE, heads=own[0]["heads"])
+    text += f"| | {' | '.join(ranks)} |\n|---{'|---' * len(ranks)}|\n"
+    found = {(row["method"], row["source"]): row for row in own}
+
+    def place(name: str) -> tuple[bool, float]:
+        first = found[name, ranks[0]]
+        return not near(first), float(first["error"])
+
+    for name in sorted({row["method"] for row in own}, key=place):
+        label = BOUNDS.get(name, f"`{name}`")
+        text += f"| {label} | {' | '.join(told(found.get((name, r))) for r in ranks)} |\n"
     return text
 
 
