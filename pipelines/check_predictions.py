@@ -1,4 +1,4 @@
-"""Predicted against measured seconds of the demo model on this CPU, in six settings.
+"""Predicted against measured seconds of the demo model on this CPU, in eight settings.
 
     taskset -c 0 env OMP_NUM_THREADS=1 python pipelines/check_predictions.py
     python pipelines/check_predictions.py --rounds 1    quicker
@@ -45,6 +45,8 @@ SETTINGS = (
     Setting("sparse", f"tiles {FINE}", "fp32", (64, 96, 21)),
     Setting("sparse", "tiles", "bf16", (96, 96, 21)),
     Setting("sparse", "pyramid", "fp32", (96, 96, 33)),
+    Setting("sparse", "balanced", "fp32", (96, 96, 21), steps=8),
+    Setting("sparse", "fast", "fp32", (96, 96, 33), steps=8),
 )
 
 
