@@ -91,24 +91,11 @@ def patterned(
     heads: of the model, which take the maps in turn; None: the maps as they are.
     """
     with torch.inference_mode(False):
-        method = registry.method("pattern", pattern.name)
         known = plan_geometry(grid, layout, force, block_q, block_k, torch.device("cpu"))
         places = Places(grid, known.order, known.q_blocks, known.k_blocks)
-        forced = known.forced | _without_place(places) if static else known.forced
-
-        def made(params: Any) -> Tensor:
-            found: Tensor = method.blocks(places, phase, params) | forced
-            return _guarded(found, places) if static else found
-
-        options = method.settings(places, density, pattern)
-        low, high = 0, len(options) - 1  # the first that fits is in low .. high, or none does
-        while low < high:
-            middle = (low + high) // 2
-            fits = places.share(made(options[middle])) <= density
-            low, high = (low, middle) if fits else (middle + 1, high)
-        found = made(options[low])
+        fit, found = fitted(places, known.forced, pattern, density, phase, static)
         share = places.share(found)
-        if static and share > density and options[0] != pattern:
+        if static and share > density and fit != pattern:
             log.warning(
                 "pattern.name=%r: the least that it reads of %d x %d x %d tokens is %.3f of all "
                 "pairs, more than schedule.density=%g",
@@ -122,6 +109,26 @@ def patterned(
                 )
             found = found.index_select(0, torch.arange(heads) % len(found))
         return found.to(device)
+
+
+def fitted(
+    places: Places, forced: Tensor, pattern: Any, density: float, phase: int, static: bool
+) -> tuple[Any, Tensor]:
+    """The setting of a pattern that `patterned` takes, and its blocks with the forced ones."""
+    method = registry.method("pattern", pattern.name)
+    forced = forced | _without_place(places) if static else forced
+
+    def made(params: Any) -> Tensor:
+        found: Tensor = method.blocks(places, phase, params) | forced
+        return _guarded(found, places) if static else found
+
+    options = method.settings(places, density, pattern)
+    low, high = 0, len(options) - 1  # the first that fits is in low .. high, or none does
+    while low < high:
+        middle = (low + high) // 2
+        fits = places.share(made(options[middle])) <= density
+        low, high = (low, middle) if fits else (middle + 1, high)
+    return options[low], made(options[low])
 
 
 def pattern_fault(config: Any, grid: TokenGrid, block_q: int, phase: int) -> str | None:

@@ -2,6 +2,7 @@
 
 command.py     the commands
 methods.py     error, recall and time of presets at given densities, on heads
+patterns.py    the fixed pattern that loses least in each layer and head
 synthetic.py   heads that are made up: smooth over the video, of a given rank
 results.py     table, CSV and picture
 """

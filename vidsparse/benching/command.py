@@ -106,6 +106,71 @@ def _methods(
         leave("; nothing was written")
 
 
+@app.command()
+def patterns(
+    captures: Annotated[
+        str, typer.Option(help="Folder of `vidsparse capture`, of all layers and heads.")
+    ],
+    out: Annotated[str, typer.Option("--out", "-o", help="Plan file to write, .yaml.")],
+    density: Annotated[float, typer.Option(help="Work kept.")] = 0.3,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="As 'diagonal + stripe 0'; again for more.",
+            show_default="diagonals and multi-diagonals, without and with the first frame",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Which fixed pattern loses least in each layer and head, at equal work: a plan for `vdit`.
+
+    vidsparse generate --preset vdit --set pattern.file=PLAN --set schedule.density=0.3
+    """
+    with redirect_stdout(sys.stderr):
+        content = _patterns(captures, out, density, candidate or [])
+    if as_json:
+        print(json.dumps(content))
+        return
+    for name, error in sorted(content["errors"].items(), key=lambda item: item[1]):
+        print(f"{error:8.4f}  {name}")
+    print(f"{content['file']}: --preset vdit --set pattern.file={content['file']} "
+          f"--set schedule.density={density:g}")  # fmt: skip
+
+
+def _patterns(captures: str, out: str, density: float, named: list[str]) -> dict[str, Any]:
+    """Search under a progress bar on stderr. Exits on a mistake."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    quiet_libraries()
+    try:
+        with console.status("importing torch"):
+            from vidsparse.benching.patterns import CANDIDATES, search
+            from vidsparse.capturing import files
+            from vidsparse.quality.frames import atomic_output
+        try:
+            if not 0 < density < 1:
+                raise ValueError(f"--density {density}: expected a number between 0 and 1")
+            found = [*files.captures(path("--captures", captures))]
+            with Progress(console=console) as progress:
+                task = progress.add_task("captures", total=len(found))
+
+                def done() -> None:
+                    progress.advance(task)
+                    interrupts.check()
+
+                plan = search(map(files.read, found), density, named or CANDIDATES, done)
+            file = path("--out", out)
+            with atomic_output(file) as part:
+                part.write_text(plan.text())
+        except (ValueError, OSError) as error:
+            fail(str(error))
+        return {"file": str(file), "patterns": plan.patterns, "errors": plan.errors}
+    except KeyboardInterrupt:
+        leave("; nothing was written")
+
+
 def _heads(captures: str | None) -> list[Head]:
     """What is measured on. Raises ValueError."""
     from vidsparse.benching.methods import Head

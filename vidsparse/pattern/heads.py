@@ -9,7 +9,8 @@ In raster order, with P tokens in a frame, a query t reads a key u
 
 and "a + b" where either does. Without a W it is left to the budget: f P / 2, or f N / 2 of the N
 tokens of the video, with one f for all heads. Source: Sparse-vDiT (arXiv 2506.03065), which
-searches them once for a model; heads that it skips altogether are not offered. A file says
+searches them once for a model, as `vidsparse bench patterns` does; heads that it skips altogether
+are not offered. A file says
 
     heads: 2
     layers: [[dense, multi-diagonal 2], [diagonal 64 + stripe 0, dense]]
