@@ -169,7 +169,7 @@ def made_up(rows: list[dict[str, str]]) -> str:
         first = found[name, ranks[0]]
         return not near(first), float(first["error"])
 
-    for name in sorted({row["method"] for row in own}, key=place):
+    for name in sorted(dict.fromkeys(row["method"] for row in own), key=place):
         label = BOUNDS.get(name, f"`{name}`")
         text += f"| {label} | {' | '.join(told(found.get((name, r))) for r in ranks)} |\n"
     return text
