@@ -16,12 +16,12 @@ import torch
 import yaml
 from torch.nn import functional
 
+from vidsparse import registry
 from vidsparse.attention import attend
 from vidsparse.capturing.files import Capture
 from vidsparse.config import SparseConfig
 from vidsparse.geometry import fitted, plan_geometry
 from vidsparse.grid import TokenGrid
-from vidsparse.pattern import heads as pattern
 from vidsparse.places import Places
 
 METHOD = "vdit"
@@ -87,6 +87,7 @@ def search(
     done: is told after each capture. Raises ValueError for candidates that are no patterns, layers
     or heads without a capture, and captures of unlike grids.
     """
+    pattern = registry.method("pattern", "heads")
     for candidate in candidates:
         if not pattern.parts(candidate):
             raise ValueError(f"--candidate {candidate!r}: expected {pattern.ALLOWED}")
