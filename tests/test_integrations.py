@@ -164,8 +164,32 @@ def omni_layer(omni: Any, **options: Any) -> Any:
 
 
 def layout(prefix: int = 0, mask: Tensor | None = None) -> Any:
-    video = SimpleNamespace(prefix_len=prefix, latent_grid=GRID)
+    video = SimpleNamespace(prefix_len=prefix, latent_grid=GRID, used_len=prefix + 72)
     return SimpleNamespace(video_layout=video, attn_mask=mask)
+
+
+@pytest.mark.usefixtures("settings")
+def test_omni_metadata_that_one_video_does_not_describe_is_dense(omni: Any) -> None:
+    """Several videos in a row; spans that are causal; padding that only lengths tell of."""
+    layer, (q, k, v) = omni_layer(omni), rows(72)
+    omni.context.latent_shape, omni.context.patch_size = (3, 8, 12), (1, 2, 2)
+    assert torch.equal(layer.forward(q, k, v), sparse(q, k, v, TokenGrid(*GRID)))
+    several = SimpleNamespace(prefix_len=None, latent_grid=None, used_len=72, video_spans=(1, 2))
+    for metadata in (
+        SimpleNamespace(video_layout=several),
+        SimpleNamespace(video_layout=SimpleNamespace(prefix_len=0, latent_grid=GRID, used_len=70)),
+        SimpleNamespace(**{**vars(layout()), "full_attn_spans": [[(0, 72)]]}),
+        SimpleNamespace(query_ranges=(0,)),
+        SimpleNamespace(packed_padding=object()),
+        SimpleNamespace(extra={"valid_kv_length": 60}),
+        SimpleNamespace(extra={"cu_seqlens_q": torch.tensor([0, 60, 72])}),
+    ):
+        assert torch.equal(layer.forward(q, k, v, metadata), dense(q, k, v)), metadata
+    assert torch.equal(
+        layer.forward(q, k, v, SimpleNamespace(extra={"kv_cache_dtype": None})),
+        sparse(q, k, v, TokenGrid(*GRID)),
+    )
+    assert omni.member.get_class().supports_attention_mask(object())
 
 
 def test_omni_is_left_alone_without_settings(omni: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,8 +253,8 @@ def test_omni_refuses_ring_and_layers_without_an_index(omni: Any) -> None:
 # SGLang Diffusion
 
 
-@pytest.fixture
-def sgl(monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture(params=sglang_diffusion.PLUGINS)
+def sgl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The server: hooks around a class method of its platform, its forward context."""
     hooks: dict[str, Any] = {}
 
@@ -263,7 +287,7 @@ def sgl(monkeypatch: pytest.MonkeyPatch) -> Any:
     platforms = module(monkeypatch, f"{root}.runtime.platforms", AttentionBackendEnum=Backends)
     module(monkeypatch, f"{root}.runtime.platforms.cuda", CudaPlatformBase=CudaPlatformBase)
     kinds = SimpleNamespace(AROUND="around")
-    module(monkeypatch, f"{root}.plugins", HookRegistry=Registry, HookType=kinds)
+    module(monkeypatch, request.param, HookRegistry=Registry, HookType=kinds)
     bases = {n: type(n, (ABC,), {}) for n in ("AttentionBackend", "AttentionImpl")}
     builder = type("AttentionMetadataBuilder", (ABC,), {})
     module(monkeypatch, sglang_diffusion.ABSTRACT, **bases, AttentionMetadataBuilder=builder)
@@ -279,6 +303,17 @@ def sgl(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_sglang_is_left_alone_without_settings(sgl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(served.PRESET, raising=False)
     sglang_diffusion.register()
+    assert not sgl.hooks
+
+
+@pytest.mark.usefixtures("settings")
+def test_sglang_without_a_registry_of_hooks_is_said(
+    sgl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in sglang_diffusion.PLUGINS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(ImportError, match=r"is in none of sglang\.multimodal_gen\.runtime"):
+        sglang_diffusion.register()
     assert not sgl.hooks
 
 

@@ -10,7 +10,7 @@ needs no weights of its own. All others, and `MEMBER` without VIDSPARSE_PRESET, 
 Facts, of the published sources of 2026 below `sglang/multimodal_gen`:
 
     plugin        the entry point group `sglang.multimodal_gen.plugins`, called once in every
-                  process, before hooks are applied (`plugins/__init__.py`)
+                  process, before hooks are applied; hooks are registered in one of `PLUGINS`
     class         `CudaPlatformBase.get_attn_backend_cls_str(selected_backend, head_size, dtype)`
     tensors       [B, rows, H, D]; behind its Ulysses exchange, so all rows and some heads
     grid          `raw_latent_shape` (t, h, w) and `patch_size`, with which the stage calls `build`;
@@ -24,9 +24,10 @@ Facts, of the published sources of 2026 below `sglang/multimodal_gen`:
 So models that attend over the video alone, such as Wan, are sparse; joint ones stay dense.
 
 Not verified: none of this has run inside SGLang, whose package needs a GPU; it is tested against
-stubs of those signatures. Whether hooks reach `CudaPlatformBase` by that name in every release,
-whether `prefix` holds the index of the layer for every model, and what CUDA graphs and
-torch.compile make of `sparse_attention`, a graph break, is unknown.
+stubs of those signatures, which were compared with the sources in the wheel of release 0.5.23.
+Whether hooks reach `CudaPlatformBase` by that name in every release, whether `prefix` holds the
+index of the layer for every model, and what CUDA graphs and torch.compile make of
+`sparse_attention`, a graph break, is unknown.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from vidsparse.integrations import served
 
 MEMBER = "SLIDING_TILE_ATTN"
 ROOT = "sglang.multimodal_gen"
+PLUGINS = (f"{ROOT}.runtime.platforms.plugins", f"{ROOT}.plugins")
+"""Where releases have the registry of hooks, the newest first."""
 PLATFORM = f"{ROOT}.runtime.platforms.cuda.CudaPlatformBase.get_attn_backend_cls_str"
 BACKENDS = f"{ROOT}.runtime.layers.attention.backends"
 ABSTRACT = f"{BACKENDS}.attention_backend"
@@ -52,8 +55,22 @@ def register() -> None:
     """The entry point: hook the platform's choice in this process, if settings are asked for."""
     if served.asked() is None:
         return
-    plugins = import_module(f"{ROOT}.plugins")
+    where = next((name for name in PLUGINS if importable(name)), None)
+    if where is None:
+        raise ImportError(f"SGLang's registry of hooks is in none of {', '.join(PLUGINS)}")
+    plugins = import_module(where)
     plugins.HookRegistry.register(PLATFORM, chosen, plugins.HookType.AROUND)
+
+
+def importable(name: str) -> bool:
+    """Whether a module is there; what is wrong inside it is not hidden."""
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            return False
+        raise
+    return True
 
 
 def chosen(original: Any, cls: Any, selected_backend: Any, *rest: Any, **more: Any) -> Any:

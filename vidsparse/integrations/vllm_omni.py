@@ -12,18 +12,22 @@ Facts, of the published sources of 2026 (`vllm_omni/diffusion/attention/backends
     plugin        the entry point group `vllm_omni.general_plugins`, called in every process
     tensors       [B, rows, H, D]; behind its Ulysses exchange, so all rows and some heads
     grid          `AttentionMetadata.video_layout`: prefix_len rows (text, conditions, sound), then
-                  latent_grid t x h x w, then padding. Without it, the latents and patches of the
-                  forward context, if they are all of the rows: then there is no text among them
+                  latent_grid t x h x w, then padding; a layout of several videos has neither, and
+                  stays dense. In 0.30.0 Wan 2.2 and MiniMax-H3 have one. Without, the latents and
+                  patches of the forward context, where a release tells them, if they are all of the
+                  rows: then there is no text among them
     step          denoise_step_idx and total_denoise_steps of the forward context
     layer         a number in the prefix of the layer
     dense calls   TORCH_SDPA of vLLM-Omni itself, with the metadata
 
-Cross-attention (keys of another length), causal layers, masks without a layout, other scales and
-calls outside of a denoising step are dense. Ring attention is refused, for the reason in
+Cross-attention (keys of another length), causal layers, masks without a layout, in whatever form
+the metadata has them (`UNUSUAL`, `PACKED`), other scales and calls outside of a denoising step are
+dense. Ring attention is refused, for the reason in
 `vidsparse.pipelines.parallel`.
 
 Not verified: none of this has run inside vLLM-Omni, whose package needs a GPU; it is tested against
-stubs of those signatures. That a server's warm-up, graph capture and torch.compile take
+stubs of those signatures, which were compared with the sources in the wheel of release 0.30.0.
+That a server's warm-up, graph capture and torch.compile take
 `sparse_attention`, which is a graph break, is unknown: start it with eager execution. The prefix is
 read as text, exactly, and the rows of the video as one video.
 """
@@ -42,6 +46,12 @@ from vidsparse.integrations import served
 
 MEMBER = "RAINFUSION_ATTN"
 DENSE = "TORCH_SDPA"
+UNUSUAL = ("joint_query", "full_attn_spans", "query_ranges")
+"""Fields of the metadata of calls that are not one video in one attention."""
+PACKED = ("attn_mask", "packed_padding")
+PADDED = frozenset(("valid_kv_length", "cu_seqlens_q", "cu_seqlens_k"))
+"""Fields of the metadata, and entries of its `extra`, that say which rows are padding, as a layout
+does, too."""
 REGISTRY = "vllm_omni.diffusion.attention.backends.registry"
 ABSTRACT = "vllm_omni.diffusion.attention.backends.abstract"
 CONTEXT = "vllm_omni.diffusion.forward_context"
@@ -89,7 +99,7 @@ class Facts:
         return []  # any: what has no kernel runs dense, and says so
 
     @classmethod
-    def supports_attention_mask(cls) -> bool:
+    def supports_attention_mask(cls, attention_spec: object | None = None) -> bool:
         return True  # masked calls go to the dense backend
 
 
@@ -128,13 +138,19 @@ class Sparse(served.Layer):
         rows = query.shape[1]
         if not self.usual or key.shape[1] != rows:
             return None
+        if any(getattr(metadata, name, None) is not None for name in UNUSUAL):
+            return None
         layout = getattr(metadata, "video_layout", None)
         if layout is not None:
+            if layout.latent_grid is None or layout.prefix_len is None:
+                return None
             video = TokenGrid.of(tuple(layout.latent_grid))
             found = replace(video, text_tokens=layout.prefix_len, text_first=True)
-            return found if found.tokens <= rows else None
-        joint = getattr(metadata, "joint_query", None)
-        if joint is not None or getattr(metadata, "attn_mask", None) is not None:
+            told = getattr(layout, "used_len", None)
+            whole = found.tokens <= rows and told in (None, found.tokens)
+            return found if whole else None
+        packed = any(getattr(metadata, name, None) is not None for name in PACKED)
+        if packed or PADDED & {*(getattr(metadata, "extra", None) or {})}:
             return None
         contexts = import_module(CONTEXT)
         if not contexts.is_forward_context_available():
