@@ -43,7 +43,9 @@ def sub_plan(plan: BlockPlan, heads: list[int], rows: Tensor) -> tuple[Tensor, B
     spans = [torch.arange(int(s), int(s + n)) for s, n in zip(start, count, strict=True)]
     tokens = torch.cat(spans).to(levels.device).expand(len(levels), len(heads), -1)
     cut = Blocks(count.cumsum(0) - count, count, blocks.text[rows], blocks.size)
-    here = rows.to(levels.device)
+    here, blend = rows.to(levels.device), plan.blend
+    if blend is not None:
+        blend = blend[0][:, heads][:, :, here], blend[1][:, heads][:, :, here]
     if plan.order_q is not None:
         tokens = plan.order_q[:, heads].gather(2, tokens)
     return tokens, replace(
@@ -51,6 +53,7 @@ def sub_plan(plan: BlockPlan, heads: list[int], rows: Tensor) -> tuple[Tensor, B
         levels=levels[:, heads][:, :, here],
         q_blocks=cut,
         rest_bias=None if plan.rest_bias is None else plan.rest_bias[:, heads][:, :, here],
+        blend=blend,
         order_q=None,
         order_k=None if plan.order_k is None else plan.order_k[:, heads],
     )

@@ -25,7 +25,7 @@ from vidsparse.plan import BlockPlan
 SECONDS = 1.0
 """Timed rounds of one unit."""
 
-FILES = {"forms": "gpu_forms", "tune": "gpu_tune"}
+FILES = {"forms": "gpu_forms", "presets": "gpu_presets", "tune": "gpu_tune"}
 """Part -> name of its CSV, where it is not that of the bench."""
 
 Sizes = tuple[int, int]

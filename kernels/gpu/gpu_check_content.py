@@ -69,7 +69,7 @@ def block_error(given: Inputs) -> float:
     cuts = given.plan.q_blocks, given.plan.k_blocks
     cut = cuts[1].on(given.q.device)
     means = oracles.block_means(given.q, cuts[0].start, cuts[0].count).float()
-    place = cut.start, cut.count.int(), cut.size, None
+    place = cut.start, cut.count.int(), cuts[1].size, None
     found = block_errors(means, given.k, given.v, *place, given.q.shape[3] ** -0.5, TINY)
     want = oracles.block_errors(given.q, given.k, given.v, *cuts)
     several = cut.count > 1

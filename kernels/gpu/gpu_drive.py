@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gpu_units import Unit
 
 FILES = {"gpu_checks": Check, "gpu_bench": Result, "gpu_model": Result, "gpu_forms": Result,
-         "gpu_tune": Result}  # fmt: skip
+         "gpu_presets": Result, "gpu_tune": Result}  # fmt: skip
 """Name of a CSV -> its rows."""
 
 

@@ -1,7 +1,7 @@
 """End to end: one forward of Wan 2.1 transformers with random weights, dense against vidsparse.
 
-Speed does not depend on the weights, which are drawn on the GPU. Sparse: the `tiles` preset
-without its dense steps, with the permutation hoisted; dense: the fastest backend of diffusers. The
+Speed does not depend on the weights, which are drawn on the GPU. Sparse: presets in their sparse
+steps, with the permutation hoisted; dense: the fastest backend of diffusers. The
 projected times are of 50 steps with two guidance branches, the transformer alone, with the dense
 steps of the preset; a model with fewer layers than the real one is scaled by the layers.
 """
@@ -15,12 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_cases import PRESET, SHAPES, TINY, Shape, method, name_of, random_qkv
+from gpu_cases import SHAPES, TINY, Shape, method, name_of, random_qkv
 from gpu_results import Machine, facts, interleaved, speedup, spread
 from gpu_rows import Result
 from gpu_units import Unit, in_words
@@ -31,6 +32,7 @@ from vidsparse.config import SparseConfig
 from vidsparse.grid import TokenGrid
 
 STEPS = 50
+PRESETS = ("tiles", "balanced", "fast")
 DTYPE = torch.bfloat16
 BRANCHES = 2
 DENSITY = 0.25
@@ -84,44 +86,65 @@ def units(machine: Machine) -> list[Unit]:
 
 
 def forwards(machine: Machine, model: Model) -> Iterator[Result]:
-    """ms per forward, per layer and of a whole generation."""
-    import vidsparse
-
+    """ms per forward, per layer and of a whole generation, dense and of every preset."""
     transformer = build(model, machine.device)
-    inputs = arguments(model, machine.device)
-    run = partial(transformer, **inputs)
+    run = partial(transformer, **arguments(model, machine.device))
     dense = fastest_backend(transformer, run, machine)
-    pipe = pipeline(transformer)
-    one, sizes = fastest_way(machine, model)
-    config = SparseConfig.load(PRESET, overrides(machine, one, sizes))
-    vidsparse.accelerate_pipeline(pipe, config)
-    before, after = (partial(at_step, run, step) for step in (0, STEPS - 1))
-    times = interleaved({"dense": before, "sparse": after}, machine, 3.0, 20)
-    report = vidsparse.run_report(pipe)
-    reasons = {call.step: call.reason for call in report.calls}
-    if reasons[0] != "warmup-step" or reasons[STEPS - 1] is not None:
-        raise RuntimeError(f"steps 0 and {STEPS - 1} should be dense and sparse, were {reasons}")
-    kept = sum(call.mean_density for call in report.calls if call.step) / sum(
-        1 for call in report.calls if call.step
-    )
-    vidsparse.restore_pipeline(pipe)
     stock = interleaved({"dense": run}, machine, 1.5, 10)["dense"]
     row = partial(row_of, machine, model, dense)
-    density, ours = round(kept, 4), f"vidsparse-{one.name}-{sizes[0]}x{sizes[1]}"
-    base = [spread(stock)[1]] * len(times["sparse"])
-    yield row(1.0, dense, "forward", stock, stock)
-    yield row(1.0, ours, "forward, dense step", times["dense"], base)
-    yield row(density, ours, "forward", times["sparse"], base)
     built, layers = model.built, model.layers
+    yield row(1.0, dense, "forward", stock, stock)
     yield row(1.0, dense, "layer", [t / built for t in stock])
-    yield row(density, ours, "layer", [t / built for t in times["sparse"]])
-    first = config.schedule.count("dense_steps", STEPS)
-    scale = layers / built * BRANCHES
-    pairs = zip(times["dense"], times["sparse"], strict=True)
-    mixed = [scale * (first * d + (STEPS - first) * s) for d, s in pairs]
-    stage = f"{STEPS} steps, {layers} layers from {built}"
-    yield row(1.0, dense, stage, [t * scale * STEPS for t in stock])
-    yield row(density, ours, stage, mixed, [t * scale * STEPS for t in base])
+    whole = [t * layers / built * BRANCHES * STEPS for t in stock]
+    yield row(1.0, dense, f"{STEPS} steps, {layers} layers from {built}", whole)
+    one, sizes = fastest_way(machine, model)
+    for preset in PRESETS:
+        config = SparseConfig.load(preset, overrides(machine, one, sizes))
+        impl = f"vidsparse-{preset}-{one.name}-{sizes[0]}x{sizes[1]}"
+        yield from accelerated(machine, model, run, config, partial(row, impl=impl), stock)
+
+
+def accelerated(
+    machine: Machine,
+    model: Model,
+    run: Callable[[], Any],
+    config: SparseConfig,
+    row: Callable[..., Result],
+    stock: list[float],
+) -> Iterator[Result]:
+    """Of one preset. A sparse forward is the mean over as many steps as orders of heads last."""
+    import vidsparse
+
+    first, period = config.schedule.count("dense_steps", STEPS), config.orders_last or 1
+    steps = cycle(range(first, first + (STEPS - first) // period * period))
+    pipe = pipeline(run.func)  # type: ignore[attr-defined]
+    vidsparse.accelerate_pipeline(pipe, config)
+
+    def sparse() -> None:
+        for _ in range(period):
+            at_step(run, next(steps))
+
+    times = interleaved({"dense": partial(at_step, run, 0), "sparse": sparse}, machine, 3.0, 20)
+    report = vidsparse.run_report(pipe)
+    vidsparse.restore_pipeline(pipe)
+    calls = {bool(call.step): call for call in report.calls}
+    if calls[False].reason != "warmup-step" or calls[True].reason is not None:
+        raise RuntimeError(
+            f"step 0 should be dense and later ones sparse, were {calls[False].reason} and "
+            f"{calls[True].reason}"
+        )
+    kept = [call.mean_density for call in report.calls if call.step]
+    density = round(sum(kept) / len(kept), 4)
+    later = [t / period for t in times["sparse"]]
+    base = [spread(stock)[1]] * len(later)
+    yield row(1.0, stage="forward, dense step", times=times["dense"], against=base)
+    yield row(density, stage="forward", times=later, against=base)
+    yield row(density, stage="layer", times=[t / model.built for t in later])
+    scale = model.layers / model.built * BRANCHES
+    mixed = [scale * (first * d + (STEPS - first) * s)
+             for d, s in zip(times["dense"], later, strict=True)]  # fmt: skip
+    yield row(density, stage=f"{STEPS} steps, {model.layers} layers from {model.built}",
+              times=mixed, against=[t * scale * STEPS for t in base])  # fmt: skip
 
 
 def row_of(
@@ -207,6 +230,7 @@ def pipeline(transformer: Any) -> Any:
     )
 
 
+@lru_cache
 def fastest_way(machine: Machine, model: Model) -> tuple[Way, tuple[int, int]]:
     """The engine, and the blocks, that are fastest for the attention of a layer."""
     frames, height, width = model.latents

@@ -55,7 +55,7 @@ def report(folder: Path, seen: Watched, unmet: Mapping[str, Sequence[str]]) -> I
         "speedup_vs_dense",
         "rel_l2",
     )
-    for name in ("gpu_forms", "gpu_model", "gpu_tune"):
+    for name in ("gpu_presets", "gpu_forms", "gpu_model", "gpu_tune"):
         rows = [row for row in own(name, Result) if row.ms_p50 is not None]
         if rows:
             lines = [{column: getattr(row, column) for column in names} for row in rows]

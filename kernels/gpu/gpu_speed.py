@@ -48,11 +48,11 @@ def table(machine: Machine) -> Iterator[Unit]:
             for sizes in one.sizes(machine, shape.head_dim)[: 1 if machine.dry else None]:
                 yield from engine_units(machine, shape, density, one, sizes, "table")
     first, second, _ = DENSITIES
-    if not machine.dry:
-        yield flex_unit(machine, shape, second, "table")
     yield int8_unit(machine, shape, second, "table")
     for name in AROUND:
         yield stage_unit(machine, shape, first, name, "table")
+    if not machine.dry:
+        yield flex_unit(machine, shape, second, "table")
 
 
 def shapes(machine: Machine) -> Iterator[Unit]:

@@ -14,6 +14,7 @@
     table     Wan 2.1 14B at densities 0.1, 0.2 and 1.0: every engine, dense, FlexAttention
     check     kernels, plans, CUDA graphs and offsets past 2^31 against float64
     select    draft scores, selection and whole calls
+    presets   whole calls of every preset as it is, fresh and with what earlier calls left
     forms     every engine on random and coherent lists
     shapes    other models, other densities, the stages of a call
     model     one forward of both transformers with random weights, and the first call
@@ -55,6 +56,7 @@ PARTS = {
     "table": needs.METHODS,
     "check": needs.KERNELS,
     "select": needs.METHODS,
+    "presets": needs.METHODS,
     "forms": needs.METHODS,
     "shapes": needs.METHODS,
     "model": needs.MODELS,
@@ -97,6 +99,7 @@ def main() -> int:
         extra += ["--units", NONE]
     elif options.units:
         extra += ["--units", options.units]
+    extra += ["--share", "{}/{}".format(*options.share)]
     return conclude(options, watch(Path(__file__), options, *extra), unmet)
 
 
@@ -111,8 +114,18 @@ def arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser.add_argument("--summary", action="store_true", help="only the summary, from the CSVs")
     parser.add_argument("--plot", action="store_true", help="only the pictures, from the CSVs")
     parser.add_argument("--units", help="only units whose name holds this")
+    parser.add_argument("--share", type=share, default=(1, 1), metavar="K/N",
+                        help="every N-th unit from the K-th on: checks side by side")  # fmt: skip
     parser.add_argument("--first-call", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(), parser
+
+
+def share(text: str) -> tuple[int, int]:
+    """K and N of "K/N"; raises ArgumentTypeError."""
+    first, slash, every = text.partition("/")
+    if not (slash and first.isdigit() and every.isdigit() and 1 <= int(first) <= int(every)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected K/N with 1 <= K <= N, such as 2/6")
+    return int(first), int(every)
 
 
 def sources(options: argparse.Namespace, machine: Machine) -> Iterator[Source]:
@@ -123,7 +136,9 @@ def sources(options: argparse.Namespace, machine: Machine) -> Iterator[Source]:
 
 def chosen(options: argparse.Namespace, part: str, machine: Machine) -> list[Unit]:
     wanted = options.units or ""
-    return [unit for unit in units_of(part, machine) if wanted in unit.name]
+    first, every = options.share
+    units = [unit for unit in units_of(part, machine) if wanted in unit.name]
+    return units[first - 1 :: every]
 
 
 def units_of(part: str, machine: Machine) -> list[Unit]:
@@ -140,6 +155,10 @@ def units_of(part: str, machine: Machine) -> list[Unit]:
         import gpu_speed
 
         return list(gpu_speed.table(machine) if part == "table" else gpu_speed.shapes(machine))
+    if part == "presets":
+        import gpu_presets
+
+        return list(gpu_presets.units(machine))
     if part in ("forms", "tune"):
         import gpu_tilings
 
