@@ -29,7 +29,7 @@ from aot_targets import ARCHITECTURES
 from gate import table_row
 
 HOPPER = "exact_tiles_hopper"
-GOOD = Found(128, 0, 0, 100_000, 8, 8, (3, 3), (2,), True)
+GOOD = Found(128, 0, 0, 100_000, 8, 8, (3, 3), (2,))
 
 
 def kernels() -> set[str]:
@@ -87,7 +87,6 @@ def launch(
         ({"tensor_core": 0}, {"kernel": "draft_spread", "kind": "fp32"}, ["no tensor core"]),
         ({"tensor_core": 0}, {"kernel": "select", "kind": "fp32"}, []),
         ({"integer_core": 0}, {"QK8": True}, ["no int8 on tensor cores"]),
-        ({"specialised": False}, {"SPECIALISED": True}, ["warps not specialised"]),
         ({"ring": (3, 2)}, {}, ["ring < 3"]),
         ({"ring": (2, 2)}, {"arch": "80"}, []),
         ({"ring": (3, 3, 2, 2), "waits": (2, 2)}, {"MASKED": True, "SPLIT": True}, ["ring < 3"]),
@@ -114,7 +113,7 @@ def test_rows() -> None:
     cells, good = table_row(launch(), bad, anew=False, counted=False)
     assert cells[-1] == "extra: spills" and not good
     assert table_row(launch(), GOOD, anew=True, counted=True) == (
-        ("exact_tiles", "bf16 STAGES 3", "sm_90", "8", "128", "0", "97.7", "8", "3/3 ws", "", "2",
+        ("exact_tiles", "bf16 STAGES 3", "sm_90", "8", "128", "0", "97.7", "8", "3/3", "", "2",
          "compiled anew"),
         False,
     )  # fmt: skip

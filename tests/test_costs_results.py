@@ -15,7 +15,7 @@ from vidsparse.grid import TokenGrid
 
 H100 = machine.table()["H100"]
 BLANK = gpu_rows.Result(
-    "c0ffee", "5eed", "2026-12-01", "NVIDIA H100 80GB HBM3", "2.13", "13.0", "3.9",
+    "c0ffee", "5eed", "2026-12-01", "NVIDIA H100 80GB HBM3, sm_90", "2.13", "13.0", "3.9",
     shape="wan2.1-14b-720p", tokens=75_600, heads=40, head_dim=128, dtype="bfloat16",
     density=1.0, impl="sdpa-cudnn", stage="whole",
 )  # fmt: skip
@@ -40,11 +40,13 @@ def path(tmp_path):
             if one.name in stages.AROUND
         ]
         more = 1e3 * AROUND * clock.timed(around, replace(H100, constants=rates)).seconds
-        kept = replace(BLANK, impl=results.SPARSE, density=density, rel_l2=3e-3)
+        kept = replace(BLANK, impl="triton-tma", density=density, rel_l2=3e-3, blocks="128x64")
         rows += [
             replace(kept, stage="sparse", ms_p50=exact, tflops=400.0),
             replace(kept, stage="whole", ms_p50=exact + more, tflops=1.0),
         ]
+    rows += [replace(row, blocks="128x128", ms_p50=1.0, tflops=1.0) for row in rows[2:]]
+    rows += [replace(row, impl="triton-pointer", ms_p50=1.0, tflops=1.0) for row in rows[2:6]]
     rows += [replace(BLANK, impl="sdpa-flash", density=1.0, shape="other", message="out of memory")]
     rows += [replace(rows[0], gpu="NVIDIA A100-SXM4-80GB", tflops=1.0)]
     for row in rows:

@@ -166,7 +166,7 @@ def test_the_amd_gpus_for_which_the_kernels_are_compiled(monkeypatch):
         assert reason(config(), device=CUDA) == (None if runs else "no-kernel")
     support.refusal.cache_clear()
     monkeypatch.setattr(support, "refusal", lambda device: None)
-    for form, runs in (("auto", True), ("pointer", True), ("tma", False), ("ws", False)):
+    for form, runs in (("auto", True), ("pointer", True), ("tma", False)):
         method = SparseConfig.load("tiles", [f"kernel.form={form}", "kernel.block_q=128"])
         refused = gpu.EXECUTOR.refuses(Form(method, GRID, CUDA, torch.bfloat16, 128))
         assert refused is None if runs else "an AMD GPU: form" in refused.why

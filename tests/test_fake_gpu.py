@@ -164,7 +164,7 @@ def test_presets(preset: str, hoisted: bool, cuda: torch.device) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["form=pointer", "form=tma", "form=ws", "qk=int8"], ids=lambda how: how.split("=")[1]
+    "how", ["form=pointer", "form=tma", "qk=int8"], ids=lambda how: how.split("=")[1]
 )
 def test_forms(how: str, cuda: torch.device) -> None:
     result = run(cuda, "tiles", f"kernel.{how}", "kernel.block_q=128")
@@ -189,7 +189,7 @@ def test_launches_of_a_call(preset: str, cuda: torch.device) -> None:
 
 
 KERNELS = ("summarise", "block_means", "draft_scores", "select", "pack_exact", "exact_tiles",
-           "rest_merge")  # fmt: skip
+           "rest_bias", "rest_merge")  # fmt: skip
 
 
 @pytest.mark.parametrize("made", [True, False], ids=["orders made", "orders kept"])
@@ -215,14 +215,13 @@ VIEWS = {"aten.permute", "aten._unsafe_view", "aten.diagonal", "aten.squeeze", "
 ROUTES: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
     "exact": ((0,), {}, {}),
     "tma": ((0,), {}, {"form": "tma"}),
-    "ws": ((0,), {}, {"form": "ws"}),
     "skip": ((0,), {"rest": SKIP}, {}),
     "moment": ((0,), {"first_order": "global"}, {}),
     "moments of rows": ((0,), {"first_order": "row"}, {}),
     "tilt": ((0,), {"tilt": True}, {}),
     "order": ((0,), {"order": True}, {}),
     "orders of heads": ((0,), {"orders": True, "first_order": "row", "tilt": True}, {}),
-    "orders of heads, ws": ((0,), {"orders": True}, {"form": "ws"}),
+    "orders of heads, tma": ((0,), {"orders": True}, {"form": "tma"}),
     "levels": ((0, 2, 6), {"first_order": "global"}, {}),
     "levels, orders of heads": ((0, 2, 6), {"orders": True, "tilt": True}, {}),
     "int8": ((0,), {}, {"qk": "int8"}),

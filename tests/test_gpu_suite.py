@@ -191,7 +191,7 @@ def test_rows_of_a_killed_run(tmp_path: Path) -> None:
     """Each row is on disk before the next; half a line and older columns do no harm."""
     path = tmp_path / "gpu_bench.csv"
     row = Result(**vars(FACTS), shape="wan, 14b", tokens=7, heads=2, head_dim=64, dtype="bfloat16",
-                 density=0.1, impl="triton-ws", stage="sparse")  # fmt: skip
+                 density=0.1, impl="triton-tma", stage="sparse")  # fmt: skip
     gpu_rows.add(path, replace(row, ms_p50=1.5, rel_l2=2e-3))
     gpu_rows.add(path, replace(row, density=0.2, message="PTXASError: no"))
     gpu_rows.add(path, replace(row, ms_p50=1.25))

@@ -34,54 +34,54 @@ def timing(density: float, impl: str, stage: str, ms: float, blocks: str = "128x
 BENCH = [
     timing(0.1, "fa4", "whole", 23.0, "128x128"),
     timing(0.2, "fa4", "whole", 45.0, "128x128"),
-    timing(0.1, "triton-ws", "whole", 25.0),
-    timing(0.2, "triton-ws", "whole", 50.0),
+    timing(0.1, "triton-tma", "whole", 25.0),
+    timing(0.2, "triton-tma", "whole", 50.0),
     timing(0.1, "triton-pointer", "whole", 20.0),
-    timing(0.1, "triton-ws", "sparse", 20.0),
-    timing(0.2, "triton-ws", "sparse", 40.0),
-    timing(1.0, "triton-ws", "sparse", 210.0),
+    timing(0.1, "triton-tma", "sparse", 20.0),
+    timing(0.2, "triton-tma", "sparse", 40.0),
+    timing(1.0, "triton-tma", "sparse", 210.0),
     timing(0.2, "flex", "sparse", 60.0),
     timing(0.2, "triton-int8", "sparse", 38.0),
     *(timing(0.1, "triton", stage, 0.5) for stage in ("pool", "draft", "select", "rest")),
 ]
 TUNED = [
-    timing(0.2, "triton-ws", "128x64 w4 s3, random", 9.0),
-    timing(0.2, "triton-ws", "128x64 w4 s2, random", 8.0),
-    timing(0.2, "triton-ws", "128x128 w4 s2, random", 7.0),
+    timing(0.2, "triton-tma", "128x64 w4 s3, random", 9.0),
+    timing(0.2, "triton-tma", "128x64 w4 s2, random", 8.0),
+    timing(0.2, "triton-tma", "128x128 w4 s2, random", 7.0),
     timing(0.2, "triton-levels", "128x64 w8 s3, random", 7.5),
     timing(0.2, "triton-tma-64", "64x64 w4 s2, random", 9.5),
     timing(0.2, "triton-rest", "128x64 w8 s2", 1.5),
     timing(0.2, "triton-rest", "128x32 w8 s3", 1.4),
-    replace(timing(0.2, "triton-ws", "128x64 w4 s4, random", 1.0), rel_l2=0.5),
+    replace(timing(0.2, "triton-tma", "128x64 w4 s4, random", 1.0), rel_l2=0.5),
     replace(timing(0.2, "triton-tma", "128x64 w8 s3, random", 9.0), head_dim=64),
 ]
 
 
 def test_decision() -> None:
     assert decision([CHECK, ABSENT], BENCH, TUNED, GPU) == [
-        "target met: exact tiles against dense, d 1: 0.9 (triton-ws 128x64 210 ms, "
+        "target met: exact tiles against dense, d 1: 0.9 (triton-tma 128x64 210 ms, "
         "baseline sdpa-cudnn), wanted at least 0.85",
         "target met: whole call against dense, d 0.2: 4.2 (fa4 128x128 45 ms, "
         "baseline sdpa-cudnn), wanted at least 4",
         "target met: whole call against dense, d 0.1: 9.45 (triton-pointer 128x64 20 ms, "
         "baseline sdpa-cudnn), wanted at least 7.5",
-        "target met: exact tiles against FlexAttention, same mask, d 0.2: 1.5 (triton-ws 128x64 "
+        "target met: exact tiles against FlexAttention, same mask, d 0.2: 1.5 (triton-tma 128x64 "
         "40 ms, baseline flex 60 ms), wanted at least 1.3",
         "target MISSED: 8-bit against exact tiles, same mask, d 0.2: 1.05 (8-bit 38 ms, "
-        "baseline triton-ws 128x64 40 ms), wanted at least 1.1",
+        "baseline triton-tma 128x64 40 ms), wanted at least 1.1",
         "target met: stages around the tiles against the tiles, d 0.1: 0.1 (2 ms, "
-        "baseline triton-ws 128x64), wanted at most 0.15",
+        "baseline triton-tma 128x64), wanted at most 0.15",
         "fastest at d 0.1, whole: triton-pointer 128x64 20 ms (9.45x sdpa-cudnn, error 2.0e-03), "
         "fa4 128x128 23 ms (8.217x sdpa-cudnn, error 2.0e-03), "
-        "triton-ws 128x64 25 ms (7.56x sdpa-cudnn, error 2.0e-03)",
+        "triton-tma 128x64 25 ms (7.56x sdpa-cudnn, error 2.0e-03)",
         "fastest at d 0.2, whole: fa4 128x128 45 ms (4.2x sdpa-cudnn, error 2.0e-03), "
-        "triton-ws 128x64 50 ms (3.78x sdpa-cudnn, error 2.0e-03)",
-        "fastest at d 1, sparse: triton-ws 128x64 210 ms (0.9x sdpa-cudnn, error 2.0e-03)",
+        "triton-tma 128x64 50 ms (3.78x sdpa-cudnn, error 2.0e-03)",
+        "fastest at d 1, sparse: triton-tma 128x64 210 ms (0.9x sdpa-cudnn, error 2.0e-03)",
         "checks: 1 right, wrong or failed 0; not here: cudnn",
         'PREFERRED = ("fa4", "triton")  # exact/__init__.py; fa4 128x128 32.17 ms; '
-        "triton ws 128x64 35.36 ms",
-        "exact/triton.py: TMA (9, 64): Tiling(128, 64, 8, 3); TMA_64 9: Tiling(64, 64, 4, 2); "
-        "WS (9, 128, 128): Tiling(128, 128, 4, 2), (9, 128, 64): Tiling(128, 64, 4, 2)",
+        "triton tma 128x64 35.36 ms",
+        "exact/triton.py: TMA (9, 128): Tiling(128, 128, 4, 2), (9, 64): Tiling(128, 64, 8, 3); "
+        "TMA_64 9: Tiling(64, 64, 4, 2)",
         "rest_merge.py: TILINGS (9, 0): Tiling(128, 32, 8, 3)",
         "levels_forward.py: TILINGS (9, 128): Tiling(128, 64, 8, 3)",
     ]

@@ -31,6 +31,9 @@ from gpu_ways import Way
 SECOND_CALL = 360.0
 """Seconds of a call that goes on: both fit a quarter of an hour."""
 
+SHARES = 2
+"""Of the checks, at least, that run side by side (`--share`)."""
+
 
 def test_parts_fit_their_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On a GPU that runs every engine: what decides in the first call, all of it in two."""
@@ -41,7 +44,7 @@ def test_parts_fit_their_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     ways = *gpu_start.ways(), *(f"engine{n}" for n in range(5 - len(gpu_start.ways())))
     machine = Machine(torch.device("cuda"), tmp_path, 1e9, ways)
     taken = {part: sum(unit.seconds for unit in suite.units_of(part, machine))
-             for part in suite.PARTS}  # fmt: skip
+             / (SHARES if part in ("check", "select") else 1) for part in suite.PARTS}  # fmt: skip
     first = [*suite.PARTS][: [*suite.PARTS].index("forms")]
     assert first == ["first", "table", "check", "select", "presets"]
     assert sum(taken[part] for part in first) <= suite.BUDGET
@@ -107,7 +110,7 @@ def test_a_call_that_waits_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if modes[-1] == "error":
             raise RuntimeError("called a synchronizing CUDA operation")
 
-    how = 0.1, "triton-ws", "whole", 1.0, 1e-3, (128, 64)
+    how = 0.1, "triton-tma", "whole", 1.0, 1e-3, (128, 64)
     right, wrong = gpu_speed.timed(bench, call, *how)
     assert modes == [0, "error", 0]
     assert gpu_rows.fault(right) == "" and right.ms_p50 == wrong.ms_p50 == 2.5

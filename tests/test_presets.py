@@ -18,7 +18,7 @@ from vidsparse.plan import SKIP
 # what a field may be changed to; a value that a method refuses at load is skipped
 CHANGES: dict[str, tuple[str, ...]] = {
     "kernel.qk": ("int8",),
-    "kernel.form": ("pointer", "tma", "ws"),
+    "kernel.form": ("pointer", "tma"),
     "kernel.impl": ("reference", "cpu", "triton"),
     "kernel.block_q": ("16", "64", "512"),
     "kernel.block_k": ("16", "64", "512"),

@@ -162,10 +162,10 @@ def test_the_method_is_checked_for_the_dtype_and_the_heads_of_the_model(
 ):
     gpus(1)
     monkeypatch.setattr(support, "capability", lambda device: (9, 0))
-    ws = ["kernel.form=ws", "kernel.block_q=128"]
-    assert job(device="cuda", dtype="bf16", overrides=ws).config.kernel.form == "ws"
-    with pytest.raises(InputError, match=r"form 'ws'.*float32|float32.*form 'ws'"):
-        job(device="cuda", dtype="fp32", overrides=ws)
+    tma = ["kernel.form=tma", "kernel.block_q=128"]
+    assert job(device="cuda", dtype="bf16", overrides=tma).config.kernel.form == "tma"
+    with pytest.raises(InputError, match=r"form 'tma'.*float32|float32.*form 'tma'"):
+        job(device="cuda", dtype="fp32", overrides=tma)
     wide = tmp_path / "wide"
     shutil.copytree(model, wide)
     file = wide / "transformer" / "config.json"

@@ -82,7 +82,7 @@ RANGES = {
     ("kernel", None, "block_k"): (BLOCKS, NO_BLOCKS),
     ("kernel", None, "qk"): (["native", "int8"], ["", "int4"]),
     ("kernel", None, "impl"): (["auto", "reference", "cpu", "triton"], ["", "cuda"]),
-    ("kernel", None, "form"): (["auto", "pointer", "tma", "ws"], ["", "wgmma"]),
+    ("kernel", None, "form"): (["auto", "pointer", "tma"], ["", "ws"]),
     ("kernel", None, "cpu_route"): (
         ["auto", "native", "onednn", "mixed", "sdpa"],
         ["", "bf16"],

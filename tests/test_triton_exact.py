@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if os.environ.get("TRITON_INTERPRET", "0") != "1":
     pytest.skip("run with TRITON_INTERPRET=1", allow_module_level=True)
 
 import far
-import triton
 
 from vidsparse.blocks import Blocks
 from vidsparse.kernels.gpu import levels_forward, oracles, rest_merge, support
@@ -124,7 +124,7 @@ def test_float32(depth: int) -> None:
         ("pointer", (128, 64, 65, 3), 64),
         ("tma", (128, 64, 65, 3), 64),
         ("tma", (64, 21, 64), 64),
-        ("ws", (256, 128, 130), 128),
+        ("tma", (256, 128, 130), 128),
     ],
 )
 def test_several_tiles_of_queries(form: str, counts: tuple[int, ...], block_m: int) -> None:
@@ -182,15 +182,38 @@ for q_place, k_place in ((far_head, far_token), (far_token, far_head)):
 """)
 
 
-def test_allocator_of_the_caller_stays() -> None:
-    from triton.runtime import _allocation
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_what_stands_off_the_grid_of_tma(name: str) -> None:
+    """Rows of 68 numbers are 136 bytes apart, and a tensor may begin at any byte of two."""
+    given = problem()
+    for odd in (F.pad(getattr(given, name), (0, 4))[..., :64], shifted(getattr(given, name))):
+        assert_form(replace(given, **{name: odd}), "tma")
 
-    def own(size: int, alignment: int, stream: int | None) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.int8)
 
-    triton.set_allocator(own)
-    assert_form(problem(counts=(128, 3)), "ws")
-    assert _allocation._allocator.get() is own
+def shifted(x: Tensor) -> Tensor:
+    """The same numbers, contiguous, two bytes off the grid."""
+    room = torch.empty(x.numel() + 1, dtype=x.dtype)
+    return room[1:].view(x.shape).copy_(x)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)])
+def test_what_auto_runs(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    """The first form that takes a call where it was measured, elsewhere the pointer form."""
+    monkeypatch.setattr(ours.support, "capability", lambda device: capability)
+    found = [
+        ours.form_of(asked(**changes))
+        for changes in (
+            {},
+            {"block_q": 64, "block_k": 64},
+            {"block_q": 32},
+            {"dtype": torch.float32},
+            {"head_dim": 60},
+            {"form": "tma"},
+        )
+    ]
+    measured = ["tma", "tma", "pointer", "pointer", "pointer", "tma"]
+    assert found == (measured if capability[0] == 9 else [*["pointer"] * 5, "tma"])
+    assert ours.tiling(asked(form="auto")) == ours.tiling(asked(form=found[0]))
 
 
 def asked(**changes: Any) -> Question:
@@ -223,11 +246,8 @@ def test_an_unknown_device_takes_the_portable_tiling(
     monkeypatch.setattr(support, "capability", lambda device: arch)
     for head_dim in (128, 64, 128):
         assert ours.tiling(asked(head_dim=head_dim)) == ours.PORTABLE
-    for form in ("tma", "ws"):
-        with pytest.raises(
-            ValueError, match=rf": form '{form}' was built for NVIDIA's .*'pointer'"
-        ):
-            ours.tiling(asked(form=form))
+    with pytest.raises(ValueError, match=r": form 'tma' was built for NVIDIA's .*'pointer'"):
+        ours.tiling(asked(form="tma"))
 
 
 def test_generations_are_those_of_the_tilings() -> None:
@@ -238,22 +258,13 @@ def test_generations_are_those_of_the_tilings() -> None:
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     for changes, words in (
-        ({"form": "cuda"}, r"form 'cuda': expected one of pointer, tma, ws"),
+        ({"form": "cuda"}, r"form 'cuda': expected one of pointer, tma"),
         ({"form": "tma", "dtype": torch.float32}, r"float32.*bfloat16 or float16.*'pointer'"),
         ({"form": "tma", "head_dim": 60}, r"head dim 60: form 'tma' needs a multiple of 8"),
-        ({"form": "ws", "block_q": 32, "block_k": 128}, r"32 x 128 tokens.*at least 128 x 64"),
         ({"form": "tma", "block_q": 32}, r"blocks of 32 queries.*at least 64"),
     ):
         with pytest.raises(ValueError, match=words):
             ours.tiling(asked(**changes))
-    given = problem(counts=(128, 3))
-    odd = torch.zeros(1, 2, given.k.shape[2], 68).bfloat16()[..., :64]
-    shape, outputs = Tiling(128, 64, 4, 2), given.outputs()
-    for name in "kvq":
-        operands = {"q": given.q, "k": given.k, "v": given.v}
-        operands[name] = torch.zeros(1, 2, 131, 68).bfloat16()[..., :64] if name == "q" else odd
-        with pytest.raises(ValueError, match=rf"{name} with strides .*16-byte grid.*'pointer'"):
-            ours.exact_tiles(*operands.values(), given.lists, given.rows, *outputs, shape, "ws")
     for arch in ((8, 0), (8, 9), (12, 0)):
         monkeypatch.setattr(ours.support, "capability", lambda device, arch=arch: arch)
         with pytest.raises(ValueError, match=r"9\.x and 10\.x.*'pointer'"):

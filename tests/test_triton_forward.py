@@ -265,7 +265,7 @@ def test_refusals() -> None:
     for given, how, words in (
         (levels, {"form": "tma"}, r"form='tma': plans of several levels .* pointer alone"),
         (levels, {"engine": "cudnn"}, r"engine='cudnn': plans of several levels .*'triton' alone"),
-        (plan, {"form": "ws", "qk": "int8"}, r"form='ws': products in 8 bits .* pointer alone"),
+        (plan, {"form": "tma", "qk": "int8"}, r"form='tma': products in 8 bits .* pointer alone"),
     ):
         with pytest.raises(ValueError, match=words):
             run(q, k, v, given, **how)

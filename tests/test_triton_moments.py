@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vidsparse.draft import taken
 from vidsparse.kernels.gpu import moments
-from vidsparse.kernels.gpu.weights import rest_weights
+from vidsparse.kernels.gpu.weights import rest_bias, rest_weights
 
 pytestmark = pytest.mark.interp
 
@@ -108,3 +108,17 @@ def test_rest_weights(blocks: int, tilted: bool) -> None:
     wanted = oracles.rest_weights(logits, levels, tilt, count)
     rest_weights(logits, levels, tilt, count.int())
     assert_close(logits, wanted, 2e-5, 1e-7)
+
+
+@pytest.mark.parametrize("tilted", [False, True])
+@pytest.mark.parametrize("blocks", [1, 130])
+def test_rest_bias(blocks: int, tilted: bool) -> None:
+    """What is listed, and what lies past the last block, has none."""
+    levels = torch.randint(-1, 1, (2, 2, 3, blocks), dtype=torch.int8)
+    tilt = torch.randn(levels.shape) if tilted else None
+    if tilt is not None:
+        tilt[0, 1] = -torch.inf
+    bias = torch.full((-(-blocks // 64) * 64,), -torch.inf)
+    bias[:blocks] = torch.randint(1, 65, (blocks,)).log2()
+    found, wanted = rest_bias(levels, tilt, bias), oracles.rest_bias(levels, tilt, bias)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)

@@ -24,7 +24,7 @@ import vidsparse.kernels.gpu
 from vidsparse.blocks import Blocks
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels import reference
-from vidsparse.kernels.gpu import engine, exact_engine, exact_lists, rest, spread, summary
+from vidsparse.kernels.gpu import engine, exact_engine, exact_lists, rest, spread, summary, weights
 from vidsparse.kernels.gpu import rest_merge as rest_merge_module
 from vidsparse.kernels.gpu.exact import ExactLists
 from vidsparse.kernels.gpu.exact import triton as ours
@@ -120,6 +120,12 @@ def rest_weights() -> list[tuple[Any, ...]]:
     ]
 
 
+def rest_bias() -> list[tuple[Any, ...]]:
+    levels = torch.randint(SKIP, 1, (2, 2, 3, 33), dtype=torch.int8)
+    bias = torch.zeros(64)
+    return [(levels, tilt, bias) for tilt in (None, torch.rand(levels.shape))]
+
+
 def select() -> list[tuple[Any, ...]]:
     scores, forced = torch.randn(2, 2, 3, 33), torch.rand(3, 33) < 0.1
     sizes = torch.full((33,), 16)
@@ -158,16 +164,16 @@ def rest_merge() -> list[tuple[Any, ...]]:
     q = tokens()
     levels = torch.randint(SKIP, 1, (2, 2, len(BLOCKS), len(BLOCKS)), dtype=torch.int8)
     rows = BLOCKS.start, BLOCKS.count.int(), 16
-    means = *torch.randn(2, 2, 2, 64, 64), torch.zeros(64)
+    means = *torch.randn(2, 2, 2, 64, 64), torch.randn(*levels.shape[:3], 64)
     short = [torch.tensor([3], dtype=torch.int32)] * 3
     moment = torch.randn(2, 2, 2, 64, 64)
     return [
         (q, tokens(), tokens(), levels, *rows, order, tokens(), torch.randn(2, 2, GRID.tokens),
          *rest, 1, 2)
         for order, rest in (
-            (None, (*means, None, None, [])),
-            (ORDER, (None, None, None, None, None, short)),
-            (None, (*means, torch.randn(levels.shape), moment, short)),
+            (None, (*means, None, [])),
+            (ORDER, (None, None, None, None, short)),
+            (None, (*means, moment, short)),
         )
     ]  # fmt: skip
 
@@ -209,7 +215,7 @@ def exact_tiles() -> list[tuple[Any, ...]]:
     return [
         (q, q, q, entry, count, *rows, order, torch.zeros_like(q), torch.zeros(q.shape[:3]),
          128, 64, 4, 2, None, form)
-        for form, order in (("pointer", None), ("tma", ORDER), ("ws", ORDER))
+        for form, order in (("pointer", None), ("tma", ORDER))
     ]  # fmt: skip
 
 
@@ -235,7 +241,7 @@ CALLS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     for call in (
         *(block_means, second_moments, fill_keys, draft_scores, draft_spread, lost_mass),
         block_errors,
-        *(finite_means, rest_weights, grams, project, bisect),
+        *(finite_means, rest_weights, rest_bias, grams, project, bisect),
         *(select, pack_exact, exact_tiles, rest_merge),
         *(summarise, block_moments, pack_tiles, levels_forward, row_shares),
         *(key_mean, quantise_keys, quantise_queries, cudnn_tiles, fa4_tiles),
@@ -274,7 +280,8 @@ def test_one_graph() -> None:
         ours.exact_tiles(q, k, v, lists, rows, out, lse, shape, "pointer")
         _, *pair, moment = summary.summarise(k, v, *PLACE, video, None, 70)
         operands = q, k, v, levels, rows, out, lse, Means(*pair, bias)
-        rest_merge_module.rest_merge(*operands, None, moment, place.short)
+        unlisted = weights.rest_bias(levels, None, bias)
+        rest_merge_module.rest_merge(*operands, unlisted, moment, place.short)
         return out, lse
 
     qkv = tokens(), tokens(), tokens()

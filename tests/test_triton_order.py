@@ -111,7 +111,7 @@ def test_dtypes(dtype: torch.dtype, depth: int) -> None:
     assert_order_is_free(SMALL, plan_of(SMALL, (32, 32), True), dtype, depth)
 
 
-@pytest.mark.parametrize("form", ["pointer", "tma", "ws"])
+@pytest.mark.parametrize("form", ["pointer", "tma"])
 def test_forms(form: str) -> None:
     grid = GRIDS["text-last"]
     plan = plan_of(grid, (128, 64), False).with_rest(6, "global")

@@ -20,6 +20,7 @@ from vidsparse.blocks import Blocks
 from vidsparse.kernels.gpu import exact_engine, oracles, rest, summary
 from vidsparse.kernels.gpu.operands import Means, QueryRows
 from vidsparse.kernels.gpu.rest_merge import rest_merge
+from vidsparse.kernels.gpu.weights import rest_bias
 from vidsparse.plan import SKIP, BlockPlan
 
 pytestmark = pytest.mark.interp
@@ -76,13 +77,13 @@ def merged(
 ) -> None:
     cut = g.plan.k_blocks
     place = exact_engine.key_place(cut, min(64, cut.size), "token", False, torch.device("cpu"))
-    means = tilt = None
+    means = bias = None
     if g.plan.rest != SKIP:
         given = g.k, g.v, place.start, place.count, cut.size
         _, *pair, _ = summary.summarise(*given, (~cut.text).int(), None, 0)
         means = Means(*pair, rest._bias(cut, torch.device("cpu")))
-        tilt = g.plan.rest_bias
-    operands = g.q, g.k, g.v, g.plan.levels, g.rows, g.out, g.lse, means, tilt, moment
+        bias = rest_bias(g.plan.levels, g.plan.rest_bias, means.bias)
+    operands = g.q, g.k, g.v, g.plan.levels, g.rows, g.out, g.lse, means, bias, moment
     rest_merge(*operands, place.short, first, blocks)
 
 
@@ -153,6 +154,7 @@ def test_offsets_past_2_31_elements() -> None:
     far.assert_passes("""
 from vidsparse.kernels.gpu.operands import Means, QueryRows, ShortBlocks
 from vidsparse.kernels.gpu.rest_merge import rest_merge
+from vidsparse.kernels.gpu.weights import rest_bias
 from vidsparse.plan import BlockPlan
 HEADS, N, D = 3, 130, 64
 text = torch.zeros(2, dtype=torch.bool)
@@ -177,6 +179,7 @@ for head, token in ((D, 2**24), (2**30 + 1024, D)):  # the last tokens, the last
     moment = torch.randn(1, HEADS, D, D).half()
     lse = torch.full((1, HEADS, N), -torch.inf)
     means = Means(mean_k, mean_v, bias)
-    rest_merge(q, k, v, levels, rows, out, lse, means, None, moment, short)
+    rest = rest_bias(levels.contiguous(), None, bias)
+    rest_merge(q, k, v, levels, rows, out, lse, means, rest, moment, short)
     assert close(out, oracles.rest_merge(q, k, v, plan, moment)[0])
 """)

@@ -47,8 +47,8 @@ class Kernel:
     qk: "native" computes q.k in the input dtype with fp32 sums; "int8" in 8 bits with a scale per
         block, Triton engine only.
     impl: auto, or the name of an executor, which is executed or refused, never replaced.
-    form: of the Triton forward kernel, auto | pointer | tma | ws; the last two are for GPUs of
-        compute capability 9 and 10.
+    form: of the Triton forward kernel, auto | pointer | tma; the last is for GPUs of compute
+        capability 9 and 10.
     engine: auto, or the name of an exact engine, which runs the listed blocks of plans without
         levels on a GPU: executed or refused, never replaced (`vidsparse doctor` shows them).
     cpu_route: how the CPU engine computes, auto | native | onednn | mixed | sdpa: auto takes what

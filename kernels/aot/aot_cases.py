@@ -40,7 +40,7 @@ MIXED = (
 )
 """Every level in one plan."""
 
-HOPPER = ("tma", "ws")
+HOPPER = ("tma",)
 
 Call = Callable[[int], object]
 """A call at one of the lengths and densities."""
@@ -100,7 +100,7 @@ def rare_calls(arch: Architecture) -> Iterator[Call]:
             continue  # these levels need blocks of 64 keys
         forms = HOPPER * (arch.asynchronous and dtype != torch.float32 and content != MIXED)
         for form in ("pointer", *forms):
-            if block_q < {"pointer": 16, "tma": 64, "ws": 128}[form]:
+            if block_q < {"pointer": 16, "tma": 64}[form]:
                 continue
             sizes = f"kernel.block_q={block_q}", f"kernel.block_k={block_k}"
             changes = *sizes, *content, f"kernel.form={form}"

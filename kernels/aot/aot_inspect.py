@@ -54,7 +54,6 @@ class Found:
     integer_core: int
     ring: tuple[int, ...]
     waits: tuple[int, ...]
-    specialised: bool
     threads: int = 256
     loops: tuple[Loop, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -79,8 +78,6 @@ class Found:
             broken.append("ptxas: " + self.warnings[0])
         if any(loop.serialised for loop in self.loops):
             broken.append("products serialised")
-        if launch.constants.get("SPECIALISED") and not self.specialised:
-            broken.append("warps not specialised")
         buffers, loops = launch.buffers, launch.loops
         if buffers and sum(have >= buffers for have in self.ring) < 2 * loops:
             broken.append(f"ring < {buffers}")
@@ -113,7 +110,6 @@ def inspect(launch: Launch) -> Found:
         len(re.findall(rf"\b(?:{launch.products[1]})\b", code.text)),
         tuple(map(int, ring)),
         tuple(map(int, waits)),
-        "ttg.warp_specialize" in ir,
         threads,
         loops_of(code.text, launch.products[0]),
         tuple(one.strip()[:60] for one in warnings),

@@ -10,8 +10,8 @@
 The launchers run as they would on the GPU, so every kernel is compiled as it is shipped; one row
 per kernel, specialisation and architecture. Exit status 1 if a bound is broken: no spills (a few
 for float32), shared memory within a block's limit or, where the tiling counts on it, within half of
-a multiprocessor, tensor cores in use, K and V really pipelined (`ring`: buffers of each), warps
-specialised, no products that wait for one another, no kernel compiled anew for other lengths,
+a multiprocessor, tensor cores in use, K and V really pipelined (`ring`: buffers of each), no
+products that wait for one another, no kernel compiled anew for other lengths,
 budgets or densities. `loop`: instructions of one turn of the longest loops with tensor cores in
 them, `programs`: that fit a multiprocessor, both with the number of the last saved table where it
 was another, so a slower loop is seen. Rows are of one version of Triton: each has its own saved
@@ -174,7 +174,7 @@ def table_row(
     broken = [*found.breaches(launch), *["compiled anew"] * anew]
     registers = f"{found.registers}" + f"+{found.scalars}" * bool(found.scalars)
     products = f"{found.tensor_core}" + f"+{found.integer_core}" * launch.multiplies_int8
-    ring = "/".join(map(str, found.ring)) + " ws" * found.specialised
+    ring = "/".join(map(str, found.ring))
     was = (former or {}).get((launch.kernel, launch.form, launch.arch.name), {})
     new = numbers(launch, found)
     speed = (beside(new[name], was.get(name)) for name in ("loop", "programs"))

@@ -28,7 +28,6 @@ AROUND = ("pool", "draft", "select", "rest")
 TABLES = {forms.way("pointer"): ("exact/triton.py", "POINTER", "({major}, {width})"),
           forms.way("tma"): ("exact/triton.py", "TMA", "({major}, {width})"),
           f"{forms.way('tma')}-64": ("exact/triton.py", "TMA_64", "{major}"),
-          forms.way("ws"): ("exact/triton.py", "WS", "({major}, {width}, {keys})"),
           "triton-rest": ("rest_merge.py", "TILINGS", "({major}, {minor})"),
           "triton-levels": ("levels_forward.py", "TILINGS", "({major}, {width})")}  # fmt: skip
 """What is tuned -> its file and table of tilings, and a key of it."""
@@ -61,7 +60,7 @@ TARGETS = (
 )
 """What a kernel of this shape is expected to reach on an H100, from instructions and bytes alone.
 
-Exact tiles and overhead: a loop of 242 instructions for 64 keys (the warp-specialised form) beside
+Exact tiles and overhead: a loop of 242 instructions for 64 keys (with warps that specialise) beside
 1,024 cycles of tensor cores, 3.4 ms around 25. Whole calls: these two, at densities 0.1 and 0.2.
 FlexAttention: the same tile by the same compiler, with a mask in its loop. 8-bit: a quarter of the
 tensor cycles goes, but the instructions around them stay, which leaves 1.12 at most; below 1.1

@@ -1,7 +1,7 @@
 """End to end: one forward of Wan 2.1 transformers with random weights, dense against vidsparse.
 
 Speed does not depend on the weights, which are drawn on the GPU. Sparse: presets in their sparse
-steps, with the permutation hoisted; dense: the fastest backend of diffusers. The
+steps as they are, with the permutation hoisted; dense: the fastest backend of diffusers. The
 projected times are of 50 steps with two guidance branches, the transformer alone, with the dense
 steps of the preset; a model with fewer layers than the real one is scaled by the layers.
 """
@@ -15,21 +15,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_cases import SHAPES, TINY, Shape, method, name_of, random_qkv
+from gpu_cases import SHAPES, TINY, method, name_of, random_qkv
 from gpu_results import Machine, facts, interleaved, speedup, spread
 from gpu_rows import Result
 from gpu_units import Unit, in_words
-from gpu_ways import Way, sound
+from gpu_ways import runs, sound
 
 from vidsparse.attention import attend
 from vidsparse.config import SparseConfig
-from vidsparse.grid import TokenGrid
 
 STEPS = 50
 PRESETS = ("tiles", "balanced", "fast")
@@ -97,10 +96,9 @@ def forwards(machine: Machine, model: Model) -> Iterator[Result]:
     yield row(1.0, dense, "layer", [t / built for t in stock])
     whole = [t * layers / built * BRANCHES * STEPS for t in stock]
     yield row(1.0, dense, f"{STEPS} steps, {layers} layers from {built}", whole)
-    one, sizes = fastest_way(machine, model)
     for preset in PRESETS:
-        config = SparseConfig.load(preset, overrides(machine, one, sizes))
-        impl = f"vidsparse-{preset}-{one.name}-{sizes[0]}x{sizes[1]}"
+        config = SparseConfig.load(preset, overrides(machine))
+        impl = f"vidsparse-{preset} by {runs(config, machine.device, model.head_dim)}"
         yield from accelerated(machine, model, run, config, partial(row, impl=impl), stock)
 
 
@@ -175,12 +173,10 @@ def blank(model: Model, density: float, impl: str, stage: str) -> Result:
     )  # fmt: skip
 
 
-def overrides(machine: Machine, one: Way, sizes: tuple[int, int]) -> list[str]:
-    """Of the preset: engine and blocks; in a dry run also what makes a tiny grid sparse."""
+def overrides(machine: Machine) -> list[str]:
+    """Of a preset: in a dry run what makes a tiny grid sparse."""
     small = ["schedule.min_tokens=0", "layout.tile=[2,4,4]"] if machine.dry else []
-    blocks = [f"kernel.block_q={sizes[0]}", f"kernel.block_k={sizes[1]}"]
-    how = [f"kernel.engine={one.engine}", f"kernel.form={one.form}"]
-    return ["kernel.impl=triton", *blocks, *how, *small]
+    return ["kernel.impl=triton", *small]
 
 
 def at_step(run: Callable[[], Any], step: int) -> Any:
@@ -228,31 +224,6 @@ def pipeline(transformer: Any) -> Any:
     return WanPipeline(
         tokenizer=None, text_encoder=None, vae=None, scheduler=scheduler, transformer=transformer
     )
-
-
-@lru_cache
-def fastest_way(machine: Machine, model: Model) -> tuple[Way, tuple[int, int]]:
-    """The engine, and the blocks, that are fastest for the attention of a layer."""
-    frames, height, width = model.latents
-    grid = TokenGrid(frames, height // 2, width // 2)
-    shape = Shape(model.name, grid, model.heads, model.head_dim)
-    q, k, v = (x.transpose(1, 2) for x in random_qkv(shape, machine.device))
-    speed = {}
-    pairs = [(one, sizes) for one in sound(machine)
-             for sizes in one.sizes(machine, model.head_dim)]  # fmt: skip
-    for one, sizes in pairs[:1] if machine.dry else pairs:
-        config = method(DENSITY, sizes, kernel__engine=one.engine, kernel__form=one.form)
-        act = partial(attend, q, k, v, grid=grid, config=config, hoisted=True)
-        try:
-            times = interleaved({one.name: act}, machine, 0.3, 10)
-            speed[one, sizes] = spread(times[one.name])[1]
-        except Exception as error:
-            if not machine.healthy(error):
-                raise
-            print(f"no {one.name} {sizes} for {model.name}: {in_words(error)}")
-    if not speed:
-        raise RuntimeError("no exact engine runs")
-    return min(speed, key=lambda pair: speed[pair])
 
 
 def fastest_backend(transformer: Any, run: Callable[[], Any], machine: Machine) -> str:

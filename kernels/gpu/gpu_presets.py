@@ -1,8 +1,8 @@
 """Whole calls of presets, each as it is: what a sparse step costs its user, and its error.
 
 "kept" is a call as most of a run are: it takes what earlier calls left, the orders of heads or a
-plan. "fresh" is one that makes all of that. Engine and blocks are left to the call. The error is of
-the output against the oracle of the call's own plan.
+plan. "fresh" is one that makes all of that. Engine and blocks are those of the call, and its engine
+stands in the name. The error is of the output against the oracle of the call's own plan.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from gpu_decide import SHAPE
 from gpu_results import Machine
 from gpu_rows import Result
 from gpu_units import Unit
+from gpu_ways import runs
 from sampled import sampled_error
 
 from vidsparse.config import SparseConfig, presets
@@ -45,6 +46,7 @@ def preset_unit(machine: Machine, shape: Shape, name: str) -> Unit:
     """The calls of one preset on tokens that stand in the base order of its layout."""
     config = SparseConfig.load(name, ["schedule.min_tokens=0", "kernel.impl=triton"])
     density = float(getattr(config.schedule, "density", 0.0))
+    impl = f"{name} by {runs(config, machine.device, shape.head_dim)}"
 
     def act(this: Bench) -> Iterator[Result]:
         from vidsparse.attention import attend
@@ -65,12 +67,12 @@ def preset_unit(machine: Machine, shape: Shape, name: str) -> Unit:
         sizes = result.plan.q_blocks.size, result.plan.k_blocks.size
         times = this.beside_dense(acts)
         for stage, run in acts.items():
-            row = this.row(density, name, stage, times[stage], tflop, times.get("dense"), error)
+            row = this.row(density, impl, stage, times[stage], tflop, times.get("dense"), error)
             row.blocks = "x".join(map(str, sizes))
             row.message = waits(this, run)
             yield row
 
-    row = blank(shape, density, name, "kept")
+    row = blank(shape, density, impl, "kept")
     return unit(machine, shape, row, act, f"preset {name}", "presets")
 
 

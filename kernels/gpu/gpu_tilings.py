@@ -27,7 +27,7 @@ from vidsparse.kernels.gpu import engine, rest_merge, support
 from vidsparse.kernels.gpu.operands import Tiling
 
 HALF = torch.bfloat16
-POINTER, TMA, WS = map(triton_forms.way, triton_forms.FORMS)
+POINTER, TMA = map(triton_forms.way, triton_forms.FORMS)
 TMA_64 = f"{TMA}-64"
 """The same on query blocks of 64, which have a table of their own."""
 
@@ -45,13 +45,11 @@ TILINGS: dict[int, dict[str, tuple[Numbers, ...]]] = {
         TMA_64: ((64, 64, 4, 2, None), (64, 64, 4, 3, None)),
         REST: ((128, 64, 8, 2, None), (128, 64, 8, 3, None), (128, 32, 8, 3, None),
                (64, 64, 4, 2, None)),
-        WS: ((128, 64, 4, 3, None), (128, 64, 4, 2, None), (128, 128, 4, 2, None)),
         "triton-levels": ((128, 64, 8, 3, None), (128, 64, 8, 2, None), (64, 64, 4, 3, None)),
     },
     64: {
         POINTER: ((128, 64, 8, 3, None), (128, 128, 8, 2, None), (64, 64, 4, 3, None)),
         TMA: ((128, 64, 8, 3, 128), (128, 64, 8, 3, None), (128, 128, 8, 2, None)),
-        WS: ((128, 64, 4, 3, None), (128, 128, 4, 3, None), (128, 128, 4, 2, None)),
         "triton-levels": ((128, 64, 8, 3, None), (64, 64, 4, 3, None)),
     },
 }  # fmt: skip

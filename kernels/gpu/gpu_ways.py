@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from gpu_cases import SIZES, full_blocks
 from gpu_results import Machine
 from torch import Tensor
 
-from vidsparse import registry
+from vidsparse import forms, registry
 from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, levels_forward, quant
-from vidsparse.kernels.gpu.exact import ExactLists, Question
-from vidsparse.kernels.gpu.exact.triton import exact_tiles
+from vidsparse.kernels.gpu.exact import ExactLists, Question, chosen, triton
 from vidsparse.kernels.gpu.exact_lists import pack_exact
 from vidsparse.kernels.gpu.operands import Keys, QueryRows, Scales, TileLists, Tiling
 from vidsparse.plan import BlockPlan
 
+if TYPE_CHECKING:
+    from vidsparse.config import SparseConfig
+
 
 @dataclass(frozen=True)
 class Way:
-    """name: such as "triton-ws" or "cudnn"; engine, form: what `kernel` of a config takes."""
+    """name: such as "triton-tma" or "cudnn"; engine, form: what `kernel` of a config takes."""
 
     name: str
     engine: str
@@ -83,6 +85,20 @@ def sound(machine: Machine) -> list[Way]:
     return [one for one in here(machine) if one.name not in machine.broken]
 
 
+def runs(config: SparseConfig, device: torch.device, depth: int) -> str:
+    """The way that calls of a config go, in bfloat16 and query blocks of 128."""
+    if max(config.selector.levels) > 0:
+        return "triton-levels"
+    kernel = config.kernel
+    block_q = kernel.block_q if isinstance(kernel.block_q, int) else SIZES[0][0]
+    asked = Question(device, torch.bfloat16, depth, block_q, kernel.block_k, kernel.form)
+    try:
+        one = chosen(kernel.engine, asked)
+    except ValueError:  # the call will say why
+        return "nothing"
+    return forms.way(triton.form_of(asked)) if one.name == "triton" else one.name
+
+
 @dataclass(frozen=True)
 class Exact:
     """The full blocks of a plan of level 0, ready for an engine; outputs start as NaN.
@@ -111,7 +127,7 @@ class Exact:
             exact_engine.run(one, asked, *operands, self.plan, rows, None, self.out, self.lse)
         else:
             outputs = rows, self.out, self.lse, self.tiling, self.way.form
-            exact_tiles(*operands, self.lists, *outputs)
+            triton.exact_tiles(*operands, self.lists, *outputs)
         return self.out
 
 

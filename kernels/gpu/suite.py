@@ -4,6 +4,8 @@
     python kernels/gpu/suite.py --only first table    some of them
     python kernels/gpu/suite.py --budget-s 500        in so many seconds; run it again to go on
     python kernels/gpu/suite.py --resume FOLDER       go on from the CSVs of another call
+    python kernels/gpu/suite.py --only check select --share 2/8 --out FOLDER2
+                                                      an eighth: eight at once, then --resume each
     python kernels/gpu/suite.py --plan                the parts, their units and seconds
     python kernels/gpu/suite.py --needs               the packages, and how to bring them
     python kernels/gpu/suite.py --summary             what is known so far, from the CSVs

@@ -13,6 +13,7 @@ Of linear layers and elementwise operations the suite has no rows: those constan
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,9 @@ from vidsparse.shipped import folder
 
 FILE = "gpu_bench.csv"
 DENSE = ("sdpa-cudnn", "sdpa-flash")
-SPARSE = forms.way(forms.AUTO)
+BLOCKS = "128x64"
+"""Tokens of a query and of a key block in the presets."""
+
 
 LEAST = 0.05
 """Standard error of a measured constant at least, relative: of another run, another board."""
@@ -49,7 +52,7 @@ def measured(machine: Machine, names: Iterable[str], path: Path | None = None) -
             if row["tokens"] == longest
         )
         constants["dense"] = _constant([best], rows, 1e12)
-    sparse = [float(row["tflops"]) for row in _of(rows, "sparse", (SPARSE,))]
+    sparse = [float(row["tflops"]) for row in _own(rows, "sparse")]
     if sparse:
         constants["sparse"] = _constant(sparse, rows, 1e12)
     found = replace(machine, constants=constants)
@@ -61,9 +64,9 @@ def measured(machine: Machine, names: Iterable[str], path: Path | None = None) -
 
 def _around(rows: list[Row], machine: Machine) -> list[float]:
     """Time around the listed tiles / as modelled, of each shape and density."""
-    alone = {_key(row): float(row["ms_p50"]) for row in _of(rows, "sparse", (SPARSE,))}
+    alone = {_key(row): float(row["ms_p50"]) for row in _own(rows, "sparse")}
     ratios = []
-    for row in _of(rows, "whole", (SPARSE,)):
+    for row in _own(rows, "whole"):
         if _key(row) not in alone:
             continue
         tokens, heads, depth = (int(row[name]) for name in ("tokens", "heads", "head_dim"))
@@ -75,6 +78,19 @@ def _around(rows: list[Row], machine: Machine) -> list[float]:
         seconds = (float(row["ms_p50"]) - alone[_key(row)]) / 1e3
         ratios.append(seconds / around.seconds)
     return ratios
+
+
+def own_way(gpu: str) -> str:
+    """The form of the Triton engine that runs on a GPU, such as "NVIDIA H100 80GB HBM3, sm_90"."""
+    capability = re.search(r"sm_(\d+)\d$", gpu)
+    return forms.way(forms.auto(int(capability[1]) if capability else 0)[0])
+
+
+def _own(rows: list[Row], stage: str) -> list[Row]:
+    """Of our own kernels in blocks of the presets."""
+    return [
+        row for row in rows if row["blocks"] == BLOCKS and _of([row], stage, (own_way(row["gpu"]),))
+    ]
 
 
 def _of(rows: list[Row], stage: str, impls: tuple[str, ...], dense: bool = False) -> list[Row]:

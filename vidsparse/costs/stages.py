@@ -41,7 +41,7 @@ PARTS = 18
 """Operations of one pass of a bisection in torch: parts come in three lengths at most, each takes
 six."""
 
-AXES = 80
+AXES = 150
 """Operations of an order of heads beside its cuts: what axes follow from, the gate, the choice."""
 
 TILE_ROWS = 64
@@ -189,9 +189,9 @@ def sparse_layer(forward: Forward, method: Method, density: float) -> list[Stage
             Stage(
                 REST,
                 flops=4 * means * width + state,
-                bytes=3 * passed,  # the queries, and the output read and written again
+                bytes=3 * passed + 9 * cells,  # queries, output again; weights of unlisted blocks
                 exps=means * heads,
-                launches=1,
+                launches=2,
                 unit="sparse",
             )
         )
@@ -258,8 +258,8 @@ def _drafted(forward: Forward, method: Method) -> list[Stage]:
             Stage(
                 REST,
                 flops=2 * tokens * width * forward.head_dim + 2 * rows * moments,
-                bytes=2 * passed + 8 * moments + 12 * rows * columns * heads,
-                launches=3 + MERGES * ceil(4 * moments / MOMENT_BYTES),
+                bytes=2 * passed + 2 * forward.bytes * moments + 12 * rows * columns * heads,
+                launches=3 + MERGES * ceil(forward.bytes * moments / MOMENT_BYTES),
             )
         )
     return found

@@ -50,7 +50,7 @@ def execute(
     order: int64 [S] on the device of q: position t of the plan's blocks is token order[t] of q, k,
         v and the results, gathered and scattered where the kernels read and write; None: token t,
         or what the plan's own orders say.
-    form: of the Triton engine, "pointer", "tma" or "ws"; "auto": "pointer".
+    form: of the Triton engine, "pointer" or "tma"; "auto": what `vidsparse.forms` says.
     qk: "native", or "int8" for products of 8-bit queries and keys, relative error about 1e-2.
     engine: which exact engine runs plans of level 0, or "auto".
     summary: what `rest.summary_of` gave for k, v, this cut, order and first-order term; None: it is

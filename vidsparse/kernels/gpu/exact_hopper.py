@@ -1,16 +1,10 @@
 """Exact attention over listed key tiles with keys and values through TMA: sm_90 and sm_100.
 
-Same lists, results and launcher as `exact_pointer`, in two forms:
-
-    tma  K and V through host descriptors over the tensors as they stand, q by pointer
-    ws   tma with q through a descriptor made on the device, warps split into one that loads and two
-         groups that compute; opt-in, needs blocks of 128 queries and a few bytes of scratch
+Same lists, results and launcher as `exact_pointer`; K and V come through host descriptors over the
+tensors as they stand, q by pointer.
 """
 
 from __future__ import annotations
-
-from contextvars import copy_context
-from dataclasses import replace
 
 import torch
 import triton
@@ -20,7 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vidsparse.kernels.gpu.exact import ExactLists
 from vidsparse.kernels.gpu.exact_pointer import launch
-from vidsparse.kernels.gpu.operands import QueryRows, Tiling, gathered, padded_width, scatter
+from vidsparse.kernels.gpu.operands import QueryRows, Tiling, padded_width
 from vidsparse.kernels.gpu.softmax import LOWEST, finish, query_rows, take_products
 
 GRID_BYTES = 16
@@ -58,13 +52,10 @@ def exact_tiles_hopper_kernel(  # type: ignore[no-untyped-def]
     BN: tl.constexpr,
     ORDERED: tl.constexpr,
     STAGES: tl.constexpr,
-    SPECIALISED: tl.constexpr,
 ):
     """`exact_tiles_kernel` with descriptors d_k, d_v of [B, H, S, D] in tiles of [1, 1, BN, DP].
 
-    Columns past D are filled with zeros. SPECIALISED reads q by position through a descriptor,
-    which fills what lies outside the tensor with zeros; rows of the next query block that it reads
-    are not stored.
+    Columns past D are filled with zeros.
     """
     i_part = tl.program_id(0)
     i_block = i_part // PARTS
@@ -77,15 +68,8 @@ def exact_tiles_hopper_kernel(  # type: ignore[no-untyped-def]
     rows = tl.load(p_rows + i_block)
     p_own = p_order + i_bh * order_head
     q_base = p_q + i_b * q_batch + i_h * q_head
-    if SPECIALISED:
-        d_q = tl.make_tensor_descriptor(
-            q_base, shape=[tokens, D], strides=[q_token, 1], block_shape=[BM, DP]
-        )
-        start = tl.load(p_start + i_block)
-        b_q = d_q.load([(start + first).to(tl.int32), 0])
-    else:
-        o_q, m_m, m_q = query_rows(p_start, p_rows, p_own, i_block, o_m, D, DP, ORDERED, False)
-        b_q = tl.load(q_base + o_q[:, None] * q_token + o_d[None, :], mask=m_q, other=0.0)
+    o_q, m_m, m_q = query_rows(p_start, p_rows, p_own, i_block, o_m, D, DP, ORDERED, False)
+    b_q = tl.load(q_base + o_q[:, None] * q_token + o_d[None, :], mask=m_q, other=0.0)
     i_row = i_bh * q_blocks + i_block
     p_next = p_entry + i_row * width
     last = tl.where(first < rows, tl.load(p_count + i_row), 0)
@@ -95,13 +79,10 @@ def exact_tiles_hopper_kernel(  # type: ignore[no-untyped-def]
     b_sum = tl.zeros([BM], tl.float32)
     b_acc = tl.zeros([BM, DP], tl.float32)
     entry = tl.load(p_next)
-    for i in tl.range(0, last, num_stages=STAGES, warp_specialize=SPECIALISED):
-        if SPECIALISED:  # the pass that splits the warps refuses an entry carried over turns
-            entry = tl.load(p_next + i)
+    for i in tl.range(0, last, num_stages=STAGES):
         b_k = d_k.load([batch, head, entry, 0]).reshape([BN, DP])
         b_v = d_v.load([batch, head, entry, 0]).reshape([BN, DP])
-        if not SPECIALISED:
-            entry = tl.load(p_next + i + 1)
+        entry = tl.load(p_next + i + 1)
         b_s = tl.dot(b_q, b_k.T)
         b_max, b_sum, b_acc = take_products(b_s, scale, b_v, b_max, b_sum, b_acc)
 
@@ -121,43 +102,16 @@ def exact_tiles(
     out: Tensor,
     lse: Tensor,
     shape: Tiling,
-    form: str,
 ) -> None:
-    """`ExactEngine.run` in form "tma" or "ws", which takes queries in another order as a copy.
-
-    Raises ValueError for tensors off TMA's grid of 16 bytes.
-    """
-    special = form == "ws"
-    if special and rows.order is not None:
-        moved, straight = gathered(q, rows.order), replace(rows, order=None)
-        found, found_lse = torch.empty_like(moved), torch.empty_like(lse)
-        exact_tiles(moved, k, v, lists, straight, found, found_lse, shape, form)
-        scatter(out, found, rows.order)
-        scatter(lse, found_lse, rows.order)
-        return
-    for name, x in (("k", k), ("v", v), *[("q", q)] * special):
-        _check_grid(name, x, form)
+    """`ExactEngine.run`. Keys and values that stand off TMA's grid of 16 bytes are copied."""
+    k, v = (_on_grid(x) for x in (k, v))
     tile = [1, 1, shape.block_n, padded_width(q.shape[3])]
     keys = tuple(TensorDescriptor(x, list(x.shape), list(x.stride()), tile) for x in (k, v))
-
-    def run() -> None:
-        if special:
-            triton.set_allocator(_scratch)
-        operands = q, lists, rows, out, lse, shape
-        launch(exact_tiles_hopper_kernel, keys, (), *operands, SPECIALISED=special)
-
-    copy_context().run(run)  # what run sets is gone after it: the caller's allocator stays
+    launch(exact_tiles_hopper_kernel, keys, (), q, lists, rows, out, lse, shape)
 
 
-def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Memory for descriptors made on the device; torch aligns to more than any of them needs."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
-
-
-def _check_grid(name: str, x: Tensor, form: str) -> None:
+def _on_grid(x: Tensor) -> Tensor:
+    """x, or a copy of it whose rows are on TMA's grid."""
     size = x.element_size()
-    if x.data_ptr() % GRID_BYTES or any(stride * size % GRID_BYTES for stride in x.stride()[:3]):
-        raise ValueError(
-            f"{name} with strides {x.stride()} of {size} bytes: form {form!r} needs every row on "
-            "the 16-byte grid; use form 'pointer'"
-        )
+    off = x.data_ptr() % GRID_BYTES or any(n * size % GRID_BYTES for n in x.stride()[:3])
+    return x.clone(memory_format=torch.contiguous_format) if off else x

@@ -4,7 +4,7 @@
     norms: |mean_j|^2 and (1 / n_j) sum |x|^2, two numbers of a block
     finite: the mean over those of its tokens of which every number is finite
 
-A program reads a tile as `vidsparse.kernels.gpu.pool` does, in any order of the tokens.
+Read as `vidsparse.kernels.gpu.pool.block_sums` does, in any order of the tokens.
 """
 
 from __future__ import annotations
@@ -16,17 +16,7 @@ from torch import Tensor
 
 from vidsparse.kernels.gpu.operands import order_head
 from vidsparse.kernels.gpu.operator import operator
-from vidsparse.kernels.gpu.pool import LOW, TILE, load_tile, warps
-from vidsparse.kernels.gpu.select import LARGEST
-
-
-@triton.jit
-def over_blocks(b_x, b_count, PER_TILE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Means over the tokens of the blocks in a tile, [LOW, HIGH, DP] -> [PER_TILE, DP]."""
-    HIGH: tl.constexpr = b_x.shape[1]
-    DP: tl.constexpr = b_x.shape[2]
-    b_sum = tl.reshape(tl.sum(b_x, 0), [PER_TILE, HIGH // PER_TILE, DP])
-    return tl.sum(b_sum, 1) / tl.maximum(b_count, 1).to(tl.float32)[:, None]
+from vidsparse.kernels.gpu.pool import ROWS, block_sums, sum_warps
 
 
 @triton.jit(do_not_specialize=["order_head", "heads", "blocks"])
@@ -46,29 +36,25 @@ def second_moments_kernel(  # type: ignore[no-untyped-def]
     D: tl.constexpr,
     DP: tl.constexpr,
     SIZE: tl.constexpr,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
+    GROUPS: tl.constexpr,
     ORDERED: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """mean and second of each block, or what `KIND` names of the two. Grid (tiles, B * H)."""
-    PER_TILE: tl.constexpr = LOW * HIGH // SIZE
-    i_tile = tl.program_id(0)
+    """mean and second of each block, or what `KIND` names of the two. Grid (groups, B * H)."""
+    i_group = tl.program_id(0)
     i_bh = tl.program_id(1).to(tl.int64)
     x_base = p_x + i_bh // heads * x_batch + i_bh % heads * x_head
-    p_order += i_bh * order_head
-    b_x = load_tile(
-        x_base, p_start, p_count, p_order, i_tile, x_token, blocks, D, DP, SIZE, LOW, HIGH, ORDERED
-    ).to(tl.float32)
-    block = i_tile * PER_TILE + tl.arange(0, PER_TILE)
+    place = p_start, p_count, p_order + i_bh * order_head, i_group, x_token, blocks
+    FINITE: tl.constexpr = KIND == "finite"
+    SQUARES: tl.constexpr = KIND != "finite"
+    b_mean, b_second, b_count = block_sums(
+        x_base, *place, D, DP, SIZE, GROUPS, ORDERED, SQUARES, FINITE
+    )
+    b_share = (1.0 / tl.maximum(b_count, 1).to(tl.float32))[:, None]
+    b_mean *= b_share
+    b_second *= b_share
+    block = i_group * GROUPS + tl.arange(0, GROUPS)
     m_block = block < blocks
-    b_count = tl.load(p_count + block, mask=m_block, other=0)
-    if KIND == "finite":
-        b_bad = (tl.sum((tl.abs(b_x) <= LARGEST).to(tl.int32), 2) < DP).to(tl.int32)
-        b_x = tl.where(b_bad[:, :, None] > 0, 0.0, b_x)
-        b_count -= tl.sum(tl.reshape(tl.sum(b_bad, 0), [PER_TILE, HIGH // PER_TILE]), 1)
-    b_mean = over_blocks(b_x, b_count, PER_TILE)
-    b_second = over_blocks(b_x * b_x, b_count, PER_TILE)
     row = i_bh * blocks + block
     if KIND == "norms":
         tl.store(p_mean + row, tl.sum(b_mean * b_mean, 1), mask=m_block)
@@ -136,9 +122,9 @@ def _launch(
     batch, heads, _, depth = x.shape
     blocks = start.numel()
     padded = max(16, 1 << (depth - 1).bit_length())
-    low = min(LOW, size)
+    groups = max(1, ROWS.value // size)
     with torch.cuda.device_of(x):
-        second_moments_kernel[(-(-blocks * size // TILE), batch * heads)](
+        second_moments_kernel[(-(-blocks // groups), batch * heads)](
             x,
             start,
             count,
@@ -152,11 +138,10 @@ def _launch(
             D=depth,
             DP=padded,
             SIZE=size,
-            LOW=low,
-            HIGH=TILE // low,
+            GROUPS=groups,
             ORDERED=order is not None,
             KIND=kind,
-            num_warps=warps(padded),
+            num_warps=sum_warps(padded),
             enable_fp_fusion=True,
         )
 

@@ -121,13 +121,6 @@ class ShortBlocks:
     count: Tensor
 
 
-def gathered(x: Tensor, order: Tensor) -> Tensor:
-    """x [B, H, S, D] in an order of all heads, int64 [S], or of each, [B, H, S]."""
-    if order.ndim == 1:
-        return x.index_select(2, order)
-    return x.gather(2, order[..., None].expand(x.shape))
-
-
 def scatter(into: Tensor, x: Tensor, order: Tensor) -> None:
     """into[.., order[.., t]] = x[.., t]; into and x [B, H, S] or [B, H, S, D]."""
     if order.ndim == 1:

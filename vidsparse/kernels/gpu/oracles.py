@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import log
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidsparse.blocks import Blocks
@@ -37,11 +38,17 @@ def finite_means(x: Tensor, start: Tensor, count: Tensor) -> Tensor:
 
 
 def rest_weights(logits: Tensor, levels: Tensor, tilt: Tensor | None, count: Tensor) -> Tensor:
-    """softmax over the unlisted blocks of logits + ln count + tilt, by count; 0 for all others."""
+    """softmax over the unlisted blocks of logits + ln count + tilt; 0 for all others."""
     score = logits.double() + count.log() + (0 if tilt is None else tilt.double())
-    mass = score.masked_fill(levels >= 0, -torch.inf).softmax(-1).nan_to_num(0.0)
-    weight: Tensor = mass / count
+    weight: Tensor = score.masked_fill(levels >= 0, -torch.inf).softmax(-1).nan_to_num(0.0)
     return weight
+
+
+def rest_bias(levels: Tensor, tilt: Tensor | None, bias: Tensor) -> Tensor:
+    """[B, H, nq, R]: log2 n_j, and a tilt in natural units, of what is not listed; else -inf."""
+    past = len(bias) - levels.shape[3]
+    found = bias.double() + (0 if tilt is None else F.pad(tilt.double(), (0, past)) / log(2))
+    return found.masked_fill(F.pad(levels, (0, past)) >= 0, -torch.inf)
 
 
 def fill_keys(x: Tensor, blocks: Blocks, levels: dict[int, int], rows: int, padded: int) -> Tensor:
@@ -282,17 +289,18 @@ def summarise(k: Tensor, v: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor, Ten
 
     N: tokens of the video.
     """
-    video = ~blocks.on(k.device).text
-    moments = block_moments(k, v, blocks)[video].sum(0) / int(blocks.count[~blocks.text].sum())
+    cut = blocks.on(k.device)
+    count = cut.count.masked_fill(cut.text, 0).double()
+    moments = torch.einsum("n,nbhij->bhij", count / count.sum(), block_moments(k, v, blocks))
     keys, values = (block_means(x, blocks.start, blocks.count) for x in (k, v))
     return keys, values, moments
 
 
 def block_moments(k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
-    """H_j = sum over the tokens n of block j of (k_n - their mean)^T v_n, [n, B, H, D, D]."""
+    """Mean over the tokens n of block j of (k_n - their mean)^T v_n, [n, B, H, D, D]."""
     spans = zip(blocks.start.tolist(), blocks.count.tolist(), strict=True)
     parts = [(k[:, :, a : a + n].double(), v[:, :, a : a + n].double()) for a, n in spans]
-    return torch.stack([(x - x.mean(2, keepdim=True)).mT @ y for x, y in parts])
+    return torch.stack([(x - x.mean(2, keepdim=True)).mT @ y / x.shape[2] for x, y in parts])
 
 
 def key_mean(x: Tensor, bias: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 Both gather by the order of a layout as they read, so that nothing has to be permuted before.
 
-A program reads a tile of `TILE` consecutive tokens of a layout, one block or several, as
-[LOW, HIGH, D]: token t stands at [t % LOW, t // LOW]. A thread then holds `LOW` neighbours, so the
-sums of the first three levels need no other thread, and the wider ones start from an eighth.
+Sums of whole blocks are `block_sums`. A program of the key buffer reads a tile of `TILE`
+consecutive tokens of a layout, one block or several, as [LOW, HIGH, D]: token t stands at
+[t % LOW, t // LOW]. A thread then holds `LOW` neighbours, so the sums of the first three levels
+need no other thread, and the wider ones start from an eighth.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from vidsparse.kernels.gpu.operands import order_head
 from vidsparse.kernels.gpu.operator import operator
+from vidsparse.kernels.gpu.select import LARGEST
 
 TILE = 128
 """Tokens of one program, the largest block."""
@@ -25,6 +27,9 @@ LOW = 8
 
 ZERO_ROWS = tl.constexpr(16)
 
+ROWS = tl.constexpr(16)
+"""Tokens whose sums a program of `block_sums` holds beside each other."""
+
 ABSENT = -1
 """Stands for the first row of a level that a key buffer does not hold."""
 
@@ -32,6 +37,11 @@ ABSENT = -1
 def warps(padded: int) -> int:
     """Warps of one program for rows of `padded` elements: they cover TILE / LOW rows at once."""
     return max(1, padded // 16)
+
+
+def sum_warps(padded: int) -> int:
+    """Warps of one program of `block_sums`, for rows of `padded` elements."""
+    return max(1, padded // 32)
 
 
 @triton.jit
@@ -65,6 +75,68 @@ def load_tile(  # type: ignore[no-untyped-def]
     return tl.load(p_x + token[:, :, None] * x_token + o_d[None, None, :], mask=m_x, other=0.0)
 
 
+@triton.jit
+def block_sums(  # type: ignore[no-untyped-def]
+    x_base,
+    p_start,
+    p_count,
+    p_order,
+    i_group,
+    x_token,
+    blocks,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    SIZE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ORDERED: tl.constexpr,
+    SQUARES: tl.constexpr,
+    FINITE: tl.constexpr,
+):
+    """Sums of GROUPS blocks in float32, of their squares, and how many tokens they are of.
+
+    A thread adds what it reads, `ROWS` tokens apart, and asks no other thread before the end.
+    FINITE: a token with a number that is not finite has no part in it.
+    """
+    PER_BLOCK: tl.constexpr = ROWS // GROUPS
+    o_r, o_d = tl.arange(0, ROWS), tl.arange(0, DP)
+    block = i_group * GROUPS + o_r // PER_BLOCK
+    start = tl.load(p_start + block, mask=block < blocks, other=0)
+    count = tl.load(p_count + block, mask=block < blocks, other=0)
+    b_sum = tl.zeros([ROWS, DP], tl.float32)
+    b_square = tl.zeros([ROWS, DP], tl.float32)
+    b_tokens = tl.zeros([ROWS], tl.int32)
+    for at in tl.range(0, SIZE, PER_BLOCK, loop_unroll_factor=4):
+        inside = at + o_r % PER_BLOCK
+        m_t = inside < count
+        token = start + inside
+        if ORDERED:
+            token = tl.load(p_order + token, mask=m_t, other=0)
+        m_x = m_t[:, None]
+        if D < DP:
+            m_x = m_x & (o_d < D)[None, :]
+        p_x = x_base + token[:, None] * x_token + o_d[None, :]
+        b_x = tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)
+        if FINITE:
+            sound = tl.sum((tl.abs(b_x) <= LARGEST).to(tl.int32), 1) == DP
+            b_x = tl.where(sound[:, None], b_x, 0.0)
+            m_t = m_t & sound
+        b_sum += b_x
+        b_tokens += m_t.to(tl.int32)
+        if SQUARES:
+            b_square += b_x * b_x
+    return (
+        of_groups(b_sum, GROUPS),
+        of_groups(b_square, GROUPS),
+        tl.sum(tl.reshape(b_tokens, [GROUPS, PER_BLOCK]), 1),
+    )
+
+
+@triton.jit
+def of_groups(b_x, GROUPS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[ROWS, DP] -> [GROUPS, DP]."""
+    return tl.sum(tl.reshape(b_x, [GROUPS, b_x.shape[0] // GROUPS, b_x.shape[1]]), 1)
+
+
 @triton.jit(do_not_specialize=["order_head", "heads", "blocks"])
 def block_means_kernel(  # type: ignore[no-untyped-def]
     p_x,
@@ -81,28 +153,20 @@ def block_means_kernel(  # type: ignore[no-untyped-def]
     D: tl.constexpr,
     DP: tl.constexpr,
     SIZE: tl.constexpr,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
+    GROUPS: tl.constexpr,
     ORDERED: tl.constexpr,
 ):
-    """out_j = sum of the tokens of block j / their number. Grid (tiles, B * H)."""
-    PER_TILE: tl.constexpr = LOW * HIGH // SIZE
-    i_tile = tl.program_id(0)
+    """out_j = sum of the tokens of block j / their number. Grid (groups of blocks, B * H)."""
+    i_group = tl.program_id(0)
     i_bh = tl.program_id(1).to(tl.int64)
     x_base = p_x + i_bh // heads * x_batch + i_bh % heads * x_head
-    p_order += i_bh * order_head
-    b_x = load_tile(
-        x_base, p_start, p_count, p_order, i_tile, x_token, blocks, D, DP, SIZE, LOW, HIGH, ORDERED
-    )
-    b_sum = tl.sum(b_x.to(tl.float32), 0)
-    b_sum = tl.sum(tl.reshape(b_sum, [PER_TILE, SIZE // LOW, DP]), 1)
-    block = i_tile * PER_TILE + tl.arange(0, PER_TILE)
-    m_block = block < blocks
-    count = tl.load(p_count + block, mask=m_block, other=0)
-    b_mean = b_sum / tl.maximum(count, 1).to(tl.float32)[:, None]
+    place = p_start, p_count, p_order + i_bh * order_head, i_group, x_token, blocks
+    b_sum, _, b_count = block_sums(x_base, *place, D, DP, SIZE, GROUPS, ORDERED, False, False)
+    b_mean = b_sum / tl.maximum(b_count, 1).to(tl.float32)[:, None]
+    block = i_group * GROUPS + tl.arange(0, GROUPS)
     o_d = tl.arange(0, DP)
     p_mean = p_out + (i_bh * blocks + block)[:, None] * D + o_d[None, :]
-    tl.store(p_mean, b_mean, mask=m_block[:, None] & (o_d < D)[None, :])
+    tl.store(p_mean, b_mean, mask=(block < blocks)[:, None] & (o_d < D)[None, :])
 
 
 @triton.jit
@@ -222,10 +286,10 @@ def block_means(
     batch, heads, _, depth = x.shape
     blocks = start.numel()
     padded = max(16, 1 << (depth - 1).bit_length())
-    low = min(LOW, size)
+    groups = max(1, ROWS.value // size)
     out = torch.empty(batch, heads, blocks, depth, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
-        block_means_kernel[(-(-blocks * size // TILE), batch * heads)](
+        block_means_kernel[(-(-blocks // groups), batch * heads)](
             x,
             start,
             count,
@@ -238,10 +302,9 @@ def block_means(
             D=depth,
             DP=padded,
             SIZE=size,
-            LOW=low,
-            HIGH=TILE // low,
+            GROUPS=groups,
             ORDERED=order is not None,
-            num_warps=warps(padded),
+            num_warps=sum_warps(padded),
             enable_fp_fusion=True,
         )
     return out

@@ -16,7 +16,7 @@ from vidsparse.kernels.gpu.operands import Means, QueryRows, ShortBlocks, padded
 from vidsparse.kernels.gpu.rest_merge import rest_merge
 from vidsparse.kernels.gpu.summary import block_moments, rows_for, summarise
 from vidsparse.kernels.gpu.support import MOMENT_BYTES
-from vidsparse.kernels.gpu.weights import rest_weights
+from vidsparse.kernels.gpu.weights import rest_bias, rest_weights
 from vidsparse.plan import SKIP, BlockPlan, FirstOrder
 
 
@@ -52,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Operands:
-    """Of `rest_merge`, all but the moment."""
+    """Of `rest_merge`, all but the moment. bias: of `weights.rest_bias`."""
 
     q: Tensor
     k: Tensor
@@ -62,26 +62,26 @@ class Operands:
     out: Tensor
     lse: Tensor
     means: Means | None
-    tilt: Tensor | None
+    bias: Tensor | None
     short: ShortBlocks | None
 
     def of(self, part: Part) -> Operands:
         """The same of some heads."""
-        assert self.means is not None
+        assert self.means is not None and self.bias is not None
         q, k, v, levels, out, lse = (
             part.of(x) for x in (self.q, self.k, self.v, self.levels, self.out, self.lse)
         )
         rows = replace(self.rows, order=part.order(self.rows.order))
         means = replace(self.means, k=part.of(self.means.k), v=part.of(self.means.v))
-        tilt = None if self.tilt is None else part.of(self.tilt)
-        return Operands(q, k, v, levels, rows, out, lse, means, tilt, self.short)
+        bias = part.of(self.bias)
+        return Operands(q, k, v, levels, rows, out, lse, means, bias, self.short)
 
     def merge(
         self, moment: Tensor | None = None, first: int = 0, blocks: int | None = None
     ) -> None:
         """Run the kernel, on the query blocks first .. first + blocks - 1 alone if so asked."""
         operands = self.q, self.k, self.v, self.levels, self.rows, self.out, self.lse
-        rest_merge(*operands, self.means, self.tilt, moment, self.short, first, blocks)
+        rest_merge(*operands, self.means, self.bias, moment, self.short, first, blocks)
 
 
 def merge(
@@ -113,10 +113,12 @@ def merge(
     if summary is None:
         summary = _summary(k, v, plan.k_blocks, start, order, plan.first_order)
     tilt = None if plan.rest_bias is None else plan.rest_bias.contiguous()
-    operands = Operands(q, k, v, levels, rows, out, lse, summary.means, tilt, short)
+    bias = rest_bias(levels, tilt, summary.means.bias)
+    operands = Operands(q, k, v, levels, rows, out, lse, summary.means, bias, short)
     if plan.first_order == "row":
         count, _, _ = _blocks(plan.k_blocks, q.device)
-        _merge_by_rows(operands, plan, start, count, order, summary.draft)
+        weight = _weights(operands, tilt, rows, count, summary.draft)
+        _merge_by_rows(operands, plan, start, count, order, weight)
     else:
         operands.merge(summary.moment)
 
@@ -154,34 +156,36 @@ def _merge_by_rows(
     start: Tensor,
     count: Tensor,
     order: Tensor | None,
-    draft: Tensor,
+    weight: Tensor,
 ) -> None:
     """The rest merge with a moment of each query block, a few heads and query blocks at a time."""
     batch, heads, _, depth = operands.q.shape
     width = padded_width(depth)
-    weight = _weights(operands, plan, count, draft)
-    own = max(1, MOMENT_BYTES // (len(plan.k_blocks) * width**2 * 4))
+    size = operands.q.element_size()
+    own = max(1, MOMENT_BYTES // (len(plan.k_blocks) * width**2 * size))
     for b, h in product(range(batch), range(0, heads, own)):
         part = Part(b, h, min(own, heads - h))
         some = operands.of(part)
         place = start, count, plan.k_blocks.size, part.order(order)
         moments = block_moments(some.k, some.v, *place).flatten(3)  # [nk, 1, own, P * P]
-        few = max(1, MOMENT_BYTES // (moments.shape[2] * width**2 * 4))
+        few = max(1, MOMENT_BYTES // (moments.shape[2] * width**2 * size))
         for i in range(0, len(plan.q_blocks), few):
-            row = part.of(weight).narrow(2, i, min(few, weight.shape[2] - i))
-            moment = torch.einsum("bhqk,kbhm->bhqm", row, moments).to(some.q.dtype)
+            row = part.of(weight).narrow(2, i, min(few, weight.shape[2] - i)).to(moments.dtype)
+            moment = torch.einsum("bhqk,kbhm->bhqm", row, moments)
             some.merge(moment.unflatten(3, (width, width)), i, row.shape[2])
 
 
-def _weights(operands: Operands, plan: BlockPlan, count: Tensor, draft: Tensor) -> Tensor:
-    """float32 [B, H, nq, nk]: w_ij / n_j of `summary`, 0 where block j is not read as rest.
+def _weights(
+    operands: Operands, tilt: Tensor | None, rows: QueryRows, count: Tensor, draft: Tensor
+) -> Tensor:
+    """float32 [B, H, nq, nk]: w_ij of `summary`, 0 where block j is not read as rest.
 
     Queries with a number that is not finite have no part in the means of their blocks.
     """
-    q, rows = operands.q, operands.rows
+    q = operands.q
     mean = finite_means(q, rows.start, rows.count, rows.size, rows.order)
     weight: Tensor = draft_scores(mean, draft, rows.count, count, 1, q.shape[3] ** -0.5)
-    rest_weights(weight, operands.levels, operands.tilt, count)
+    rest_weights(weight, operands.levels, tilt, count)
     return weight
 
 

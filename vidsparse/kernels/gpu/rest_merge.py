@@ -30,7 +30,7 @@ TILINGS = {
     (8, 0): Tiling(128, 32, 8, 3),
     (8, 6): Tiling(64, 32, 4, 3),
     (8, 9): Tiling(64, 32, 4, 3),
-    (9, 0): Tiling(128, 64, 8, 2),
+    (9, 0): Tiling(128, 64, 8, 3),
     (10, 0): Tiling(128, 64, 8, 2, registers=255),
     (10, 3): Tiling(128, 64, 8, 2),
     (12, 0): Tiling(128, 32, 8, 2),
@@ -57,9 +57,8 @@ def rest_merge_kernel(  # type: ignore[no-untyped-def]
     p_v,
     p_mean_k,
     p_mean_v,
-    p_mean_bias,
+    p_bias,
     p_levels,
-    p_tilt,
     p_moment,
     p_short,
     p_short_first,
@@ -83,6 +82,7 @@ def rest_merge_kernel(  # type: ignore[no-untyped-def]
     out_token,
     mean_batch,
     mean_head,
+    bias_row,
     moment_head,
     moment_row,
     scale,
@@ -102,7 +102,6 @@ def rest_merge_kernel(  # type: ignore[no-untyped-def]
     BS: tl.constexpr,
     BK: tl.constexpr,
     REST: tl.constexpr,
-    TILT: tl.constexpr,
     ORDER: tl.constexpr,
     ORDERED: tl.constexpr,
     STAGES: tl.constexpr,
@@ -155,16 +154,11 @@ def rest_merge_kernel(  # type: ignore[no-untyped-def]
         mean_base = i_b * mean_batch + i_h * mean_head
         p_kt = p_mean_k + mean_base + o_n[None, :] * DP + o_d[:, None]
         p_vn = p_mean_v + mean_base + o_n[:, None] * DP + o_d[None, :]
-        p_bias = p_tilt + (i_bh * q_blocks + i_block) * k_blocks
+        p_bias += (i_bh * q_blocks + i_block) * bias_row + o_n
         for n in tl.range(0, k_blocks, BN, num_stages=STAGES):
-            m_n = n + o_n < k_blocks
             b_k = tl.load(p_kt + n * DP)
             b_v = tl.load(p_vn + n * DP)
-            b_bias = tl.load(p_mean_bias + n + o_n)
-            if TILT:
-                b_bias += tl.load(p_bias + n + o_n, mask=m_n, other=0.0) / LN_2
-            unlisted = tl.load(p_row + n + o_n, mask=m_n, other=0) < 0
-            b_bias = tl.where(unlisted, b_bias, float("-inf"))
+            b_bias = tl.load(p_bias + n)
             b_s = tl.dot(b_q, b_k, input_precision="ieee") * scale + b_bias[None, :]
             b_max, b_sum, b_acc, alpha, part = take_tile(b_s, b_v, b_max, b_sum, b_acc)
             b_rest = b_rest * alpha + part
@@ -204,7 +198,7 @@ def rest_merge(
     out: Tensor,
     lse: Tensor,
     means: Means | None = None,
-    tilt: Tensor | None = None,
+    bias: Tensor | None = None,
     moment: Tensor | None = None,
     short: ShortBlocks | None = None,
     first: int = 0,
@@ -216,7 +210,8 @@ def rest_merge(
         contiguous; rows: as for the engine that wrote out and lse.
     levels: int8 [B, H, nq, nk], contiguous: 0 listed, negative not.
     means: of all key blocks, for the unlisted ones; None: they are dropped.
-    tilt: float32 [B, H, nq, nk], contiguous: `BlockPlan.rest_bias`; None: zero.
+    bias: float32 [B, H, nq, R], contiguous, of `vidsparse.kernels.gpu.weights.rest_bias`; there if
+        means are.
     moment: [B, H, DP, DP] in the dtype of q, or [B, H, `blocks`, DP, DP], one for each query block
         from `first` on; None: no first-order term.
     short: blocks of which those of level 0 are read here; None: none.
@@ -224,10 +219,10 @@ def rest_merge(
     """
     blocks = rows.start.numel() if blocks is None else blocks
     parts = () if short is None else (short.block, short.first, short.count)
-    centroids = (None, None, None) if means is None else (means.k, means.v, means.bias)
+    centroids = (None, None, None) if means is None else (means.k, means.v, bias)
     rest_merge_operator(
         *(q, k, v, levels, rows.start, rows.count, rows.size, rows.order, out, lse),
-        *(*centroids, tilt, moment, list(parts), first, blocks),
+        *(*centroids, moment, list(parts), first, blocks),
     )
 
 
@@ -245,8 +240,7 @@ def rest_merge_operator(
     lse: Tensor,
     mean_k: Tensor | None,
     mean_v: Tensor | None,
-    mean_bias: Tensor | None,
-    tilt: Tensor | None,
+    bias: Tensor | None,
     moment: Tensor | None,
     short: list[Tensor],
     first: int,
@@ -264,9 +258,8 @@ def rest_merge_operator(
             q,
             k,
             v,
-            *((lse, lse, lse) if mean_k is None else (mean_k, mean_v, mean_bias)),
+            *((lse, lse, lse) if mean_k is None else (mean_k, mean_v, bias)),
             levels,
-            lse if tilt is None else tilt,
             q if moment is None else moment,
             *(short or (q_count, q_count, q_count)),
             q_start,
@@ -279,6 +272,7 @@ def rest_merge_operator(
             *v.stride()[:3],
             *out.stride()[:3],
             *((0, 0) if mean_k is None else mean_k.stride()[:2]),
+            0 if bias is None else bias.shape[3],
             0 if moment is None else moment.stride(1),
             moment.stride(2) if by_row and moment is not None else 0,
             depth**-0.5 * LOG2_E,
@@ -298,7 +292,6 @@ def rest_merge_operator(
             BS=min(SHORT, shape.block_n),
             BK=STEP,
             REST=mean_k is not None,
-            TILT=tilt is not None,
             ORDER=moment is not None,
             ORDERED=order is not None,
             STAGES=shape.stages,

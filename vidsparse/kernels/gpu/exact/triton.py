@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vidsparse.forms import AUTO, FORMS
+from vidsparse.forms import FORMS, auto
 from vidsparse.kernels.gpu import support
 from vidsparse.kernels.gpu.exact import ExactEngine, ExactLists, Question
 from vidsparse.kernels.gpu.operands import QueryRows, Tiling, padded_width
@@ -43,20 +44,8 @@ TMA = {
 TMA_64 = {9: Tiling(64, 64, 4, 2), 10: Tiling(64, 64, 4, 3)}
 """For blocks of 64 queries."""
 
-WS = {
-    (9, 64, 64): Tiling(128, 64, 4, 3),
-    (9, 64, 128): Tiling(128, 128, 4, 3),
-    (9, 128, 64): Tiling(128, 64, 4, 3),
-    (9, 128, 128): Tiling(128, 128, 4, 2),
-    (10, 64, 64): Tiling(128, 64, 8, 2),
-    (10, 64, 128): Tiling(128, 128, 8, 2),
-    (10, 128, 64): Tiling(128, 64, 8, 2),
-    (10, 128, 128): Tiling(128, 128, 8, 2),
-}
-"""Generation, padded head dim, keys of a tile."""
-
 DTYPES = (torch.bfloat16, torch.float16)
-"""Of the forms through TMA."""
+"""Of the form through TMA."""
 
 
 class Engine(ExactEngine):
@@ -95,7 +84,21 @@ class Engine(ExactEngine):
 
 def form_of(asked: Question) -> str:
     """The form that runs."""
-    return AUTO if asked.form == "auto" else asked.form
+    return _form(asked, support.capability(asked.device))
+
+
+@lru_cache(maxsize=64)
+def _form(asked: Question, capability: tuple[int, int]) -> str:
+    if asked.form != "auto":
+        return asked.form
+    *before, last = auto(capability[0])
+    for form in before:
+        try:
+            _tiling(replace(asked, form=form), capability)
+        except ValueError:
+            continue
+        return form
+    return last
 
 
 def tiling(asked: Question) -> Tiling:
@@ -110,7 +113,7 @@ def tiling(asked: Question) -> Tiling:
 
 @lru_cache(maxsize=64)
 def _tiling(asked: Question, capability: tuple[int, int]) -> Tiling:
-    padded, form = padded_width(asked.head_dim), form_of(asked)
+    padded, form = padded_width(asked.head_dim), _form(asked, capability)
     if form == "pointer":
         return _pointer(asked.dtype, capability, padded).within(asked.block_q, asked.block_k)
     if form not in FORMS:
@@ -128,13 +131,6 @@ def _tiling(asked: Question, capability: tuple[int, int]) -> Tiling:
         raise ValueError(
             f"head dim {asked.head_dim}: form {form!r} needs a multiple of 8; use form 'pointer'"
         )
-    if form == "ws":
-        if asked.block_q < 128 or asked.block_k < 64:
-            raise ValueError(
-                f"blocks of {asked.block_q} x {asked.block_k} tokens: form 'ws' needs at least "
-                "128 x 64; use 'tma' or 'pointer'"
-            )
-        return WS[capability[0], padded, min(asked.block_k, 128)]
     if asked.block_q < 64:
         raise ValueError(
             f"blocks of {asked.block_q} queries: form 'tma' needs at least 64; use 'pointer'"
@@ -197,7 +193,7 @@ def exact_tiles_operator(
     if form == "pointer":
         exact_pointer.exact_tiles(*operands, shape)
     else:
-        exact_hopper.exact_tiles(*operands, shape, form)
+        exact_hopper.exact_tiles(*operands, shape)
 
 
 ENGINE = Engine()
