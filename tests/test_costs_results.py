@@ -69,8 +69,11 @@ def test_measured_rows_take_the_place_of_what_was_assumed(path):
 
 def test_rows_of_another_gpu_and_no_rows_change_nothing(path, tmp_path):
     h200 = machine.table()["H200"]
-    assert results.measured(h200, h200.names, path) == h200
-    assert results.measured(H100, H100.names, tmp_path / "none.csv") == H100
+    for one, where in ((h200, path), (H100, tmp_path / "none.csv")):
+        around = dict.fromkeys(stages.AROUND, one.around)
+        assert results.measured(one, one.names, where) == replace(one, slower=around)
+        bare = replace(one, around=None)
+        assert results.measured(bare, bare.names, where) == bare
 
 
 def test_the_shipped_results_are_read(path, monkeypatch):

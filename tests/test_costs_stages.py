@@ -171,13 +171,14 @@ def test_short_sequences_are_dense():
 
 def test_errors_are_carried_along():
     """An uncertain rate counts by its share; what dense and sparse share, hardly in their ratio."""
-    found = run()
+    bare = replace(H100, slower={})
+    found = run(bare)
     sure = {n: replace(c, error=0.0) for n, c in H100.constants.items()}
-    none = run(replace(H100, constants=sure)).errors
+    none = run(replace(bare, constants=sure)).errors
     assert none["dense"] == clock.MODEL_ERROR and none["speedup"] == 0.0
     assert found.errors["dense"] > none["dense"]
     wide = {**sure, "dense": replace(H100.constants["dense"], error=0.5)}
-    errors = run(replace(H100, constants=wide)).errors
+    errors = run(replace(bare, constants=wide)).errors
     share = found.dense_step.stages[stages.DENSE] + found.dense_step.stages[stages.CROSS]
     share /= found.dense_step.seconds
     expected = (clock.MODEL_ERROR**2 + (0.5 * share) ** 2) ** 0.5

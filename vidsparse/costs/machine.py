@@ -40,7 +40,8 @@ class Machine:
     """constants: name -> value, the names of `UNITS`; exp is missing where rates contain it, link
     on a CPU.
     slower: stage -> time that it was measured to take / time by the constants. threads: of a CPU.
-    names: parts of what torch calls a GPU.
+    names: parts of what torch calls a GPU. around: `slower` of the stages around listed tiles where
+    nothing else is known of them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Machine:
     slower: Mapping[str, Constant] = field(default_factory=dict)
     threads: int = 0
     names: tuple[str, ...] = ()
+    around: Constant | None = None
 
     @property
     def is_gpu(self) -> bool:
@@ -65,7 +67,8 @@ def table() -> dict[str, Machine]:
     found = {}
     for name, content in _content().items():
         constants = {key: _constant(key, content[key]) for key in UNITS}
-        found[name] = Machine(name, content["about"], constants, names=tuple(content["names"]))
+        names, around = tuple(content["names"]), _constant("around", content["around"])
+        found[name] = Machine(name, content["about"], constants, names=names, around=around)
     return found
 
 
@@ -75,4 +78,4 @@ def _content() -> dict[str, Any]:
 
 def _constant(key: str, given: list[Any]) -> Constant:
     value, error, source, origin = given
-    return Constant(float(value) * UNITS[key], float(error), str(source), str(origin))
+    return Constant(float(value) * UNITS.get(key, 1.0), float(error), str(source), str(origin))

@@ -5,7 +5,8 @@ give three constants, each a median with the spread of its rows as error:
 
     dense    best of scaled_dot_product_attention, TFLOP/s of the longest shape
     sparse   the forward over listed tiles, TFLOP/s of kept work, at all densities below 1
-    around   (whole call - the forward) / what `stages` says of all that is not listed tiles
+    around   (whole call - the forward) / what `stages` says of all that is not listed tiles; where
+             there are no whole calls, what the table has of it
 
 Of linear layers and elementwise operations the suite has no rows: those constants stay.
 """
@@ -39,8 +40,8 @@ Row = Mapping[str, str]
 
 
 def measured(machine: Machine, names: Iterable[str], path: Path | None = None) -> Machine:
-    """A machine with what was measured on a GPU that torch calls by one of these names; itself
-    without such rows. path: of the CSV, None for the shipped one."""
+    """A machine with what was measured on a GPU that torch calls by one of these names; without
+    such rows what the table says of it. path: of the CSV, None for the shipped one."""
     rows = [row for row in _read(path) if any(name in row["gpu"] for name in names)]
     constants = dict(machine.constants)
     dense = {row["tokens"]: float(row["tflops"]) for row in _of(rows, "whole", DENSE, dense=True)}
@@ -56,10 +57,11 @@ def measured(machine: Machine, names: Iterable[str], path: Path | None = None) -
     if sparse:
         constants["sparse"] = _constant(sparse, rows, 1e12)
     found = replace(machine, constants=constants)
-    around = [ratio for ratio in _around(rows, found) if ratio > 0]
-    if around:
-        found = replace(found, slower=dict.fromkeys(stages.AROUND, _constant(around, rows)))
-    return found
+    ratios = [ratio for ratio in _around(rows, found) if ratio > 0]
+    around = _constant(ratios, rows) if ratios else machine.around
+    if around is None:
+        return found
+    return replace(found, slower=dict.fromkeys(stages.AROUND, around))
 
 
 def _around(rows: list[Row], machine: Machine) -> list[float]:

@@ -51,7 +51,7 @@ def predict(
     """Say what a run would take, dense and sparse: seconds by stage, memory, an error bar.
 
     From configs alone, without weights. This CPU is timed for some seconds, once; figures of GPUs
-    are published or assumed, as nothing of vidsparse has run on one.
+    are measured for an H100 and an H200, published or assumed for others, and say so.
     """
     asked = dict(locals())
     del asked["as_json"], asked["gpu"]

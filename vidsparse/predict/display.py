@@ -165,5 +165,5 @@ def _foot(content: dict[str, Any]) -> list[str]:
     if not content["spends_budget"]:
         lines.append("The density of this method follows the data: it is a guess here.")
     if content["constants"]["sparse"]["source"] == "assumed" and content["gpu"]:
-        lines.append("No kernel of vidsparse has run on a GPU yet: its rate is assumed.")
+        lines.append("No kernel of vidsparse has run on such a GPU: its rate is assumed.")
     return lines

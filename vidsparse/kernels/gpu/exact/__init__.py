@@ -18,7 +18,8 @@ from vidsparse import registry
 from vidsparse.kernels.gpu.operands import QueryRows
 
 PREFERRED = ("triton",)
-"""Engines that "auto" asks, in this order, by the figures in kernels/results/gpu_bench.csv."""
+"""Engines that "auto" asks, in this order. By the figures in kernels/results/gpu_bench.csv "fa4" is
+faster; it is not asked before it has run with orders of heads."""
 
 
 @dataclass(frozen=True)
