@@ -59,17 +59,18 @@ def as_published(name):
 def test_the_published_class_of_attention_is_as_fast_as_it_was_measured():
     """The table's rate, solved from published runs, against our row of the same kernel."""
     path = Path(__file__).parent.parent / "kernels" / "results" / "gpu_bench.csv"
-    (row,) = (row for row in csv.DictReader(path.open()) if row["impl"] == "sdpa-flash")
+    row = next(row for row in csv.DictReader(path.open()) if row["impl"] == "sdpa-flash"
+               and "H100" in row["gpu"] and row["shape"] == "wan2.1-14b-720p")  # fmt: skip
     dense = machine.table()["H100"].constants["dense"]
-    assert "H100" in row["gpu"]
     assert float(row["tflops"]) * 1e12 == pytest.approx(dense.value, rel=2 * dense.error)
 
 
 def test_a_measured_forward_is_predicted():
     """Of Wan 2.1 1.3B at 480p on an H100, dense; no constant follows from it. Within 10 %."""
     path = Path(__file__).parent.parent / "kernels" / "results" / "gpu_model.csv"
-    (row,) = (row for row in csv.DictReader(path.open()) if row["stage"] == "forward")
-    assert (row["shape"], float(row["density"])) == ("wan2.1-1.3b-480p", 1)
+    row = next(row for row in csv.DictReader(path.open())
+               if (row["shape"], row["stage"]) == ("wan2.1-1.3b-480p", "forward")
+               and "H100" in row["gpu"] and float(row["density"]) == 1)  # fmt: skip
     request = Request(model="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", height=480, width=832, frames=81)
     found = predict(subject(request, "bf16").plan, gpus.named("H100"))
     branches = 2

@@ -191,9 +191,12 @@ def test_memory_counts_weights_and_buffers():
     assert dense["weights"] == 28e9 and dense["sparse buffers"] == 0
     passed = 75_600 * 5120 * 2
     cells = 40 * 591 * 1182
-    assert sparse["sparse buffers"] == 9 * cells
+    assert METHOD.centroids and not (METHOD.spread or METHOD.row_moments)
+    assert sparse["sparse buffers"] == 13 * cells
+    tilted = replace(METHOD, spread=True, row_moments=True)
+    assert memory(FORWARD, tilted, FORWARD.weights)["sparse buffers"] == 21 * cells
     raster = memory(replace(FORWARD, hoisted=False), METHOD, FORWARD.weights)
-    assert raster["sparse buffers"] == 2 * passed + 9 * cells
+    assert raster["sparse buffers"] == 2 * passed + 13 * cells
     assert dense["activations"] == sparse["activations"] >= 6 * passed
 
 

@@ -175,7 +175,7 @@ def test_forms(how: str, cuda: torch.device) -> None:
 def test_launches_of_a_call(preset: str, cuda: torch.device) -> None:
     """No small launches between those of the kernels; the density and the watch apart.
 
-    The summary of a call with a moment is two, so that Taylor takes eight.
+    The summary of a call with a moment is two, so that Taylor takes nine.
     """
     changes = ("kernel.block_q=128", "estimator.name=mean", "selector.name=topk",
                "schedule.density=0.2")  # fmt: skip

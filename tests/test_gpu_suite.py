@@ -81,20 +81,20 @@ def test_a_family_that_hangs_is_left_alone(tmp_path: Path) -> None:
     seen = watched(
         tmp_path,
         """
-units = [unit("hang", hang, "ws", limit=0.5), unit("more", fine, "ws"), unit("tma", fine, "tma"),
+units = [unit("hang", hang, "odd", limit=0.5), unit("more", fine, "odd"), unit("tma", fine, "tma"),
          *(unit(f"crash{n}", leave, "pointer") for n in range(5)), unit("other", fine, "dense")]""",
     )
     ends = {"hang": "hung", "more": "skipped", "tma": "done", "other": "done"}
     ends |= {f"crash{n}": "died" if n < 3 else "skipped" for n in range(5)}
     assert outcomes(seen) == ends
-    assert seen.outcomes["more"][1] == "ws hung: hang"
+    assert seen.outcomes["more"][1] == "odd hung: hang"
 
 
 def test_time(tmp_path: Path) -> None:
     """In the order of the units; none is begun without its time, and it is named."""
     events: list[dict[str, Any]] = []
     hand = Hand(tmp_path, FACTS, "1", events.append, lambda: 4.0)
-    blank = Check(**vars(FACTS), check="a", shape="", dtype="bfloat16", impl="ws")
+    blank = Check(**vars(FACTS), check="a", shape="", dtype="bfloat16", impl="odd")
     more: dict[str, Any] = {"blank": blank, "act": lambda: [], "file": "gpu_checks"}
     units = [Unit("first", seconds=1.0, **more), Unit("long", **more),
              Unit("short", seconds=1.0, **more)]  # fmt: skip
@@ -179,7 +179,7 @@ def test_an_error_that_shows_late_is_the_units_own(tmp_path: Path) -> None:
         raise RuntimeError("CUDA error: misaligned address")
 
     events: list[dict[str, Any]] = []
-    blank = Check(**vars(FACTS), check="late", shape="", dtype="bfloat16", impl="ws")
+    blank = Check(**vars(FACTS), check="late", shape="", dtype="bfloat16", impl="odd")
     unit = Unit("late", blank, lambda: [replace(blank, verdict="right")], "gpu_checks")
     lost = Hand(tmp_path, FACTS, "1", events.append, lambda: 60.0, settle, lambda error: False)
     assert work([unit], lost) == RESTART

@@ -1,10 +1,12 @@
 """The parts of the GPU suite: what they take, and that a failure in one reaches no other."""
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +38,8 @@ SHARES = 2
 
 
 def test_parts_fit_their_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On a GPU that runs every engine: what decides in the first call, all of it in two."""
+    """On a GPU that runs every engine, checks in shares side by side: what decides in the first
+    call, all of it in two."""
     monkeypatch.setattr(Way, "sizes", lambda *_: list(gpu_cases.SIZES))
     monkeypatch.setattr(Way, "refusal", lambda *_, **__: None)
     monkeypatch.setattr(Way, "absence", lambda *_: None)
@@ -51,6 +54,22 @@ def test_parts_fit_their_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert sum(taken.values()) <= suite.BUDGET + SECOND_CALL
     names = [unit.name for part in suite.PARTS for unit in suite.units_of(part, machine)]
     assert len(names) == len(set(names))
+
+
+def test_shares_are_all_units_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    units = [SimpleNamespace(name=f"unit {n}") for n in range(11)]
+    monkeypatch.setattr(suite, "units_of", lambda part, machine: units)
+    found = []
+    for first in (1, 2, 3):
+        options = SimpleNamespace(units=None, share=suite.share(f"{first}/3"))
+        found += suite.chosen(options, "check", None)
+    assert sorted(unit.name for unit in found) == sorted(unit.name for unit in units)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "x", "1", "1/", "-1/2"])
+def test_what_is_no_share(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"{text!r}: expected K/N"):
+        suite.share(text)
 
 
 def test_every_dtype_and_grid_is_a_place() -> None:

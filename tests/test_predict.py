@@ -57,6 +57,7 @@ def test_a_published_model_on_a_gpu_that_is_not_here(gpu, source):
     assert "published and assumed figures" in text
     said = "No kernel of vidsparse has run on such a GPU: its rate is assumed." in text
     assert said == (source == "assumed")
+    assert ('set_attention_backend("_native_cudnn")' in text) == (source == "measured")
     assert any("exact tiles" in line and line.endswith(f"sparse, {source}") for line in lines)
 
 

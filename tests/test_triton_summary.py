@@ -93,6 +93,18 @@ def test_moments_of_blocks(dtype: torch.dtype, size: int) -> None:
     assert (found[..., 80:, :] == 0).all() and (found[..., 80:] == 0).all()
 
 
+def test_moments_of_float16_leave_its_range() -> None:
+    """Products of 400 are past 65,504: in float32 they are what they are, and NaN stays NaN."""
+    blocks = Blocks.cut(GRIDS["text-first"], 64)
+    k, v = (400 * tokens(blocks, 64, torch.float16).sign() for _ in range(2))
+    k[0, 0, -1] = torch.nan
+    found = summary.block_moments(k, v, *table(blocks), None)
+    wanted = oracles.block_moments(k, v, blocks)
+    assert found.dtype == torch.float32 and wanted[:-1].abs().max() > 65_504
+    assert (found[:-1].double() - wanted[:-1]).norm() <= 1e-2 * wanted[:-1].norm()
+    assert found[-1, 0, 0].isnan().any()
+
+
 def test_one_head_stands_alone() -> None:
     """One token has no moment; other heads do not change the numbers of a head."""
     blocks = Blocks.cut(GRIDS["one-token"], 64)

@@ -8,7 +8,7 @@ from math import inf
 
 import torch
 from gpu_check_stages import MEAN_LIMIT, PLACES, Inputs, on_inputs, order_of, relative
-from gpu_compare import check
+from gpu_compare import Wrong, check
 from gpu_results import Machine
 from gpu_units import Unit
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from vidsparse.draft import TINY, Draft
 from vidsparse.kernels.gpu import oracles
 
+WEIGHT_LIMIT = 2e-5
 SCORE_LIMIT = 1e-5
 """Relative L2 of scores."""
 
@@ -28,6 +29,7 @@ def content(machine: Machine) -> Iterator[Unit]:
         "errors of blocks": (SCORE_LIMIT, block_error),
         "lost mass": (SCORE_LIMIT, lost_error),
         "grams and projection": (SCORE_LIMIT, rows_error),
+        "weights of the rest": (WEIGHT_LIMIT, weights_error),
         "bisection": (0.0, cuts_error),
     }
     for grid, dtype, depth in PLACES[1:2] if machine.dry else PLACES[::2]:
@@ -74,6 +76,32 @@ def block_error(given: Inputs) -> float:
     want = oracles.block_errors(given.q, given.k, given.v, *cuts)
     several = cut.count > 1
     return relative(found[..., several], want[..., several])
+
+
+def weights_error(given: Inputs) -> float:
+    """The largest, of means of sound tokens, weights for moments, and biases of centroids."""
+    from vidsparse.kernels.gpu.moments import finite_means
+    from vidsparse.kernels.gpu.rest import _bias
+    from vidsparse.kernels.gpu.weights import rest_bias, rest_weights
+
+    x, blocks = given.q.clone(), given.plan.q_blocks
+    x[:, :, ::7, 0] = inf
+    cut = blocks.on(x.device)
+    means = finite_means(x, cut.start, cut.count.int(), blocks.size, None)
+    errors = [relative(means, oracles.finite_means(x, blocks.start, blocks.count))]
+    levels = torch.where(torch.rand(given.plan.levels.shape, device=x.device) < 0.3, 0, -1)
+    levels, tilt = levels.to(torch.int8), torch.randn(levels.shape, device=x.device)
+    count = given.plan.k_blocks.on(x.device).count
+    logits = torch.randn(levels.shape, device=x.device)
+    wanted = oracles.rest_weights(logits, levels, tilt, count)
+    rest_weights(logits, levels, tilt, count.int())
+    errors.append(relative(logits, wanted))
+    bias = _bias(given.plan.k_blocks, x.device)
+    found, wanted = rest_bias(levels, tilt, bias), oracles.rest_bias(levels, tilt, bias)
+    if not torch.equal(found.isinf(), wanted.isinf()):
+        raise Wrong("a block that is listed has a bias, or another has none")
+    errors.append(relative(found.nan_to_num(neginf=0.0), wanted.nan_to_num(neginf=0.0)))
+    return max(errors)
 
 
 def drafted(given: Inputs, rule: str, bound: float) -> Tensor:

@@ -58,22 +58,26 @@ def preset_unit(machine: Machine, shape: Shape, name: str) -> Unit:
             "fresh": lambda: made(memory, partial(attend, *inputs(this), **how)),
             "kept": kept,
         }
-        acts["fresh"]()
-        result = kept()
-        if result.plan is None:
-            raise ValueError("the call went dense")
-        error = sampled_error(*this.qkv, result.out.transpose(1, 2), result.plan)
-        tflop = work(result.plan, shape.head_dim)
-        sizes = result.plan.q_blocks.size, result.plan.k_blocks.size
+        found = {stage: judged(this, run()) for stage, run in acts.items()}
         times = this.beside_dense(acts)
         for stage, run in acts.items():
+            tflop, error, sizes = found[stage]
             row = this.row(density, impl, stage, times[stage], tflop, times.get("dense"), error)
-            row.blocks = "x".join(map(str, sizes))
+            row.blocks = sizes
             row.message = waits(this, run)
             yield row
 
     row = blank(shape, density, impl, "kept")
     return unit(machine, shape, row, act, f"preset {name}", "presets")
+
+
+def judged(this: Bench, result: Any) -> tuple[float, float, str]:
+    """Kept work in TFLOP, the sampled error of a call, its blocks."""
+    if result.plan is None:
+        raise ValueError("the call went dense")
+    error = sampled_error(*this.qkv, result.out.transpose(1, 2), result.plan)
+    sizes = result.plan.q_blocks.size, result.plan.k_blocks.size
+    return work(result.plan, this.shape.head_dim), error, "x".join(map(str, sizes))
 
 
 def made(memory: Memory, call: Callable[..., Any]) -> Any:

@@ -42,9 +42,11 @@ def memory(
     if method is not None:
         rows, columns = (-(-inner.tokens // n) for n in (method.block_q, method.block_k))
         cells = float(inner.heads) * rows * columns
-        # scores float32, levels int8, lists int32; copies of keys and values in another order
+        # scores float32, levels int8, lists int32, what unlisted blocks weigh float32, and a bias
+        # of them and weights of their moments; copies of keys and values in another order
         copies = 0 if forward.hoisted else 2 * passed
-        found["sparse buffers"] = copies + (4 + 1 + 4) * cells
+        extras = 4 * (method.centroids + method.spread + method.row_moments)
+        found["sparse buffers"] = copies + (4 + 1 + 4 + extras) * cells
         if method.refresh:
             kept = 2.0 * 4 * inner.tokens * inner.heads * forward.layers
             found["orders of heads"] = kept * branches

@@ -83,7 +83,7 @@ def _around(rows: list[Row], machine: Machine) -> list[float]:
 
 
 def own_way(gpu: str) -> str:
-    """The form of the Triton engine that runs on a GPU, such as "NVIDIA H100 80GB HBM3, sm_90"."""
+    """The form of the Triton engine on a GPU of NVIDIA, such as "NVIDIA H100 80GB HBM3, sm_90"."""
     capability = re.search(r"sm_(\d+)\d$", gpu)
     return forms.way(forms.auto(int(capability[1]) if capability else 0)[0])
 

@@ -134,11 +134,10 @@ def launch(
     out: Tensor,
     lse: Tensor,
     shape: Tiling,
-    **flags: bool,
 ) -> None:
     """Run a kernel with the parameters of `exact_tiles_kernel`.
 
-    keys, strides: as it takes keys and values; flags: its further constants.
+    keys, strides: as it takes keys and values.
     """
     batch, heads, tokens, depth = q.shape
     parts = rows.size // shape.block_m
@@ -173,5 +172,4 @@ def launch(
             num_warps=shape.warps,
             enable_fp_fusion=True,
             **limit,
-            **flags,
         )

@@ -14,7 +14,7 @@ from vidsparse.kernels.gpu.draft import draft_scores
 from vidsparse.kernels.gpu.moments import finite_means
 from vidsparse.kernels.gpu.operands import Means, QueryRows, ShortBlocks, padded_width
 from vidsparse.kernels.gpu.rest_merge import rest_merge
-from vidsparse.kernels.gpu.summary import block_moments, rows_for, summarise
+from vidsparse.kernels.gpu.summary import block_moments, moment_dtype, rows_for, summarise
 from vidsparse.kernels.gpu.support import MOMENT_BYTES
 from vidsparse.kernels.gpu.weights import rest_bias, rest_weights
 from vidsparse.plan import SKIP, BlockPlan, FirstOrder
@@ -161,7 +161,7 @@ def _merge_by_rows(
     """The rest merge with a moment of each query block, a few heads and query blocks at a time."""
     batch, heads, _, depth = operands.q.shape
     width = padded_width(depth)
-    size = operands.q.element_size()
+    size = moment_dtype(operands.q.dtype).itemsize
     own = max(1, MOMENT_BYTES // (len(plan.k_blocks) * width**2 * size))
     for b, h in product(range(batch), range(0, heads, own)):
         part = Part(b, h, min(own, heads - h))
@@ -171,7 +171,7 @@ def _merge_by_rows(
         few = max(1, MOMENT_BYTES // (moments.shape[2] * width**2 * size))
         for i in range(0, len(plan.q_blocks), few):
             row = part.of(weight).narrow(2, i, min(few, weight.shape[2] - i)).to(moments.dtype)
-            moment = torch.einsum("bhqk,kbhm->bhqm", row, moments)
+            moment = torch.einsum("bhqk,kbhm->bhqm", row, moments).to(some.q.dtype)
             some.merge(moment.unflatten(3, (width, width)), i, row.shape[2])
 
 

@@ -8,7 +8,8 @@
 Programs sum slabs of tiles in float32 and a second launch adds the slabs: no atomics, and
 the numbers of a head depend neither on the device nor on the heads beside it. Centred keys are
 rounded to the dtype of the input before they are multiplied, and so is H_j / n_j, which is summed
-over the blocks on tensor cores: a mean, so that it and weights up to 1 fit in 16 bits.
+over the blocks on tensor cores; for float16, whose range products of keys and values leave, it
+stays in float32.
 """
 
 from __future__ import annotations
@@ -23,9 +24,6 @@ from torch import Tensor
 from vidsparse.kernels.gpu import support
 from vidsparse.kernels.gpu.operands import order_head, padded_width
 from vidsparse.kernels.gpu.operator import operator
-
-LARGEST_HALF = tl.constexpr(65504.0)
-"""Of float16."""
 
 HEIGHT = 64
 """The rows of means are a multiple of it, and so of every tile of the rest merge."""
@@ -207,8 +205,6 @@ def summarise_kernel(  # type: ignore[no-untyped-def]
         p_h = p_sums + (i_slab * tl.num_programs(1) + i_bh) * DP * DP + o_h
         if not MEANS:  # of one block
             b_h *= 1.0 / tl.maximum(tl.load(p_count + first), 1).to(tl.float32)
-            if p_sums.dtype.element_ty == tl.float16:
-                b_h = tl.minimum(tl.maximum(b_h, -LARGEST_HALF), LARGEST_HALF)
         tl.store(p_h, b_h.to(p_sums.dtype.element_ty))
 
 
@@ -298,14 +294,19 @@ def _summary(k: Tensor, start: Tensor, moment_tokens: int) -> tuple[Tensor, Tens
     return draft, mean_k, mean_v, k.new_empty(batch, heads, side, side)
 
 
+def moment_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the moments of blocks, for keys and values of a dtype."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 @operator("block_moments")
 def block_moments(
     k: Tensor, v: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None
 ) -> Tensor:
-    """H_j / n_j of each block, [n, B, H, P, P] in the dtype of k; arguments as for `summarise`."""
+    """H_j / n_j of each block, [n, B, H, P, P] in `moment_dtype`; arguments as for `summarise`."""
     batch, heads, _, depth = k.shape
     blocks, padded = start.numel(), padded_width(depth)
-    sums = k.new_empty(blocks, batch, heads, padded, padded)
+    sums = k.new_empty(blocks, batch, heads, padded, padded, dtype=moment_dtype(k.dtype))
     capability = support.capability(k.device)
     shape = shape_for(k.dtype, capability, size)
     shape = Shape(min(shape.rows, size), shape.warps, 1, 1)
@@ -319,7 +320,8 @@ def _(
     k: Tensor, v: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None
 ) -> Tensor:
     padded = padded_width(int(k.shape[3]))
-    return k.new_empty(start.shape[0], *k.shape[:2], padded, padded)
+    shape = start.shape[0], *k.shape[:2], padded, padded
+    return k.new_empty(shape, dtype=moment_dtype(k.dtype))
 
 
 def _launch(
