@@ -66,6 +66,19 @@ def test_shares_are_all_units_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(unit.name for unit in found) == sorted(unit.name for unit in units)
 
 
+def test_checks_in_two_processes(tmp_path: Path) -> None:
+    """What one process would have done, each unit once; the rest follows in the same call."""
+    command = [sys.executable, str(SUITE / "suite.py"), "--dry-run", "--jobs", "2", "--units",
+               "block means", "--only", "check", "--out", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    tried = gpu_rows.load(tmp_path / "gpu_units.csv", Tried)
+    assert {row.outcome for row in tried} == {"done"} and len({row.run for row in tried}) <= 2
+    names = [row.unit for row in tried]
+    assert len(names) == len(set(names)) == 2 and all("block means" in name for name in names)
+    assert done.stdout.count(": block means") == len(names)
+
+
 @pytest.mark.parametrize("text", ["0/2", "3/2", "x", "1", "1/", "-1/2"])
 def test_what_is_no_share(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=f"{text!r}: expected K/N"):

@@ -4,8 +4,7 @@
     python kernels/gpu/suite.py --only first table    some of them
     python kernels/gpu/suite.py --budget-s 500        in so many seconds; run it again to go on
     python kernels/gpu/suite.py --resume FOLDER       go on from the CSVs of another call
-    python kernels/gpu/suite.py --only check select --share 2/8 --out FOLDER2
-                                                      an eighth: eight at once, then --resume each
+    python kernels/gpu/suite.py --jobs 8              checks in eight processes, then the rest
     python kernels/gpu/suite.py --plan                the parts, their units and seconds
     python kernels/gpu/suite.py --needs               the packages, and how to bring them
     python kernels/gpu/suite.py --summary             what is known so far, from the CSVs
@@ -43,8 +42,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import gpu_shares
 import needs
-from gpu_drive import add_options, serve, watch
+from gpu_drive import add_options, say, serve, watch
 from gpu_report import failed, report
 from gpu_start import folder_for, machine_for
 from gpu_watch import Watched
@@ -97,6 +97,10 @@ def main() -> int:
         return 2
     say_hardware()
     extra = ["--only", *parts]
+    shared = [part for part in parts if part in gpu_shares.PARTS]
+    if options.jobs > 1 and shared and not options.summary:
+        folder = folder_for(options.dry_run, options.out)
+        gpu_shares.side_by_side(Path(__file__), options, shared, folder, say)
     if options.summary:
         extra += ["--units", NONE]
     elif options.units:
@@ -116,8 +120,10 @@ def arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser.add_argument("--summary", action="store_true", help="only the summary, from the CSVs")
     parser.add_argument("--plot", action="store_true", help="only the pictures, from the CSVs")
     parser.add_argument("--units", help="only units whose name holds this")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N",
+                        help="processes for the checks, in which nothing is timed")  # fmt: skip
     parser.add_argument("--share", type=share, default=(1, 1), metavar="K/N",
-                        help="every N-th unit from the K-th on: checks side by side")  # fmt: skip
+                        help="every N-th unit from the K-th on")  # fmt: skip
     parser.add_argument("--first-call", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(), parser
 
