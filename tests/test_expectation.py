@@ -95,7 +95,7 @@ def test_a_gpu_of_the_table_is_told_of_with_the_sources(monkeypatch):
     grid = TokenGrid(1, 1, 1024)
     text = slower_here(CONFIG, grid, 0.25, OnGpu(1024), True)
     assert "1,024 tokens at density 0.25" in text and "on this H100" in text
-    assert "(from measured and published and assumed figures)" in text
+    assert "(from measured, published and assumed figures)" in text
     assert slower_here(CONFIG, replace(grid, width=32_760), 0.25, OnGpu(32_760), True) == ""
     assert slower_here(CONFIG, grid, 0.25, OnGpu(1024, torch.float32), True) == ""
     monkeypatch.setattr(expectation, "_machine", lambda index: None)

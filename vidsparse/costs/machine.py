@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,12 @@ class Machine:
         """The kinds of sources of what its times follow from, the surest first."""
         used = [c for name, c in self.constants.items() if name != "memory"]
         return [s for s in SOURCES if any(c.source == s for c in (*used, *self.slower.values()))]
+
+
+def in_words(sources: Sequence[str]) -> str:
+    """Such as "measured, published and assumed"; one or more."""
+    *before, last = sources
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def table() -> dict[str, Machine]:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.status import Status
 from rich.table import Table
 
+from vidsparse.costs.machine import in_words
 from vidsparse.generate.clock import Listener
 from vidsparse.generate.job import Job
 from vidsparse.jobs.layout import ABOUT
@@ -132,7 +133,7 @@ def _off(*arms: dict[str, Any] | None) -> str:
     """How far the predictions were off, the worst of them, and from what."""
     known = [arm for arm in arms if arm and arm.get("predicted")]
     off = [arm["predicted"]["seconds"] / arm["denoise_seconds"] - 1 for arm in known]
-    sources = " and ".join(known[0]["predicted"]["sources"])
+    sources = in_words(known[0]["predicted"]["sources"])
     return f"{max(off, key=abs):+.0%} off, from {sources} figures"
 
 

@@ -13,6 +13,7 @@ from vidsparse.costs import stages
 from vidsparse.costs.calibrate import calibrated
 from vidsparse.costs.clock import ERRORS
 from vidsparse.costs.gpus import recognised
+from vidsparse.costs.machine import in_words
 from vidsparse.costs.run import Plan, Prediction, predict
 from vidsparse.decision import requested
 from vidsparse.generate.job import Job
@@ -66,7 +67,7 @@ def announce(pipe: Any, job: Job, say: Callable[[str], None]) -> dict[str, Foret
     }
     if sum(one.seconds for one in told.values()) >= LONG:
         each = " and ".join(f"{name} {one}" for name, one in told.items())
-        sources = " and ".join(found.machine.sources())
+        sources = in_words(found.machine.sources())
         say(f"predicted for the denoising loop: {each}, from {sources} figures")
     return told
 

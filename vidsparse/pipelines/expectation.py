@@ -17,7 +17,7 @@ from vidsparse.config import SparseConfig
 from vidsparse.costs import clock, run, stages
 from vidsparse.costs.forward import BYTES, Forward
 from vidsparse.costs.gpus import recognised
-from vidsparse.costs.machine import Machine
+from vidsparse.costs.machine import Machine, in_words
 from vidsparse.decision import scheduled
 from vidsparse.grid import TokenGrid
 from vidsparse.pipelines.provenance import of_another_run
@@ -83,7 +83,7 @@ def slower_here(
     sparse, dense = both(forward, config, density, machine)
     if sparse <= dense:
         return ""
-    sources = " and ".join(machine.sources())
+    sources = in_words(machine.sources())
     return (
         f"attention over {grid.tokens:,} tokens at density {density:.2f} is predicted to take "
         f"{1e3 * sparse:.2g} ms on this {machine.name}, dense attention {1e3 * dense:.2g} ms (from "

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from vidsparse.costs import sharing
 from vidsparse.costs.clock import ERRORS, constant
+from vidsparse.costs.machine import in_words
 from vidsparse.costs.memory import COUNTED, memory
 from vidsparse.costs.run import Prediction
 from vidsparse.costs.stages import AROUND, CROSS, DENSE, ELEMENTWISE, EXACT, EXCHANGE, LINEAR
@@ -106,7 +107,7 @@ def _head(content: dict[str, Any]) -> list[str]:
         f"{forwards} forward{'s' * (forwards > 1)} a step",
         f"preset {content['preset']}: {content['dense_steps']} of {content['steps']} steps dense, "
         f"density {content['density']:.2f} in the others",
-        f"{machine['about']}: {' and '.join(machine['sources'])} figures",
+        f"{machine['about']}: {in_words(machine['sources'])} figures",
         *_together(content),
         "",
     ]
