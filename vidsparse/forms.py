@@ -7,7 +7,7 @@ AUTO = {9: ("tma", "pointer")}
 kernels/results/gpu_bench.csv; on others, where nothing is measured, it is the pointer form.
 
 There was a third, warp-specialised by Triton 3.6, that took 5 to 17 % less time: it gave NaN on an
-H100 and an H200, with three and four stages always, with two now and then.
+H100 and an H200, with three and four stages at every large size, with two now and then.
 """
 
 
