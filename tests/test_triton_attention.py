@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "force": {"first_frame": True},
     },
 }
-STAGES = {"draft", "pool", "select", "work"}
+STAGES = {"draft", "means", "select", "work"}
 
 
 @pytest.fixture

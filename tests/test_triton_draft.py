@@ -21,7 +21,7 @@ from cuts import GRIDS, assert_close, pieces, tokens
 from torch import Tensor
 
 from vidsparse.kernels.gpu import draft as triton_draft
-from vidsparse.kernels.gpu import pool
+from vidsparse.kernels.gpu import means as sums
 
 pytestmark = [
     pytest.mark.interp,
@@ -34,7 +34,7 @@ def draft(q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, sub: int) ->
     means, counts = [], []
     for x, blocks in ((q, q_blocks), (k, k_blocks)):
         start, count, size = pieces(blocks, sub)
-        means.append(pool.block_means(x, start, count, size))
+        means.append(sums.block_means(x, start, count, size))
         means[-1][:, :, count == 0] = float("nan")
         counts.append(count)
     return triton_draft.draft_scores(*means, *counts, sub, q.shape[3] ** -0.5)

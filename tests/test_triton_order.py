@@ -24,7 +24,7 @@ from vidsparse.estimator import mean
 from vidsparse.geometry import token_order
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.gpu import engine as triton_engine
-from vidsparse.kernels.gpu import pool, summary, support
+from vidsparse.kernels.gpu import means, summary, support
 from vidsparse.plan import SKIP, BlockPlan
 
 pytestmark = pytest.mark.interp
@@ -129,9 +129,9 @@ def test_means(size: int) -> None:
     blocks, (order, _) = Blocks.cut(grid, size), order_of(grid)
     x = tensors(grid.tokens, 80, torch.bfloat16)[0]
     place = blocks.start, blocks.count.int(), size
-    found = pool.block_means(x, *place, order)
-    assert torch.equal(found, pool.block_means(x[:, :, order], *place))
-    assert not torch.equal(found, pool.block_means(x, *place))
+    found = means.block_means(x, *place, order)
+    assert torch.equal(found, means.block_means(x[:, :, order], *place))
+    assert not torch.equal(found, means.block_means(x, *place))
 
 
 @pytest.mark.parametrize("size", [16, 64, 128])
@@ -159,7 +159,7 @@ def test_estimator(engine: str, sub_blocks: int, monkeypatch: pytest.MonkeyPatch
     if engine == "triton":
         from vidsparse.kernels.gpu import draft
 
-        modules = {"draft": draft, "pool": pool}
+        modules = {"draft": draft, "means": means}
         monkeypatch.setattr(support, "kernels", lambda name, x: modules[name])
     grid = GRIDS["text-last"]
     order, _ = order_of(grid)

@@ -21,6 +21,7 @@ import far
 from cuts import GRIDS, assert_close, layouts, pieces, table, tokens
 from torch import Tensor
 
+from vidsparse.kernels.gpu import means as sums
 from vidsparse.kernels.gpu import pool
 
 pytestmark = pytest.mark.interp
@@ -44,7 +45,7 @@ def firsts(first: dict[int, int]) -> list[int]:
 
 
 def assert_means(x: Tensor, blocks: Blocks) -> None:
-    found = pool.block_means(x, *table(blocks))
+    found = sums.block_means(x, *table(blocks))
     assert found.dtype == torch.float32 and found.is_contiguous()
     assert_close(found, oracles.block_means(x, blocks.start, blocks.count), 1e-6)
 
@@ -89,7 +90,7 @@ def test_block_means_of_pieces(sub: int) -> None:
         owned[first : first + n] = True
     assert (count == 0).any() and not owned.all()
     x[:, :, ~owned] = float("nan")
-    assert_close(pool.block_means(x, start, count, size), wanted, 1e-6)
+    assert_close(sums.block_means(x, start, count, size), wanted, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_memory_layouts() -> None:
     first, rows = segments(blocks, (0, 2), 16)
     views = layouts(tokens(blocks, 64, torch.bfloat16, batch=2))
     keys = [pool.fill_keys(each, *table(blocks), firsts(first), rows, 64) for each in views]
-    means = [pool.block_means(each, *table(blocks)) for each in views]
+    means = [sums.block_means(each, *table(blocks)) for each in views]
     for results in (keys, means):
         assert all(torch.equal(each, results[0]) for each in results)
 
@@ -143,7 +144,8 @@ def test_gather_order(size: int) -> None:
 
 def test_offsets_past_2_31_elements() -> None:
     far.assert_passes("""
-from vidsparse.kernels.gpu.pool import block_means, fill_keys, fill_keys_kernel
+from vidsparse.kernels.gpu.means import block_means
+from vidsparse.kernels.gpu.pool import fill_keys, fill_keys_kernel
 HEADS, N, D = 3, 130, 64
 start, count = torch.tensor([0, 128]), torch.tensor([128, 2], dtype=torch.int32)
 blocks = Blocks(start, count.long(), torch.zeros(2, dtype=torch.bool), 128)

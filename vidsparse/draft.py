@@ -125,8 +125,8 @@ class Draft:
         """[B, H, blocks, D] of q, k or v in an order of theirs."""
         if self.in_triton:
             start, count = pieces(blocks, 1, x.device)
-            pool = support.kernels("pool", x)
-            found: Tensor = pool.block_means(x, start, count, blocks.size, order)
+            kernels = support.kernels("means", x)
+            found: Tensor = kernels.block_means(x, start, count, blocks.size, order)
             return found
         return blocks.mean(taken(x, order))
 

@@ -19,7 +19,7 @@ from vidsparse.kernels.gpu import draft as triton_draft
 from vidsparse.kernels.gpu import engine, exact_engine, levels_engine, quant, rest, summary
 from vidsparse.kernels.gpu import select as triton_select
 from vidsparse.kernels.gpu.exact_lists import pack_exact
-from vidsparse.kernels.gpu.pool import block_means
+from vidsparse.kernels.gpu.means import block_means
 from vidsparse.plan import BlockPlan
 
 TILE = 64

@@ -126,7 +126,7 @@ def order_of(x: Tensor, ordered: bool) -> tuple[Tensor | None, Tensor]:
 
 
 def means_error(given: Inputs, ordered: bool = False) -> float:
-    from vidsparse.kernels.gpu.pool import block_means
+    from vidsparse.kernels.gpu.means import block_means
 
     x, blocks = given.k, given.plan.k_blocks
     rows = engine.query_rows(blocks, x.device)

@@ -125,12 +125,10 @@ def accelerated(
     times = interleaved({"dense": partial(at_step, run, 0), "sparse": sparse}, machine, 3.0, 20)
     report = vidsparse.run_report(pipe)
     vidsparse.restore_pipeline(pipe)
-    calls = {bool(call.step): call for call in report.calls}
-    if calls[False].reason != "warmup-step" or calls[True].reason is not None:
-        raise RuntimeError(
-            f"step 0 should be dense and later ones sparse, were {calls[False].reason} and "
-            f"{calls[True].reason}"
-        )
+    reasons = [{call.reason for call in report.calls if bool(call.step) == later}
+               for later in (False, True)]  # fmt: skip
+    if reasons != [{"warmup-step"}, {None}]:
+        raise RuntimeError(f"step 0 should be dense and later ones sparse, were {reasons}")
     kept = [call.mean_density for call in report.calls if call.step]
     density = round(sum(kept) / len(kept), 4)
     later = [t / period for t in times["sparse"]]

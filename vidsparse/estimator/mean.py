@@ -55,14 +55,14 @@ def _in_torch(draft: Draft, sub_blocks: int) -> Tensor:
 
 
 def _in_triton(draft: Draft, sub_blocks: int) -> Tensor:
-    kernels, pool = support.kernels("draft", draft.q), support.kernels("pool", draft.q)
+    kernels, sums = support.kernels("draft", draft.q), support.kernels("means", draft.q)
     means, counts = [], []
     for x, blocks, order in (
         (draft.q, draft.q_blocks, draft.order_q),
         (draft.k, draft.k_blocks, draft.order_k),
     ):
         start, count = pieces(blocks, sub_blocks, x.device)
-        means.append(pool.block_means(x, start, count, blocks.size // sub_blocks, order))
+        means.append(sums.block_means(x, start, count, blocks.size // sub_blocks, order))
         counts.append(count)
     scores: Tensor = kernels.draft_scores(*means, *counts, sub_blocks, draft.scale)
     return scores

@@ -4,7 +4,7 @@
     norms: |mean_j|^2 and (1 / n_j) sum |x|^2, two numbers of a block
     finite: the mean over those of its tokens of which every number is finite
 
-Read as `vidsparse.kernels.gpu.pool.block_sums` does, in any order of the tokens.
+Read as `vidsparse.kernels.gpu.means.block_sums` does, in any order of the tokens.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vidsparse.kernels.gpu.means import ROWS, block_sums, sum_warps
 from vidsparse.kernels.gpu.operands import order_head
 from vidsparse.kernels.gpu.operator import operator
-from vidsparse.kernels.gpu.pool import ROWS, block_sums, sum_warps
 
 
 @triton.jit(do_not_specialize=["order_head", "heads", "blocks"])
@@ -74,8 +74,8 @@ def second_moments(
 ) -> tuple[Tensor, Tensor]:
     """Means over the real tokens of each block, and of the squares: float32 [B, H, n, D] both.
 
-    x, start, count, size, order: as for `vidsparse.kernels.gpu.pool.block_means`; x up to 128 wide,
-    size 16 .. 128. norms: instead |mean|^2 and the mean of |x|^2, float32 [B, H, n] both.
+    x, start, count, size, order: as for `vidsparse.kernels.gpu.means.block_means`; x up to 128
+    wide, size 16 .. 128. norms: instead |mean|^2 and the mean of |x|^2, float32 [B, H, n] both.
     """
     mean, second = _empty(x, start.numel(), norms)
     place = start, count, size, order
