@@ -1,4 +1,6 @@
-"""Whole calls of presets, each as it is: what a sparse step costs its user, and its error.
+"""Whole calls of presets: what a sparse step costs its user, and its error.
+
+Each as it is; our own at the shape of the targets by the exact engines of other libraries too.
 
 "kept" is a call as most of a run are: it takes what earlier calls left, the orders of heads or a
 plan. "fresh" is one that makes all of that. Engine and blocks are those of the call, and its engine
@@ -17,7 +19,7 @@ from gpu_decide import SHAPE
 from gpu_results import Machine
 from gpu_rows import Result
 from gpu_units import Unit
-from gpu_ways import runs
+from gpu_ways import here, runs
 from sampled import sampled_error
 
 from vidsparse.config import SparseConfig, presets
@@ -37,14 +39,19 @@ def units(machine: Machine) -> Iterator[Unit]:
         for name in DRY:
             yield preset_unit(machine, TINY, name)
         return
-    for shape, names in ((SHAPE, OWN), (SMALL, presets()), *((shape, OWN) for shape in OTHERS)):
+    for name in OWN:
+        yield preset_unit(machine, SHAPES[SHAPE], name)
+        for engine in dict.fromkeys(one.engine for one in here(machine) if one.engine != "triton"):
+            yield preset_unit(machine, SHAPES[SHAPE], name, engine)
+    for shape, names in ((SMALL, presets()), *((shape, OWN) for shape in OTHERS)):
         for name in names:
             yield preset_unit(machine, SHAPES[shape], name)
 
 
-def preset_unit(machine: Machine, shape: Shape, name: str) -> Unit:
+def preset_unit(machine: Machine, shape: Shape, name: str, engine: str = "auto") -> Unit:
     """The calls of one preset on tokens that stand in the base order of its layout."""
-    config = SparseConfig.load(name, ["schedule.min_tokens=0", "kernel.impl=triton"])
+    kernel = ["kernel.impl=triton", f"kernel.engine={engine}"]
+    config = SparseConfig.load(name, ["schedule.min_tokens=0", *kernel])
     density = float(getattr(config.schedule, "density", 0.0))
     impl = f"{name} by {runs(config, machine.device, shape.head_dim)}"
 
