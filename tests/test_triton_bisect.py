@@ -22,9 +22,11 @@ import far
 from cuts import GRIDS, layouts, tokens
 from torch import Tensor
 
+from vidsparse import bisection
 from vidsparse.bisection import bisected
 from vidsparse.draft import Draft
 from vidsparse.kernels.gpu import support
+from vidsparse.kernels.gpu.axes import main_axes
 from vidsparse.kernels.gpu.bisect import CHUNKS, bisect
 from vidsparse.kernels.gpu.projection import SLAB, grams, project
 from vidsparse.layout import content
@@ -51,11 +53,33 @@ def blocks_of(order: Tensor, size: int) -> list[list[set[int]]]:
 def test_bisect(rows: int, axes: int, size: int) -> None:
     x, names = field(rows, axes), torch.randperm(1000)[:rows].int()
     before = x.clone()
-    found = bisect(x, names, size)
+    found = bisect(x, names, [size])
     assert found.dtype == torch.int32 and torch.equal(x, before)
     assert torch.equal(found, oracles.bisect(x, names, size).int())
     place = bisected(x.mT.flatten(0, 1), size, local=False).view(found.shape)
     assert blocks_of(found, size) == blocks_of(names[place], size)
+
+
+@pytest.mark.parametrize("sizes", [[64, 32], [16, 128], [512, 16]], ids=str)
+def test_halves_of_a_batch_have_blocks_of_their_own(sizes: list[int]) -> None:
+    x, names = field(337, 3), torch.randperm(337).int()
+    found = bisect(x, names, sizes)
+    for one, own, size in zip(found, x, sizes, strict=True):
+        assert torch.equal(one, oracles.bisect(own[None], names, size)[0].int())
+
+
+@pytest.mark.parametrize(("depth", "axes"), [(128, 6), (64, 16), (40, 3), (24, 1)])
+@pytest.mark.parametrize("rank", [0, 2, 24])
+def test_main_axes(depth: int, axes: int, rank: int) -> None:
+    """Orthonormal whatever the rank; they span what those of the definition do."""
+    x = torch.randn(3, 500, rank) * torch.linspace(3, 0.3, rank) @ torch.randn(3, rank, depth)
+    covariance = x.mT @ x / 500
+    found = main_axes(covariance, axes).double()
+    torch.testing.assert_close(found.mT @ found, torch.eye(axes).double().expand(3, -1, -1),
+                               rtol=0, atol=1e-5)  # fmt: skip
+    want = bisection.main_axes(covariance.double(), axes)
+    apart = (found @ found.mT - want @ want.mT) @ covariance.double()
+    assert apart.norm() <= 1e-4 * covariance.norm()
 
 
 def test_a_part_that_is_longer_than_a_program() -> None:
@@ -65,13 +89,13 @@ def test_a_part_that_is_longer_than_a_program() -> None:
     x[0, 0, :, ::7] *= -1
     names = torch.arange(rows, dtype=torch.int32)
     assert (x == 0).any() and x[x == 0].signbit().any()
-    assert torch.equal(bisect(x, names, 1024), oracles.bisect(x, names, 1024).int())
+    assert torch.equal(bisect(x, names, [1024]), oracles.bisect(x, names, 1024).int())
 
 
 def test_rows_that_are_no_numbers_are_not_lost() -> None:
     x = torch.randn(1, 1, 2, 100)
     x[0, 0, :, 3], x[0, 0, 0, 5], x[0, 0, 1, 70] = float("nan"), float("inf"), -float("inf")
-    found = bisect(x, torch.arange(100, dtype=torch.int32), 16)
+    found = bisect(x, torch.arange(100, dtype=torch.int32), [16])
     assert torch.equal(found.sort().values.flatten(), torch.arange(100, dtype=torch.int32))
 
 
@@ -129,6 +153,7 @@ def test_orders_of_heads_are_those_of_torch(ordered: bool, monkeypatch: pytest.M
 
 def test_offsets_past_2_31_elements() -> None:
     far.assert_passes("""
+from vidsparse.kernels.gpu.axes import main_axes
 from vidsparse.kernels.gpu.bisect import bisect_kernel
 from vidsparse.kernels.gpu.projection import grams, project
 HEADS, N, D = 3, 130, 64
@@ -146,7 +171,7 @@ x, out = (virtual(3 * rows * axes, torch.float32).view(3, axes, rows) for _ in r
 own = x[2, :, :128].copy_(torch.randn(axes, 128))
 names, into = virtual(rows, torch.int32), virtual(3 * rows, torch.int32)
 names[:128] = torch.arange(128)
-bisect_kernel[(1, 3)](x, names, out, into, rows, 64, axes, 21, 0, CHUNK=256, MOVE=True)
+bisect_kernel[(1, 3)](x, names, out, into, rows, 64, 64, 3, axes, 21, 0, CHUNK=256, MOVE=True)
 want = oracles.bisect(own[None, None], names[:128], 64).flatten()
 assert torch.equal(into[2 * rows :][:128], want)
 assert torch.equal(out[2, :, :128], own[:, want.long()])

@@ -103,9 +103,14 @@ def project() -> list[tuple[Any, ...]]:
     return [(tokens(), basis, None, 3, 50), (tokens().half(), basis, ORDER, 0, GRID.tokens)]
 
 
+def main_axes() -> list[tuple[Any, ...]]:
+    x = torch.randn(3, 40, 40)
+    return [(x @ x.mT, axes) for axes in (1, 6)]
+
+
 def bisect() -> list[tuple[Any, ...]]:
     names = torch.arange(50, dtype=torch.int32)
-    return [(torch.randn(2, 2, 3, 50), names, size) for size in (8, 16, 64)]
+    return [(torch.randn(2, 2, 3, 50), names, size) for size in ([8], [16, 64])]
 
 
 def finite_means() -> list[tuple[Any, ...]]:
@@ -241,7 +246,7 @@ CALLS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     for call in (
         *(block_means, second_moments, fill_keys, draft_scores, draft_spread, lost_mass),
         block_errors,
-        *(finite_means, rest_weights, rest_bias, grams, project, bisect),
+        *(finite_means, rest_weights, rest_bias, grams, project, main_axes, bisect),
         *(select, pack_exact, exact_tiles, rest_merge),
         *(summarise, block_moments, pack_tiles, levels_forward, row_shares),
         *(key_mean, quantise_keys, quantise_queries, cudnn_tiles, fa4_tiles),

@@ -23,6 +23,7 @@ from cuts import GRIDS, layouts, table, tokens
 from torch import Tensor
 
 from vidsparse.kernels.gpu import summary
+from vidsparse.kernels.gpu.block_moments import block_moments
 
 pytestmark = pytest.mark.interp
 
@@ -86,7 +87,7 @@ def test_moments_of_blocks(dtype: torch.dtype, size: int) -> None:
     """Of every block by itself, those of text among them."""
     blocks = Blocks.cut(GRIDS["text-first"], size)
     k, v = (tokens(blocks, 80, dtype, batch=2) for _ in range(2))
-    found = summary.block_moments(k, v, *table(blocks), None)
+    found = block_moments(k, v, *table(blocks), None)
     wanted = oracles.block_moments(k, v, blocks)
     assert found.shape == (len(blocks), 2, 2, 128, 128) and found.dtype == dtype
     assert (found[..., :80, :80].double() - wanted).norm() <= TOLERANCES[dtype] * wanted.norm()
@@ -98,7 +99,7 @@ def test_moments_of_float16_leave_its_range() -> None:
     blocks = Blocks.cut(GRIDS["text-first"], 64)
     k, v = (400 * tokens(blocks, 64, torch.float16).sign() for _ in range(2))
     k[0, 0, -1] = torch.nan
-    found = summary.block_moments(k, v, *table(blocks), None)
+    found = block_moments(k, v, *table(blocks), None)
     wanted = oracles.block_moments(k, v, blocks)
     assert found.dtype == torch.float32 and wanted[:-1].abs().max() > 65_504
     assert (found[:-1].double() - wanted[:-1]).norm() <= 1e-2 * wanted[:-1].norm()

@@ -61,7 +61,7 @@ def main_axes(covariance: Tensor, axes: int) -> Tensor:
     depth = covariance.shape[-1]
     largest = covariance.diagonal(dim1=-2, dim2=-1).amax(-1).view(-1, 1, 1)
     scaled = (covariance / largest.clamp(min=torch.finfo(covariance.dtype).tiny)).double()
-    basis = _start(depth, axes, scaled.dtype, scaled.device).expand(len(scaled), depth, axes)
+    basis = start(depth, axes, scaled.dtype, scaled.device).expand(len(scaled), depth, axes)
     for _ in range(SWEEPS):
         basis = _orthonormal(scaled @ basis + LEAST * basis)
     return _orthonormal(basis).to(covariance.dtype)
@@ -87,8 +87,11 @@ def factor(covariance: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _start(depth: int, axes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[depth, axes], in general position; kept, as a copy would be a wait in every call."""
+def start(depth: int, axes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[depth, axes] to begin `main_axes` from, in general position.
+
+    Kept, as a copy would be a wait in every call.
+    """
     with torch.inference_mode(False):
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(depth, axes, generator=generator, dtype=torch.float64, device="cpu")

@@ -168,7 +168,7 @@ def cuts(which: int) -> object:
     """Bisection, by programs of every width."""
     rows = 40 * max(bisect.CHUNKS) + 8 * which
     names = torch.arange(rows, dtype=torch.int32)
-    return [bisect.bisect(torch.zeros(1, 1, 3 + which, rows), names, size) for size in (64, 128)]
+    return [bisect.bisect(torch.zeros(1, 1, 3 + which, rows), names, [size]) for size in (64, 128)]
 
 
 def selection(nk: int, rule: str) -> Call:

@@ -17,7 +17,7 @@ from vidsparse.kernels.gpu import support
 from vidsparse.plan import BlockPlan
 
 FACTORS = ("exact_tiles", "exact_tiles_hopper", "levels_forward", "rest_merge", "summarise",
-           "grams")  # fmt: skip
+           "block_moments", "grams")  # fmt: skip
 """Kernels that multiply matrices of the input's dtype."""
 
 PIPELINED = ("exact_tiles", "exact_tiles_hopper", "levels_forward")

@@ -139,7 +139,9 @@ def cuts_error(given: Inputs) -> float:
 
     wrong = 0
     for rows in (given.k.shape[2], 20_000):
-        x = torch.randn(1, 2, 6, rows, device=given.k.device)
+        x = torch.randn(2, 2, 6, rows, device=given.k.device)
         names = torch.randperm(rows, device=x.device).int()
-        wrong += int((bisect(x, names, 64) != oracles.bisect(x, names, 64)).sum())
+        found = bisect(x, names, [128, 64])
+        for one, own, size in zip(found, x, (128, 64), strict=True):
+            wrong += int((one != oracles.bisect(own[None], names, size)[0]).sum())
     return float(wrong)

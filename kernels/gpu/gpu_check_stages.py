@@ -181,7 +181,7 @@ def unpadded(found: Tensor, want: Tensor) -> float:
 
 def moments_error(given: Inputs) -> float:
     """Of all blocks together."""
-    from vidsparse.kernels.gpu.summary import block_moments
+    from vidsparse.kernels.gpu.block_moments import block_moments
 
     k, v, blocks = given.k, given.v, given.plan.k_blocks
     cut = blocks.on(k.device)

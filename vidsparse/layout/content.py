@@ -19,6 +19,7 @@ m being the drafted mass (`vidsparse.draft`): mass times variance of the logits,
 wrong. Heads that stay, and everything that is not video, keep the order of the tiles below.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import ClassVar
@@ -32,6 +33,8 @@ from vidsparse.draft import Draft, scratch, strips, taken
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.cpu.threads import for_each
 from vidsparse.kernels.gpu import support
+
+Pair = tuple[Tensor, Tensor]
 
 NEAR = 0.2
 """Share of a row's blocks, those of most mass, that are as good as read exactly."""
@@ -104,7 +107,7 @@ def _in_torch(
         own = (x.narrow(2, *video) if draft.order_q is None else taken(x, place) for x in own)
         q, k = (x.squeeze(0).float().nan_to_num(0.0, 0.0, 0.0) for x in own)
         of_q, of_k = ((x.mT @ x / len(place), x.mean(1, keepdim=True)) for x in (q, k))
-        bases = _bases(of_q, of_k, axes)
+        bases = [_basis(*pair, axes, bisection.main_axes) for pair in _metrics(of_q, of_k)]
         for out, x, basis, size in zip(found, (q, k), bases, cuts, strict=True):
             out[some] = place[bisection.bisected(x @ basis, size, local=axes == 0)]
 
@@ -124,17 +127,23 @@ def _in_triton(
 ) -> tuple[Tensor, Tensor]:
     """The same blocks in int32, [B, H, n], for axes > 0; all heads at once."""
     kernels = support.kernels("projection", draft.q)
-    sums = (kernels.grams(x, *video) for x in (draft.q, draft.k))
+    operands = draft.q, draft.k
+    sums = (kernels.grams(x, *video) for x in operands)
     of_q, of_k = (
         (gram.flatten(0, 1) / len(place), total.flatten(0, 1).unsqueeze(1) / len(place))
         for gram, total in sums
     )
-    bases, sizes = _bases(of_q, of_k, axes), (draft.q_blocks.size, draft.k_blocks.size)
-    names, found = place.int(), []
-    for x, basis, size in zip((draft.q, draft.k), bases, sizes, strict=True):
-        rows = kernels.project(x, basis.view(*x.shape[:2], *basis.shape[1:]), draft.order_q, *video)
-        found.append(support.kernels("bisect", x).bisect(rows, names, size))
-    return found[0], found[1]
+    spread, metric = (torch.cat(x) for x in zip(*_metrics(of_q, of_k), strict=True))
+    basis = _basis(spread, metric, axes, support.kernels("axes", draft.q).main_axes)
+    bases = basis.view(2, *draft.q.shape[:2], *basis.shape[1:])
+    rows = [
+        kernels.project(x, own, draft.order_q, *video)
+        for x, own in zip(operands, bases, strict=True)
+    ]
+    sizes = [draft.q_blocks.size, draft.k_blocks.size]
+    found: Tensor = support.kernels("bisect", draft.q).bisect(torch.cat(rows), place.int(), sizes)
+    order_q, order_k = found.chunk(2)
+    return order_q, order_k
 
 
 def _between(orders: Tensor, before: Tensor, after: Tensor) -> Tensor:
@@ -160,19 +169,21 @@ def waste(draft: Draft) -> Tensor:
     return found
 
 
-def _bases(
-    of_q: tuple[Tensor, Tensor], of_k: tuple[Tensor, Tensor], axes: int
-) -> tuple[Tensor, Tensor]:
-    """[G, D, axes or D] for queries and for keys: plain distances of rows x basis compare them.
+def _metrics(of_q: tuple[Tensor, Tensor], of_k: tuple[Tensor, Tensor]) -> list[Pair]:
+    """For queries and for keys: the covariance [G, D, D] of their rows, and the metric of them.
 
     of_q, of_k: their mean x^T x [G, D, D] and mean x [G, 1, D].
     """
     (products, q_mean), (k_products, k_mean) = of_q, of_k
     spread_q, spread_k = products - q_mean.mT @ q_mean, k_products - k_mean.mT @ k_mean
-    found = []
-    for spread, metric in ((spread_q, spread_k), (spread_k, products)):
-        length = bisection.factor(metric)
-        if 0 < axes < length.shape[1]:
-            length = length @ bisection.main_axes(length.mT @ spread @ length, axes)
-        found.append(length)
-    return found[0], found[1]
+    return [(spread_q, spread_k), (spread_k, products)]
+
+
+def _basis(
+    spread: Tensor, metric: Tensor, axes: int, main_axes: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """[G, D, axes or D]: plain distances of rows x basis compare them."""
+    length = bisection.factor(metric)
+    if 0 < axes < length.shape[1]:
+        length = length @ main_axes(length.mT @ spread @ length, axes)
+    return length

@@ -85,7 +85,7 @@ def key_at_rank(p_x, length, rank, CHUNK: tl.constexpr):  # type: ignore[no-unty
     return key, rank
 
 
-@triton.jit(do_not_specialize=["rows", "size", "axes", "level", "order_group"])
+@triton.jit(do_not_specialize=["rows", "size", "other", "groups", "axes", "level", "order_group"])
 def bisect_kernel(  # type: ignore[no-untyped-def]
     p_x,
     p_order,
@@ -93,17 +93,21 @@ def bisect_kernel(  # type: ignore[no-untyped-def]
     p_order_out,
     rows,
     size,
+    other,
+    groups,
     axes,
     level,
     order_group,
     CHUNK: tl.constexpr,
     MOVE: tl.constexpr,
 ):
-    """The rows of a part, and their order, with its left half first. Grid (2^level, groups).
+    """The rows of a part, and their order, with its left half first. Grid (2^level, all groups).
 
-    MOVE: the rows too, for the next level.
+    size: of the blocks of the first `groups` groups, other: of the rest. MOVE: the rows too, for
+    the next level.
     """
     i_g = tl.program_id(1).to(tl.int64)
+    size = tl.where(i_g < groups, size, other)
     first, length, left = part_of(tl.program_id(0), level, rows, size)
     p_part = p_x + i_g * axes * rows + first
     p_out = p_x_out + i_g * axes * rows + first
@@ -136,15 +140,17 @@ def bisect_kernel(  # type: ignore[no-untyped-def]
 
 
 @operator("bisect")
-def bisect(x: Tensor, names: Tensor, size: int) -> Tensor:
+def bisect(x: Tensor, names: Tensor, sizes: list[int]) -> Tensor:
     """The names of rows in an order of which every `size` are a block, int32 [B, H, n].
 
     x: float32 [B, H, A, n], contiguous: A axes of n rows, not written. names: int32 [n],
-    contiguous. Cuts are those of `vidsparse.bisection.bisected` with local=False, but that of equal
-    values on an axis the earlier rows go left, and that rows of a block stay in their order.
+    contiguous. sizes: one, or one for each half of the batch: early cuts have few parts, and two
+    batches fill a device better than one. Cuts are those of `vidsparse.bisection.bisected` with
+    local=False, but that of equal values on an axis the earlier rows go left, and that rows of a
+    block stay in their order.
     """
     batch, heads, axes, rows = x.shape
-    blocks = -(-rows // size)
+    blocks = max(-(-rows // size) for size in sizes)
     orders = [x.new_empty(batch, heads, rows, dtype=torch.int32) for _ in range(2)]
     spare = [torch.empty_like(x) for _ in range(min(2, max(0, levels(blocks) - 1)))]
     if blocks == 1:
@@ -152,7 +158,7 @@ def bisect(x: Tensor, names: Tensor, size: int) -> Tensor:
     order, group = names, 0
     for level in range(levels(blocks)):
         last = level == levels(blocks) - 1
-        chunk = chunk_for(-(-blocks // (1 << level)) * size)
+        chunk = chunk_for(max(longest(-(-rows // size), level) * size for size in sizes))
         into, moved = orders[level % 2], x if last else spare[level % 2]
         with torch.cuda.device_of(x):
             bisect_kernel[(1 << level, batch * heads)](
@@ -161,7 +167,9 @@ def bisect(x: Tensor, names: Tensor, size: int) -> Tensor:
                 moved,
                 into,
                 rows,
-                size,
+                sizes[0],
+                sizes[-1],
+                batch // len(sizes) * heads,
                 axes,
                 level,
                 group,
@@ -179,11 +187,16 @@ def levels(blocks: int) -> int:
     return (blocks - 1).bit_length()
 
 
+def longest(blocks: int, level: int) -> int:
+    """Blocks of the longest part of a level."""
+    return -(-blocks // (1 << level))
+
+
 def chunk_for(rows: int) -> int:
     """For parts of so many rows."""
     return next((chunk for chunk in CHUNKS if chunk >= rows), max(CHUNKS))
 
 
 @bisect.register_fake
-def _(x: Tensor, names: Tensor, size: int) -> Tensor:
+def _(x: Tensor, names: Tensor, sizes: list[int]) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], x.shape[3], dtype=torch.int32)

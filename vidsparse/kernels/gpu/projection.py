@@ -55,18 +55,18 @@ def grams_kernel(  # type: ignore[no-untyped-def]
     o_r = tl.arange(0, ROWS)
     o_d = tl.arange(0, DP)
     b_gram = tl.zeros([DP, DP], tl.float32)
-    b_sum = tl.zeros([DP], tl.float32)
+    b_sum = tl.zeros([ROWS, DP], tl.float32)  # a thread asks no other before the end
     begin = i_slab * SLAB
     end = tl.minimum(begin + SLAB, rows)
     for at in tl.range(begin, end, ROWS, num_stages=STAGES):
         token = (first + at + o_r).to(tl.int64)
         b_x = finite(load_rows(x_base, token, at + o_r < end, x_token, D, DP))
         b_gram = tl.dot(tl.trans(b_x), b_x, b_gram, input_precision="ieee")
-        b_sum += tl.sum(b_x.to(tl.float32), 0)
+        b_sum += b_x.to(tl.float32)
     i_out = i_slab * tl.num_programs(1) + i_bh
     o_gram = o_d[:, None] * DP + o_d[None, :]
     tl.store(p_gram + i_out * DP * DP + o_gram, b_gram)
-    tl.store(p_sum + i_out * DP + o_d, b_sum)
+    tl.store(p_sum + i_out * DP + o_d, tl.sum(b_sum, 0))
 
 
 @triton.jit(do_not_specialize=["heads", "first", "rows", "axes"])

@@ -2,14 +2,11 @@
 
     kbar_j, vbar_j    means of the tokens of key block j
     H_j = sum_{n in j} (k_n - kbar_j)^T v_n
-    M = (1 / N) sum_j H_j over the N tokens of the video          (first_order "global")
-    M_i = sum_j w_ij (H_j / n_j), w_i a softmax of drafted scores  (first_order "row")
+    M = (1 / N) sum_j H_j over the N tokens of the video      (first_order "global")
 
 Programs sum slabs of tiles in float32 and a second launch adds the slabs: no atomics, and
 the numbers of a head depend neither on the device nor on the heads beside it. Centred keys are
-rounded to the dtype of the input before they are multiplied, and so is H_j / n_j, which is summed
-over the blocks on tensor cores; for float16, whose range products of keys and values leave, it
-stays in float32.
+rounded to the dtype of the input before they are multiplied.
 """
 
 from __future__ import annotations
@@ -131,7 +128,6 @@ def summarise_kernel(  # type: ignore[no-untyped-def]
     SLAB: tl.constexpr,
     STAGES: tl.constexpr,
     ORDERED: tl.constexpr,
-    MEANS: tl.constexpr,
     MOMENT: tl.constexpr,
 ):
     """Means of the blocks of a slab of tiles, and the sum of their H_j. Grid (slabs, B * H).
@@ -188,13 +184,12 @@ def summarise_kernel(  # type: ignore[no-untyped-def]
                     b_k = load_rows(k_base, token, left > at, k_token, D, DP)
                     b_v = load_rows(v_base, token, (left > at) & m_moved, v_token, D, DP)
                     b_h = add_centred(b_h, b_k, b_mean, b_v)
-        if MEANS:
-            p_row = p_draft + (i_bh * blocks + block)[:, None] * D + o_d[None, :]
-            tl.store(p_row, b_mean, mask=m_block[:, None] & (o_d < D)[None, :])
-            row = i_bh * mean_rows + block
-            store_means(p_mean_k, b_mean, row, m_block, DP)
-            store_means(p_mean_v, b_mean_v, row, m_block, DP)
-    if MEANS and tl.program_id(0) == tl.num_programs(0) - 1:
+        p_row = p_draft + (i_bh * blocks + block)[:, None] * D + o_d[None, :]
+        tl.store(p_row, b_mean, mask=m_block[:, None] & (o_d < D)[None, :])
+        row = i_bh * mean_rows + block
+        store_means(p_mean_k, b_mean, row, m_block, DP)
+        store_means(p_mean_v, b_mean_v, row, m_block, DP)
+    if tl.program_id(0) == tl.num_programs(0) - 1:
         for row in tl.range(blocks, mean_rows, 16):
             o_row = row + tl.arange(0, 16)
             b_zero = tl.zeros([16, DP], tl.float32)
@@ -203,9 +198,7 @@ def summarise_kernel(  # type: ignore[no-untyped-def]
     if MOMENT:
         o_h = o_d[:, None] * DP + o_d[None, :]
         p_h = p_sums + (i_slab * tl.num_programs(1) + i_bh) * DP * DP + o_h
-        if not MEANS:  # of one block
-            b_h *= 1.0 / tl.maximum(tl.load(p_count + first), 1).to(tl.float32)
-        tl.store(p_h, b_h.to(p_sums.dtype.element_ty))
+        tl.store(p_h, b_h)
 
 
 @triton.jit(do_not_specialize=["slabs", "step"])
@@ -252,12 +245,41 @@ def summarise(
     [B, H, P, P] in the dtype of k, empty if it is not wanted.
     """
     draft, mean_k, mean_v, moment = _summary(k, start, moment_tokens)
+    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
+    batch, heads, _, depth = k.shape
     wanted, blocks = moment_tokens > 0, start.numel()
     shape = shape_for(k.dtype, support.capability(k.device), size, wanted)
     slabs = -(-blocks * size // (max(size, shape.rows) * shape.slab))
     sums = k.new_empty(slabs if wanted else 0, *moment.shape, dtype=torch.float32)
-    place, out = (start, count, size, moved, order), (draft, mean_k, mean_v, sums)
-    _launch(k, v, *place, *out, shape, slabs, means=True, moment=wanted)
+    with torch.cuda.device_of(k):
+        summarise_kernel[(slabs, batch * heads)](
+            k,
+            v,
+            start,
+            count,
+            moved,
+            start if order is None else order,
+            draft,
+            mean_k,
+            mean_v,
+            sums,
+            *k.stride()[:3],
+            *v.stride()[:3],
+            order_head(order),
+            heads,
+            blocks,
+            rows_for(blocks),
+            D=depth,
+            DP=padded_width(depth),
+            SIZE=size,
+            ROWS=shape.rows,
+            SLAB=shape.slab,
+            STAGES=shape.stages,
+            ORDERED=order is not None,
+            MOMENT=wanted,
+            num_warps=shape.warps,
+            enable_fp_fusion=True,
+        )
     if wanted:
         elements = moment.numel()
         with torch.cuda.device_of(k):
@@ -292,85 +314,3 @@ def _summary(k: Tensor, start: Tensor, moment_tokens: int) -> tuple[Tensor, Tens
     mean_k, mean_v = (k.new_empty(batch, heads, rows_for(blocks), padded) for _ in range(2))
     side = padded if moment_tokens > 0 else 0
     return draft, mean_k, mean_v, k.new_empty(batch, heads, side, side)
-
-
-def moment_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of the moments of blocks, for keys and values of a dtype."""
-    return torch.float32 if dtype == torch.float16 else dtype
-
-
-@operator("block_moments")
-def block_moments(
-    k: Tensor, v: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None
-) -> Tensor:
-    """H_j / n_j of each block, [n, B, H, P, P] in `moment_dtype`; arguments as for `summarise`."""
-    batch, heads, _, depth = k.shape
-    blocks, padded = start.numel(), padded_width(depth)
-    sums = k.new_empty(blocks, batch, heads, padded, padded, dtype=moment_dtype(k.dtype))
-    capability = support.capability(k.device)
-    shape = shape_for(k.dtype, capability, size)
-    shape = Shape(min(shape.rows, size), shape.warps, 1, 1)
-    place, out = (start, count, size, count, order), (sums, k, v, sums)
-    _launch(k, v, *place, *out, shape, blocks, means=False, moment=True)
-    return sums
-
-
-@block_moments.register_fake
-def _(
-    k: Tensor, v: Tensor, start: Tensor, count: Tensor, size: int, order: Tensor | None
-) -> Tensor:
-    padded = padded_width(int(k.shape[3]))
-    shape = start.shape[0], *k.shape[:2], padded, padded
-    return k.new_empty(shape, dtype=moment_dtype(k.dtype))
-
-
-def _launch(
-    k: Tensor,
-    v: Tensor,
-    start: Tensor,
-    count: Tensor,
-    size: int,
-    moved: Tensor,
-    order: Tensor | None,
-    draft: Tensor,
-    mean_k: Tensor,
-    mean_v: Tensor,
-    sums: Tensor,
-    shape: Shape,
-    slabs: int,
-    *,
-    means: bool,
-    moment: bool,
-) -> None:
-    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
-    batch, heads, _, depth = k.shape
-    with torch.cuda.device_of(k):
-        summarise_kernel[(slabs, batch * heads)](
-            k,
-            v,
-            start,
-            count,
-            moved,
-            start if order is None else order,
-            draft,
-            mean_k,
-            mean_v,
-            sums,
-            *k.stride()[:3],
-            *v.stride()[:3],
-            order_head(order),
-            heads,
-            start.numel(),
-            rows_for(start.numel()),
-            D=depth,
-            DP=padded_width(depth),
-            SIZE=size,
-            ROWS=shape.rows,
-            SLAB=shape.slab,
-            STAGES=shape.stages,
-            ORDERED=order is not None,
-            MEANS=means,
-            MOMENT=moment,
-            num_warps=shape.warps,
-            enable_fp_fusion=True,
-        )
