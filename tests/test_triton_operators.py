@@ -105,7 +105,7 @@ def project() -> list[tuple[Any, ...]]:
 
 def main_axes() -> list[tuple[Any, ...]]:
     x = torch.randn(3, 40, 40)
-    return [(x @ x.mT, axes) for axes in (1, 6)]
+    return [(x @ x.mT, torch.randn(40, axes), 1e-5, 2) for axes in (1, 6)]
 
 
 def bisect() -> list[tuple[Any, ...]]:

@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from vidsparse.kernels.gpu import support
+
 POWER = 4
 """Products with its covariance that turn a direction into the main axis of a part."""
 
@@ -54,11 +56,16 @@ def main_axes(covariance: Tensor, axes: int) -> Tensor:
     """[G, D, axes]: orthonormal, spanning the directions of largest variance; axes <= D.
 
     covariance: float [G, D, D], symmetric. By subspace iteration, which never waits for a GPU; each
-    axis has the variance that is left for it to well within what a choice of axes needs. In float64
-    inside, so that a Cholesky factor of products can make them orthonormal: a few launches for all
-    groups, where a QR takes hundreds.
+    axis has the variance that is left for it to well within what a choice of axes needs. In Triton
+    all of it is a launch. Elsewhere in float64 inside, so that a Cholesky factor of products can
+    make them orthonormal: a few operations for all groups, where a QR takes hundreds.
     """
     depth = covariance.shape[-1]
+    kernels = support.kernels("axes", covariance)
+    if kernels is not None and depth <= support.MAX_HEAD_DIM:
+        first = start(depth, axes, covariance.dtype, covariance.device)
+        own: Tensor = kernels.main_axes(covariance, first, LEAST, SWEEPS)
+        return own
     largest = covariance.diagonal(dim1=-2, dim2=-1).amax(-1).view(-1, 1, 1)
     scaled = (covariance / largest.clamp(min=torch.finfo(covariance.dtype).tiny)).double()
     basis = start(depth, axes, scaled.dtype, scaled.device).expand(len(scaled), depth, axes)

@@ -19,7 +19,6 @@ m being the drafted mass (`vidsparse.draft`): mass times variance of the logits,
 wrong. Heads that stay, and everything that is not video, keep the order of the tiles below.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import ClassVar
@@ -107,7 +106,7 @@ def _in_torch(
         own = (x.narrow(2, *video) if draft.order_q is None else taken(x, place) for x in own)
         q, k = (x.squeeze(0).float().nan_to_num(0.0, 0.0, 0.0) for x in own)
         of_q, of_k = ((x.mT @ x / len(place), x.mean(1, keepdim=True)) for x in (q, k))
-        bases = [_basis(*pair, axes, bisection.main_axes) for pair in _metrics(of_q, of_k)]
+        bases = [_basis(*pair, axes) for pair in _metrics(of_q, of_k)]
         for out, x, basis, size in zip(found, (q, k), bases, cuts, strict=True):
             out[some] = place[bisection.bisected(x @ basis, size, local=axes == 0)]
 
@@ -134,7 +133,7 @@ def _in_triton(
         for gram, total in sums
     )
     spread, metric = (torch.cat(x) for x in zip(*_metrics(of_q, of_k), strict=True))
-    basis = _basis(spread, metric, axes, support.kernels("axes", draft.q).main_axes)
+    basis = _basis(spread, metric, axes)
     bases = basis.view(2, *draft.q.shape[:2], *basis.shape[1:])
     rows = [
         kernels.project(x, own, draft.order_q, *video)
@@ -179,11 +178,9 @@ def _metrics(of_q: tuple[Tensor, Tensor], of_k: tuple[Tensor, Tensor]) -> list[P
     return [(spread_q, spread_k), (spread_k, products)]
 
 
-def _basis(
-    spread: Tensor, metric: Tensor, axes: int, main_axes: Callable[[Tensor, int], Tensor]
-) -> Tensor:
+def _basis(spread: Tensor, metric: Tensor, axes: int) -> Tensor:
     """[G, D, axes or D]: plain distances of rows x basis compare them."""
     length = bisection.factor(metric)
     if 0 < axes < length.shape[1]:
-        length = length @ main_axes(length.mT @ spread @ length, axes)
+        length = length @ bisection.main_axes(length.mT @ spread @ length, axes)
     return length

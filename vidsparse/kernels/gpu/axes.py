@@ -1,6 +1,6 @@
 """Main axes of covariances by subspace iteration, one program per matrix: `vidsparse.bisection`.
 
-    B <- orthonormal(C B + LEAST B),    B [D, A],    `SWEEPS` times
+    B <- orthonormal(C B + least B),    B [D, A],    some times
 
 Columns are made orthonormal by Gram and Schmidt, twice, one after the other: all of it is a launch,
 where linear algebra of batches takes a hundred.
@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse import bisection
 from vidsparse.kernels.gpu.operator import operator
 
 
@@ -55,14 +54,15 @@ def main_axes_kernel(  # type: ignore[no-untyped-def]
 
 
 @operator("main_axes")
-def main_axes(covariance: Tensor, axes: int) -> Tensor:
-    """As `vidsparse.bisection.main_axes`, all in float32: [G, D, axes].
+def main_axes(covariance: Tensor, start: Tensor, least: float, sweeps: int) -> Tensor:
+    """B of each matrix, float32 [G, D, A], divided by its largest variance before all else.
 
-    covariance: float32 [G, D, D], symmetric, D up to 128; axes <= D, up to 64.
+    covariance: float32 [G, D, D], symmetric, D up to 128. start: float32 [D, A], contiguous: B
+    before the first of the sweeps; A <= D, up to 64.
     """
     groups, depth, _ = covariance.shape
+    axes = start.shape[1]
     covariance = covariance.contiguous()
-    start = bisection.start(depth, axes, torch.float32, covariance.device)
     out = covariance.new_empty(groups, depth, axes)
     with torch.cuda.device_of(covariance):
         main_axes_kernel[(groups,)](
@@ -70,11 +70,11 @@ def main_axes(covariance: Tensor, axes: int) -> Tensor:
             start,
             out,
             axes,
-            bisection.LEAST,
+            least,
             D=depth,
             DP=max(16, 1 << (depth - 1).bit_length()),
             AP=1 << (axes - 1).bit_length(),
-            SWEEPS=bisection.SWEEPS,
+            SWEEPS=sweeps,
             num_warps=8,
             enable_fp_fusion=True,
         )
@@ -82,5 +82,5 @@ def main_axes(covariance: Tensor, axes: int) -> Tensor:
 
 
 @main_axes.register_fake
-def _(covariance: Tensor, axes: int) -> Tensor:
-    return covariance.new_empty(covariance.shape[0], covariance.shape[1], axes)
+def _(covariance: Tensor, start: Tensor, least: float, sweeps: int) -> Tensor:
+    return covariance.new_empty(covariance.shape[0], *start.shape)
