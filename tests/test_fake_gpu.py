@@ -46,7 +46,7 @@ DEVICE = torch.device("cuda:0")
 GRID = TokenGrid(5, 16, 22, text_tokens=77, text_first=True)
 CACHES: tuple[Any, ...] = (
     *(
-        bisection._start,
+        bisection.start,
         bisection._rows,
         geometry.plan_geometry,
         geometry.patterned,
@@ -60,7 +60,7 @@ CACHES: tuple[Any, ...] = (
         engine._rows,
         levels_engine.key_layout,
     ),
-    *(exact_engine.key_place, exact_engine._full_rows, exact_engine._rows_of_tokens),
+    *(exact_engine.key_place, exact_engine._full_rows),
     *(rest._blocks, rest._bias, work._tables),
 )
 

@@ -44,8 +44,7 @@ def test_parts_fit_their_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(Way, "refusal", lambda *_, **__: None)
     monkeypatch.setattr(Way, "absence", lambda *_: None)
     monkeypatch.setattr(gpu_speed, "dense_names", lambda device: list(gpu_dense.DENSE))
-    ways = *gpu_start.ways(), *(f"engine{n}" for n in range(5 - len(gpu_start.ways())))
-    machine = Machine(torch.device("cuda"), tmp_path, 1e9, ways)
+    machine = Machine(torch.device("cuda"), tmp_path, 1e9, gpu_start.ways())
     taken = {part: sum(unit.seconds for unit in suite.units_of(part, machine))
              / (SHARES if part in ("check", "select") else 1) for part in suite.PARTS}  # fmt: skip
     first = [*suite.PARTS][: [*suite.PARTS].index("forms")]

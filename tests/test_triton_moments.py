@@ -94,9 +94,10 @@ for head, token in ((D, 2**24), (2**30 + 1024, D)):  # the last tokens, the last
 """)
 
 
+@pytest.mark.parametrize(("past", "dtype"), [(0, torch.float32), (6, torch.bfloat16)])
 @pytest.mark.parametrize("tilted", [False, True])
 @pytest.mark.parametrize("blocks", [1, 130])
-def test_rest_weights(blocks: int, tilted: bool) -> None:
+def test_rest_weights(blocks: int, tilted: bool, past: int, dtype: torch.dtype) -> None:
     """A row that lists every block has none; a tilt of -inf takes a block out."""
     logits = 3 * torch.randn(2, 2, 3, blocks)
     levels = torch.randint(-1, 1, logits.shape, dtype=torch.int8)
@@ -106,8 +107,9 @@ def test_rest_weights(blocks: int, tilted: bool) -> None:
         tilt[1, 0, 1, 3] = -torch.inf
     count = torch.randint(1, 65, (blocks,))
     wanted = oracles.rest_weights(logits, levels, tilt, count)
-    rest_weights(logits, levels, tilt, count.int())
-    assert_close(logits, wanted, 2e-5, 1e-7)
+    found = rest_weights(logits, levels, tilt, count.int(), blocks + past, dtype)
+    assert found.dtype == dtype and (found[..., blocks:] == 0).all()
+    assert_close(found[..., :blocks], wanted, max(2e-5, torch.finfo(dtype).eps), 1e-7)
 
 
 @pytest.mark.parametrize("tilted", [False, True])

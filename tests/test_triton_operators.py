@@ -121,7 +121,11 @@ def rest_weights() -> list[tuple[Any, ...]]:
     levels = torch.randint(SKIP, 1, (2, 2, 3, 33), dtype=torch.int8)
     count = torch.full((33,), 16, dtype=torch.int32)
     return [
-        (torch.randn(2, 2, 3, 33), levels, tilt, count) for tilt in (None, torch.rand(levels.shape))
+        (torch.randn(2, 2, 3, 33), levels, tilt, count, columns, dtype)
+        for tilt, columns, dtype in (
+            (None, 33, torch.float32),
+            (torch.rand(levels.shape), 40, torch.float16),
+        )
     ]
 
 
@@ -229,6 +233,17 @@ def cudnn_tiles() -> list[tuple[Any, ...]]:
     return [(*(q, q, q), entry, count, size, 64, *out) for size in (64, 128)]
 
 
+def unblock() -> list[tuple[Any, ...]]:
+    start, count, size = PLACE
+    found = []
+    for order, view in ((None, False), (ORDER, True)):
+        x = torch.randn(2, 2, len(count) * size, 64).half()[..., :40]
+        out = torch.zeros(2, GRID.tokens, 2, 40).half().transpose(1, 2) if view else tokens().half()
+        lses = torch.randn(x.shape[:3]), torch.zeros(out.shape[:3])
+        found.append((x, lses[0], start, count, size, order, out, lses[1]))
+    return found
+
+
 def fa4_tiles() -> list[tuple[Any, ...]]:
     q, entry, count, out = library_operands()
     return [(*(q, q, q), entry[:, :, :1], count[:, :, :1], 128, 64, *out)]
@@ -246,7 +261,7 @@ CALLS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     for call in (
         *(block_means, second_moments, fill_keys, draft_scores, draft_spread, lost_mass),
         block_errors,
-        *(finite_means, rest_weights, rest_bias, grams, project, main_axes, bisect),
+        *(finite_means, rest_weights, rest_bias, grams, project, main_axes, bisect, unblock),
         *(select, pack_exact, exact_tiles, rest_merge),
         *(summarise, block_moments, pack_tiles, levels_forward, row_shares),
         *(key_mean, quantise_keys, quantise_queries, cudnn_tiles, fa4_tiles),

@@ -16,7 +16,7 @@ from vidsparse.config import SparseConfig, presets
 from vidsparse.draft import Draft
 from vidsparse.estimator import mean
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.gpu import bisect, engine, select
+from vidsparse.kernels.gpu import bisect, engine, select, unblock
 from vidsparse.plan import BlockPlan
 
 GRIDS = (
@@ -85,6 +85,7 @@ def calls(arch: Architecture, full: bool) -> Iterator[Call]:
     for nk in WIDTHS[: 5 if full else 4]:
         yield selection(nk, "logit")
     yield cuts
+    yield unblocked
     if full:
         yield from rare_calls(arch)
 
@@ -169,6 +170,17 @@ def cuts(which: int) -> object:
     rows = 40 * max(bisect.CHUNKS) + 8 * which
     names = torch.arange(rows, dtype=torch.int32)
     return [bisect.bisect(torch.zeros(1, 1, 3 + which, rows), names, [size]) for size in (64, 128)]
+
+
+def unblocked(which: int) -> object:
+    """What an engine that addresses tiles gave, back in an order of heads."""
+    blocks = Blocks.cut(GRIDS[which], 128)
+    x = torch.zeros(1, 2, len(blocks) * 128, 128, dtype=torch.bfloat16)
+    out = x.new_empty(1, GRIDS[which].tokens, 2, 128).transpose(1, 2)
+    order = torch.arange(GRIDS[which].tokens).repeat(1, 2, 1)
+    rows = engine.query_rows(blocks, x.device, order)
+    lses = (torch.zeros(y.shape[:3]) for y in (x, out))
+    return unblock.unblock(x, next(lses), rows, out, next(lses))
 
 
 def selection(nk: int, rule: str) -> Call:

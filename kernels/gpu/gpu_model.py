@@ -37,6 +37,9 @@ BRANCHES = 2
 DENSITY = 0.25
 """Of the preset, where nothing is measured."""
 
+UNTOUCHED = "dense as diffusers sets it"
+"""Where nobody has chosen a backend: scaled_dot_product_attention, and what torch takes for it."""
+
 BACKENDS = ("_native_cudnn", "_native_flash", "_flash_3")
 
 
@@ -88,11 +91,14 @@ def forwards(machine: Machine, model: Model) -> Iterator[Result]:
     """ms per forward, per layer and of a whole generation, dense and of every preset."""
     transformer = build(model, machine.device)
     run = partial(transformer, **arguments(model, machine.device))
+    untouched = interleaved({"dense": run}, machine, 1.0, 10)["dense"]
     dense = fastest_backend(transformer, run, machine)
     stock = interleaved({"dense": run}, machine, 1.5, 10)["dense"]
     row = partial(row_of, machine, model, dense)
     built, layers = model.built, model.layers
     yield row(1.0, dense, "forward", stock, stock)
+    base = [spread(stock)[1]] * len(untouched)
+    yield row(1.0, UNTOUCHED, "forward", untouched, base)
     yield row(1.0, dense, "layer", [t / built for t in stock])
     whole = [t * layers / built * BRANCHES * STEPS for t in stock]
     yield row(1.0, dense, f"{STEPS} steps, {layers} layers from {built}", whole)

@@ -1,6 +1,6 @@
 """Whole calls of presets: what a sparse step costs its user, and its error.
 
-Each as it is; our own at the shape of the targets by the exact engines of other libraries too.
+Each as it is; our own, at the shape of the targets, by every exact engine that runs here.
 
 "kept" is a call as most of a run are: it takes what earlier calls left, the orders of heads or a
 plan. "fresh" is one that makes all of that. Engine and blocks are those of the call, and its engine
@@ -10,6 +10,7 @@ stands in the name. The error is of the output against the oracle of the call's 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -40,8 +41,7 @@ def units(machine: Machine) -> Iterator[Unit]:
             yield preset_unit(machine, TINY, name)
         return
     for name in OWN:
-        yield preset_unit(machine, SHAPES[SHAPE], name)
-        for engine in dict.fromkeys(one.engine for one in here(machine) if one.engine != "triton"):
+        for engine in dict.fromkeys(one.engine for one in here(machine)):
             yield preset_unit(machine, SHAPES[SHAPE], name, engine)
     for shape, names in ((SMALL, presets()), *((shape, OWN) for shape in OTHERS)):
         for name in names:
@@ -50,8 +50,8 @@ def units(machine: Machine) -> Iterator[Unit]:
 
 def preset_unit(machine: Machine, shape: Shape, name: str, engine: str = "auto") -> Unit:
     """The calls of one preset on tokens that stand in the base order of its layout."""
-    kernel = ["kernel.impl=triton", f"kernel.engine={engine}"]
-    config = SparseConfig.load(name, ["schedule.min_tokens=0", *kernel])
+    config = SparseConfig.load(name, ["schedule.min_tokens=0", "kernel.impl=triton"])
+    config = replace(config, kernel=replace(config.kernel, engine=engine))
     density = float(getattr(config.schedule, "density", 0.0))
     impl = f"{name} by {runs(config, machine.device, shape.head_dim)}"
 

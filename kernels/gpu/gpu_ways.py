@@ -95,7 +95,7 @@ def runs(config: SparseConfig, device: torch.device, depth: int) -> str:
     try:
         one = chosen(kernel.engine, asked)
     except ValueError:  # the call will say why
-        return "nothing"
+        return "nothing" if kernel.engine == "auto" else kernel.engine
     return forms.way(triton.form_of(asked)) if one.name == "triton" else one.name
 
 

@@ -41,7 +41,7 @@ PARTS = 18
 """Operations of one pass of a bisection in torch: parts come in three lengths at most, each takes
 six."""
 
-AXES = 150
+AXES = 60
 """Operations of an order of heads beside its cuts: what axes follow from, the gate, the choice."""
 
 TILE_ROWS = 64
@@ -208,10 +208,10 @@ def _drafted(forward: Forward, method: Method) -> list[Stage]:
         levels = log2(max(2.0, columns))
         moved = 4.0 * 2 * tokens * heads * (3 * method.axes + 7)  # read, compared, moved by a cut
         strips = max(1.0, tokens * width / SCRATCH)
-        cuts = 2 * levels
+        cuts = levels  # of queries and of keys in one launch
         local = 4 * levels * tokens * width * forward.head_dim
         if not method.axes:  # in torch, all numbers of the rows of a few heads at a time
-            moved, cuts = 6 * 4.0 * 2 * tokens * width, cuts * PARTS * strips
+            moved, cuts = 6 * 4.0 * 2 * tokens * width, 2 * levels * PARTS * strips
         whole = Stage(
             ORDER,
             flops=(

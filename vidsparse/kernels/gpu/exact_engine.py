@@ -17,8 +17,9 @@ from torch import Tensor
 from vidsparse.blocks import Blocks
 from vidsparse.kernels.gpu.exact import ExactEngine, ExactLists, Question
 from vidsparse.kernels.gpu.exact_lists import ABSENT, pack_exact
-from vidsparse.kernels.gpu.operands import QueryRows, ShortBlocks, padded_width, scatter
+from vidsparse.kernels.gpu.operands import QueryRows, ShortBlocks, padded_width
 from vidsparse.kernels.gpu.pool import fill_keys
+from vidsparse.kernels.gpu.unblock import unblock
 from vidsparse.plan import BlockPlan
 
 
@@ -84,13 +85,7 @@ def run(
     full = QueryRows(*_full_rows(plan.q_blocks, q.device), rows.size)
     queries, found = (x.narrow(3, 0, depth) for x in (queries, found))
     engine.run(queries, k, v, lists, full, found, found_lse, asked)
-    at = _rows_of_tokens(plan.q_blocks, q.device)
-    for x, into in ((found, out), (found_lse, lse)):
-        x = x.index_select(2, at)
-        if rows.order is None:
-            into.copy_(x)
-        else:
-            scatter(into, x, rows.order)
+    unblock(found, found_lse, rows, out, lse)
     return KeysInPlace(k, v, place)
 
 
@@ -145,11 +140,3 @@ def _full_rows(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         start = torch.arange(len(blocks)) * blocks.size
         return start.to(device), blocks.count.to(device, torch.int32)
-
-
-@lru_cache(maxsize=16)
-def _rows_of_tokens(blocks: Blocks, device: torch.device) -> Tensor:
-    """int64 [S]: the row at which `_in_blocks` puts each position of the blocks."""
-    with torch.inference_mode(False):
-        inside = torch.arange(blocks.tokens) - blocks.start[blocks.owner]
-        return (blocks.owner * blocks.size + inside).to(device)

@@ -121,14 +121,6 @@ class ShortBlocks:
     count: Tensor
 
 
-def scatter(into: Tensor, x: Tensor, order: Tensor) -> None:
-    """into[.., order[.., t]] = x[.., t]; into and x [B, H, S] or [B, H, S, D]."""
-    if order.ndim == 1:
-        into.index_copy_(2, order, x)
-    else:
-        into.scatter_(2, order if x.ndim == 3 else order[..., None].expand(x.shape), x)
-
-
 @dataclass(frozen=True)
 class Scales:
     """Of int8 q and k, as `quant` makes them; contiguous float32.

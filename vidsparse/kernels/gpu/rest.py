@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.blocks import Blocks
-from vidsparse.kernels.gpu.block_moments import block_moments, moment_dtype
+from vidsparse.kernels.gpu.block_moments import aligned, block_moments, moment_dtype
 from vidsparse.kernels.gpu.draft import draft_scores
 from vidsparse.kernels.gpu.moments import finite_means
 from vidsparse.kernels.gpu.operands import Means, QueryRows, ShortBlocks, padded_width
@@ -19,9 +19,6 @@ from vidsparse.kernels.gpu.summary import rows_for, summarise
 from vidsparse.kernels.gpu.support import MOMENT_BYTES
 from vidsparse.kernels.gpu.weights import rest_bias, rest_weights
 from vidsparse.plan import SKIP, BlockPlan, FirstOrder
-
-ALIGNED = 8
-"""Numbers of 16 bits that are 16 bytes."""
 
 
 @dataclass(frozen=True)
@@ -171,35 +168,26 @@ def _merge_by_rows(
         part = Part(b, h, min(own, heads - h))
         some = operands.of(part)
         place = start, count, plan.k_blocks.size, part.order(order)
-        moments = block_moments(some.k, some.v, *place).flatten(3)  # [nk, 1, own, P * P]
+        moments = block_moments(some.k, some.v, *place).flatten(3)  # [R, 1, own, P * P]
         few = max(1, MOMENT_BYTES // (moments.shape[2] * width**2 * size))
         for i in range(0, len(plan.q_blocks), few):
             row = part.of(weight).narrow(2, i, min(few, weight.shape[2] - i))
-            row = _aligned(row, moments.dtype)
             moment = torch.einsum("bhqk,kbhm->bhqm", row, moments).to(some.q.dtype)
             some.merge(moment.unflatten(3, (width, width)), i, row.shape[2])
-
-
-def _aligned(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of x in a dtype, its rows `ALIGNED` numbers apart, or a multiple of that.
-
-    The fast kernels of cuBLAS for 16 bits need it: 4.2 ms a call without, for Wan 2.1 14B at 720p.
-    """
-    width = -(-x.shape[-1] // ALIGNED) * ALIGNED
-    return x.new_empty(*x.shape[:-1], width, dtype=dtype).narrow(-1, 0, x.shape[-1]).copy_(x)
 
 
 def _weights(
     operands: Operands, tilt: Tensor | None, rows: QueryRows, count: Tensor, draft: Tensor
 ) -> Tensor:
-    """float32 [B, H, nq, nk]: w_ij of `summary`, 0 where block j is not read as rest.
+    """[B, H, nq, R]: w_ij of `block_moments`, 0 where block j is not read as rest and past nk.
 
     Queries with a number that is not finite have no part in the means of their blocks.
     """
     q = operands.q
     mean = finite_means(q, rows.start, rows.count, rows.size, rows.order)
-    weight: Tensor = draft_scores(mean, draft, rows.count, count, 1, q.shape[3] ** -0.5)
-    rest_weights(weight, operands.levels, tilt, count)
+    logits = draft_scores(mean, draft, rows.count, count, 1, q.shape[3] ** -0.5)
+    how = count, aligned(count.numel()), moment_dtype(q.dtype)
+    weight: Tensor = rest_weights(logits, operands.levels, tilt, *how)
     return weight
 
 

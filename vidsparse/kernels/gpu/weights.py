@@ -16,46 +16,79 @@ from vidsparse.kernels.gpu.select import warps, width
 from vidsparse.kernels.gpu.softmax import LN_2
 
 
-@triton.jit(do_not_specialize=["k_blocks"])
+@triton.jit(do_not_specialize=["k_blocks", "columns"])
 def rest_weights_kernel(  # type: ignore[no-untyped-def]
-    p_weight, p_levels, p_tilt, p_count, k_blocks, NK: tl.constexpr, TILT: tl.constexpr
+    p_logit,
+    p_levels,
+    p_tilt,
+    p_count,
+    p_out,
+    k_blocks,
+    columns,
+    NK: tl.constexpr,
+    TILT: tl.constexpr,
 ):
-    """From logits to weights, in place. Grid (B * H * nq)."""
+    """w_ij of a row, `columns` of them. Grid (B * H * nq)."""
     i_row = tl.program_id(0).to(tl.int64) * k_blocks
     o_k = tl.arange(0, NK)
     m_k = o_k < k_blocks
     m_k = m_k & (tl.load(p_levels + i_row + o_k, mask=m_k, other=0) < 0)
     b_count = tl.load(p_count + o_k, mask=m_k, other=1).to(tl.float32)
-    b_s = tl.load(p_weight + i_row + o_k, mask=m_k, other=float("-inf")) + tl.log(b_count)
+    b_s = tl.load(p_logit + i_row + o_k, mask=m_k, other=float("-inf")) + tl.log(b_count)
     if TILT:
         b_s += tl.load(p_tilt + i_row + o_k, mask=m_k, other=0.0)
     top = tl.maximum(tl.max(b_s, 0), -1e30)  # of a row that lists every block
     b_mass = tl.where(m_k, tl.exp(b_s - top), 0.0)
     total = tl.sum(b_mass, 0)
     b_weight = b_mass / tl.where(total == 0.0, 1.0, total)
-    tl.store(p_weight + i_row + o_k, b_weight, mask=o_k < k_blocks)
+    p_w = p_out + tl.program_id(0).to(tl.int64) * columns + o_k
+    tl.store(p_w, b_weight.to(p_out.dtype.element_ty), mask=o_k < columns)
 
 
-@operator("rest_weights", mutates=("logits",))
-def rest_weights(logits: Tensor, levels: Tensor, tilt: Tensor | None, count: Tensor) -> None:
-    """Make weights of logits, float32 [B, H, nq, nk], contiguous, in place.
+@operator("rest_weights")
+def rest_weights(
+    logits: Tensor,
+    levels: Tensor,
+    tilt: Tensor | None,
+    count: Tensor,
+    columns: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """w_ij for all rows, [B, H, nq, columns] in a dtype, 0 past the last block; columns >= nk.
 
-    levels: int8, negative for a block that is not listed; tilt: float32 or None, zero; both as
-    large as logits and contiguous. count: integers [nk], tokens of the key blocks.
+    logits: float32 [B, H, nq, nk]; levels: int8, negative for a block that is not listed; tilt:
+    float32 or None, zero; all as large as logits and contiguous. count: integers [nk], tokens of
+    the key blocks.
     """
     blocks = logits.shape[3]
+    out = logits.new_empty(*logits.shape[:3], columns, dtype=dtype)
     with torch.cuda.device_of(logits):
         rest_weights_kernel[(logits.numel() // blocks,)](
             logits,
             levels,
             logits if tilt is None else tilt,
             count,
+            out,
             blocks,
-            NK=width(blocks),
+            columns,
+            NK=width(columns),
             TILT=tilt is not None,
-            num_warps=warps(width(blocks)),
+            num_warps=warps(width(columns)),
             enable_fp_fusion=True,
         )
+    return out
+
+
+@rest_weights.register_fake
+def _(
+    logits: Tensor,
+    levels: Tensor,
+    tilt: Tensor | None,
+    count: Tensor,
+    columns: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return logits.new_empty(*logits.shape[:3], columns, dtype=dtype)
 
 
 @triton.jit(do_not_specialize=["k_blocks"])

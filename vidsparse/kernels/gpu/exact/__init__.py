@@ -17,7 +17,7 @@ from torch import Tensor
 from vidsparse import registry
 from vidsparse.kernels.gpu.operands import QueryRows
 
-PREFERRED = ("triton",)
+PREFERRED = ("fa4", "triton")
 """Engines that "auto" asks, in this order. By the figures in kernels/results/gpu_bench.csv "fa4" is
 faster; it is not asked before it has run with orders of heads."""
 
