@@ -15,7 +15,7 @@ from vidsparse.geometry import token_order
 from vidsparse.grid import TokenGrid
 from vidsparse.memory import Recall
 from vidsparse.places import Places
-from vidsparse.plan import StepContext
+from vidsparse.plan import BlockPlan, StepContext
 from vidsparse.result import AttentionResult
 
 RAGGED = TokenGrid(4, 5, 7, text_tokens=13)
@@ -130,3 +130,35 @@ def share(blocks: Tensor, grid: TokenGrid, config: SparseConfig) -> float:
     """Of all pairs of tokens, those in a map of blocks."""
     q_blocks, k_blocks = cuts(grid, config)
     return float(blocks[..., q_blocks.owner, :][..., k_blocks.owner].double().mean())
+
+
+def moved(x: Tensor, order: Tensor) -> Tensor:
+    """float64 [B, H, S, D] in an order of every head."""
+    x = x.double().transpose(1, 2)
+    return x.gather(2, order.unsqueeze(-1).expand(x.shape))
+
+
+def means(x: Tensor, counts: Tensor) -> Tensor:
+    return torch.stack([part.mean(2) for part in x.split(counts.tolist(), 2)], 2)
+
+
+def top_p(plan: BlockPlan, q: Tensor, k: Tensor, forced: Tensor, p: float) -> Tensor:
+    """bool [B, H, nq, nk]: forced blocks, then others by falling mass until p is reached."""
+    logits = means(q, plan.q_blocks.count) @ means(k, plan.k_blocks.count).mT / q.shape[-1] ** 0.5
+    mass = (logits + plan.k_blocks.count.log()).softmax(-1)
+    rank = (mass + 2 * forced).argsort(-1, descending=True)
+    ordered = mass.gather(-1, rank)
+    wanted = ordered.cumsum(-1) - ordered < p
+    return torch.zeros_like(wanted).scatter_(-1, rank, wanted) | forced
+
+
+def reads(result: AttentionResult, qkv: list[Tensor], kept: Tensor, impl: str) -> None:
+    """The output is attention over the kept blocks of the plan's orders alone."""
+    plan = result.plan
+    assert plan is not None and plan.order_q is not None and plan.order_k is not None
+    q, k, v = (moved(x, o) for x, o in zip(qkv, (plan.order_q, *[plan.order_k] * 2), strict=True))
+    mask = kept[..., plan.q_blocks.owner, :][..., plan.k_blocks.owner]
+    score = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, float("-inf"))
+    out = torch.empty_like(q)
+    out.scatter_(2, plan.order_q.unsqueeze(-1).expand(q.shape), score.softmax(-1) @ v)
+    close(result, out.transpose(1, 2), impl)

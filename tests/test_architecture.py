@@ -58,6 +58,7 @@ ROOMS = [
     "config",
     "sections",
     "plan",
+    "clusters",
     "blocks",
     "grid",
     "registry",

@@ -1,52 +1,17 @@
-"""PBS-Attn's keys in segments, and SVG2 on equal blocks, by their formulas."""
+"""PBS-Attn's keys in segments, by its formulas."""
 
 import masked
 import pytest
 import torch
-from torch import Tensor
 
 from vidsparse.config import SparseConfig
 from vidsparse.geometry import token_order
 from vidsparse.grid import TokenGrid
 from vidsparse.layout import keysort
 from vidsparse.memory import Memory
-from vidsparse.plan import BlockPlan
-from vidsparse.result import AttentionResult
 
 SEGMENT = 48
 CHANGES = f"layout.segment={SEGMENT}", f"pattern.segment={SEGMENT}", "layout.tile=[2,4,4]"
-
-
-def moved(x: Tensor, order: Tensor) -> Tensor:
-    """float64 [B, H, S, D] in an order of every head."""
-    x = x.double().transpose(1, 2)
-    return x.gather(2, order.unsqueeze(-1).expand(x.shape))
-
-
-def means(x: Tensor, counts: Tensor) -> Tensor:
-    return torch.stack([part.mean(2) for part in x.split(counts.tolist(), 2)], 2)
-
-
-def top_p(plan: BlockPlan, q: Tensor, k: Tensor, forced: Tensor, p: float) -> Tensor:
-    """bool [B, H, nq, nk]: forced blocks, then others by falling mass until p is reached."""
-    logits = means(q, plan.q_blocks.count) @ means(k, plan.k_blocks.count).mT / q.shape[-1] ** 0.5
-    mass = (logits + plan.k_blocks.count.log()).softmax(-1)
-    rank = (mass + 2 * forced).argsort(-1, descending=True)
-    ordered = mass.gather(-1, rank)
-    wanted = ordered.cumsum(-1) - ordered < p
-    return torch.zeros_like(wanted).scatter_(-1, rank, wanted) | forced
-
-
-def reads(result: AttentionResult, qkv: list[Tensor], kept: Tensor, impl: str) -> None:
-    """The output is attention over the kept blocks of the plan's orders alone."""
-    plan = result.plan
-    assert plan is not None and plan.order_q is not None and plan.order_k is not None
-    q, k, v = (moved(x, o) for x, o in zip(qkv, (plan.order_q, *[plan.order_k] * 2), strict=True))
-    mask = kept[..., plan.q_blocks.owner, :][..., plan.k_blocks.owner]
-    score = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, float("-inf"))
-    out = torch.empty_like(q)
-    out.scatter_(2, plan.order_q.unsqueeze(-1).expand(q.shape), score.softmax(-1) @ v)
-    masked.close(result, out.transpose(1, 2), impl)
 
 
 @pytest.mark.parametrize("impl", masked.EXECUTORS)
@@ -60,8 +25,8 @@ def test_keys_stand_by_mass_in_their_segments(grid: TokenGrid, impl: str) -> Non
     base, _ = token_order(grid, config.layout)
     assert torch.equal(plan.order_q, base.expand(plan.order_q.shape))
     first, last = grid.video_start, grid.video_start + grid.video_tokens
-    q = moved(qkv[0], plan.order_q)
-    weight = means(q, plan.q_blocks.count) @ qkv[1].double().transpose(1, 2).mT / 4
+    q = masked.moved(qkv[0], plan.order_q)
+    weight = masked.means(q, plan.q_blocks.count) @ qkv[1].double().transpose(1, 2).mT / 4
     mass = weight.softmax(-1).mean(2)
     for begin in range(first, last, SEGMENT):
         end = min(begin + SEGMENT, last)
@@ -80,9 +45,9 @@ def test_keys_stand_by_mass_in_their_segments(grid: TokenGrid, impl: str) -> Non
                 asked = {(n - first) // SEGMENT for n in rows}
                 segments[i, j] = bool(asked & {(n - first) // SEGMENT for n in columns})
     forced = segments | plan.q_blocks.text[:, None] | plan.k_blocks.text
-    kept = top_p(plan, q, moved(qkv[1], plan.order_k), forced, 0.6)
+    kept = masked.top_p(plan, q, masked.moved(qkv[1], plan.order_k), forced, 0.6)
     assert (kept & ~forced).any() and not kept.all()
-    reads(result, qkv, kept, impl)
+    masked.reads(result, qkv, kept, impl)
 
 
 def test_ties_keep_their_place_and_the_last_segment_is_short() -> None:
@@ -104,22 +69,6 @@ def test_all_keys_in_any_order_are_dense_attention(impl: str) -> None:
     q_blocks, k_blocks = masked.cuts(grid, config)
     whole = everything.expand(len(q_blocks), len(k_blocks))
     masked.close(result, masked.dense_on(qkv, grid, config, whole), impl)
-
-
-@pytest.mark.parametrize("impl", masked.EXECUTORS)
-def test_svg2_reads_the_mass_of_equal_blocks_in_content_order(impl: str) -> None:
-    grid = masked.RAGGED
-    config = masked.preset("svg2", "selector.p=0.5", "schedule.density=0.9")
-    qkv = masked.random(grid)
-    result = masked.call(config, qkv, grid, impl)
-    plan = result.plan
-    assert plan is not None and plan.order_q is not None and plan.order_k is not None
-    assert result.ordered is not None and result.ordered.all()
-    assert not torch.equal(plan.order_q, plan.order_k)
-    forced = plan.q_blocks.text[:, None] | plan.k_blocks.text
-    kept = top_p(plan, moved(qkv[0], plan.order_q), moved(qkv[1], plan.order_k), forced, 0.5)
-    assert (kept & ~forced).any() and not kept.all()
-    reads(result, qkv, kept, impl)
 
 
 def test_orders_of_a_run_are_kept_and_dropped() -> None:

@@ -51,9 +51,9 @@ class SparseConfig:
     key counts, or one such string. Values stand for themselves: nothing is interpolated.
 
     Raises ValueError for stages that do not go together: a selector that reads coarser than
-    `kernel.block_k` tokens, or needs mass of scores that only rank; forced frames, or a pattern in
-    the video, in an order of heads; patterns of heads beside scores; a choice from nothing; what
-    is kept of nothing.
+    `kernel.block_k` tokens, or needs mass of scores that only rank; scores of clusters that no
+    layout makes; forced frames, or a pattern in the video, in an order of heads; patterns of heads
+    beside scores; a choice from nothing; what is kept of nothing.
     """
 
     layout: Any
@@ -78,6 +78,7 @@ class SparseConfig:
                 f"estimator.name={self.estimator.name!r} only ranks them: use selector.name=topk, "
                 "or estimator.name=mean"
             )
+        self._check_clusters()
         of_video = "first_frame", "same_frame", "neighbours", "sinks"
         placed = [name for name in of_video if getattr(self.force, name)]
         if self.layout.per_head and placed:
@@ -88,6 +89,15 @@ class SparseConfig:
             )
         self._check_pattern()
         self._check_keep()
+
+    def _check_clusters(self) -> None:
+        """Raise ValueError for scores of clusters where a layout makes none."""
+        asked = getattr(self.estimator, "of_clusters", False)
+        if asked and not getattr(self.layout, "clusters", False):
+            raise ValueError(
+                f"estimator.name={self.estimator.name!r} with layout.name={self.layout.name!r}, "
+                "which makes no clusters: use layout.name=kmeans, or estimator.name=mean"
+            )
 
     def _check_keep(self) -> None:
         """Raise ValueError for what is kept of nothing, or beside what stands for the same."""

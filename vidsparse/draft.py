@@ -17,11 +17,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from math import inf
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vidsparse.blocks import Blocks
+from vidsparse.clusters import Clusters
 from vidsparse.kernels.gpu import support
 from vidsparse.plan import StepContext
 
@@ -33,6 +35,17 @@ CACHED = 1 << 19
 """The same on a CPU, where what is read again at once should still be in the cache of a core."""
 
 
+class Orders(NamedTuple):
+    """What a layout gives heads: orders of queries and of keys, int64 [B, H, S], as a `Draft` takes
+    them; bool [B, H], the heads that have one; and the clusters of queries and of keys that stand
+    in them, if it makes any."""
+
+    order_q: Tensor
+    order_k: Tensor
+    who: Tensor
+    clusters: tuple[Clusters, Clusters] | None = None
+
+
 @dataclass(frozen=True)
 class Draft:
     """q [B, H, Sq, D], k, v [B, H, Sk, D], after norm and RoPE, any float dtype, views too.
@@ -41,8 +54,9 @@ class Draft:
     int64 [S] for all heads or [B, H, S]; None: token t. key_means: float32 [B, H, nk, D], if
     somebody has made them already. second: second moments will be asked for, so means come from the
     same read. forced: bool [nq, nk] or [H, nq, nk], blocks that are exact in any case. context: of
-    the call, if it is known. Means and sums run over the real tokens of a block only, in fp32
-    (float64 for float64).
+    the call, if it is known. clusters: of queries and of keys, if a layout has made them in these
+    orders; a layout is given those of an earlier step. Means and sums run over the real tokens of a
+    block only, in fp32 (float64 for float64).
     """
 
     q: Tensor
@@ -56,6 +70,7 @@ class Draft:
     second: bool = False
     forced: Tensor | None = None
     context: StepContext | None = None
+    clusters: tuple[Clusters, Clusters] | None = None
 
     def ordered(self, order_q: Tensor, order_k: Tensor) -> Draft:
         """The same tokens in other orders."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.blocks import Blocks
+from vidsparse.clusters import ClusterScores
 
 SKIP = -1
 """Level code of a block that is not read at all."""
@@ -29,7 +30,8 @@ class Scores:
     kind: "logit"; "mass", rows sum to 1; or "rank", which only compares inside a row.
     What else an estimator may find: exact, bool that broadcasts to value, blocks that are exact
     whatever their score; coarsest, int8 [B, H, nk], the last level at which a key block may be
-    read; logits, what gives those of block means, like value, beside scores that only rank.
+    read; logits, what gives those of block means, like value, beside scores that only rank;
+    clusters, the scores of clusters of which value is what their blocks have.
     """
 
     value: Tensor
@@ -37,15 +39,17 @@ class Scores:
     exact: Tensor | None = None
     coarsest: Tensor | None = None
     logits: Callable[[], Tensor] | None = None
+    clusters: ClusterScores | None = None
 
     def of_heads(self, heads: Tensor) -> Scores:
         """Those of some heads, int64 [n] on the device, for a selector: what is exact is forced."""
-        logits = self.logits
+        logits, clusters = self.logits, self.clusters
         return Scores(
             self.value.index_select(1, heads),
             self.kind,
             coarsest=None if self.coarsest is None else self.coarsest.index_select(1, heads),
             logits=None if logits is None else lambda: logits().index_select(1, heads),
+            clusters=None if clusters is None else clusters.of_heads(heads),
         )
 
     def ranked(self, first: Tensor) -> Tensor:

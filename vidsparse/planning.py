@@ -15,7 +15,7 @@ from torch import Tensor
 from vidsparse import budgets, registry
 from vidsparse.config import SparseConfig
 from vidsparse.decision import Decision
-from vidsparse.draft import Draft
+from vidsparse.draft import Draft, Orders
 from vidsparse.geometry import Geometry, patterned
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.executor import Executor
@@ -65,8 +65,8 @@ def planned(
     ordered = None
     if config.layout.per_head:
         with timed(seconds, "order"):
-            *orders, ordered = _head_orders(draft, ask.grid, config, ask.recall)
-            draft, order = draft.ordered(*orders), None
+            draft, ordered = _in_head_orders(draft, ask.grid, config, ask.recall)
+            order = None
     with timed(seconds, "estimate"):
         summary = executor.summarise(k, v, geometry.k_blocks, config, draft.order_k)
         draft = draft if summary is None else replace(draft, key_means=summary.means)
@@ -97,20 +97,23 @@ def _forced(geometry: Geometry, ask: Ask, decision: Decision, heads: int) -> Ten
     )
 
 
-def _head_orders(
+def _in_head_orders(
     draft: Draft, grid: TokenGrid, config: SparseConfig, recall: Recall | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the layout's `head_orders` gives, perhaps some steps ago. Kept in 32 bits: 8 bytes a
-    token and head."""
+) -> tuple[Draft, Tensor]:
+    """The draft in what the layout's `head_orders` gives, perhaps some steps ago, and the heads
+    that have an order. Kept in 32 bits: 8 bytes a token and head."""
     layout = registry.method("layout", config.layout.name)
-
-    def make() -> tuple[Tensor, Tensor, Tensor]:
-        order_q, order_k, who = layout.head_orders(draft, grid, config.layout)
-        return order_q.int(), order_k.int(), who
-
     form = draft.q.shape, draft.q.device, grid
+
+    def make() -> Orders:
+        known: Orders | None = None if recall is None else recall.find("orders", form)
+        before = draft if known is None else replace(draft, clusters=known.clusters)
+        found = Orders(*layout.head_orders(before, grid, config.layout))
+        return found._replace(order_q=found.order_q.int(), order_k=found.order_k.int())
+
     kept = make() if recall is None else recall.get("orders", config.layout.refresh, make, form)
-    return kept[0].long(), kept[1].long(), kept[2]
+    ordered = draft.ordered(kept.order_q.long(), kept.order_k.long())
+    return replace(ordered, clusters=kept.clusters), kept.who
 
 
 def _plan(draft: Draft, ask: Ask, decision: Decision, seconds: dict[str, float]) -> BlockPlan:

@@ -5,8 +5,6 @@ TRAINED = "needs trained weights, which no checkpoint of the pipelines has"
 REFUSED = {
     "sla": f"{TRAINED}: without, its linear branch is zero and the rest is top-k; "
     "use compensation.name=centroid",
-    "svg2kmeans": "is clusters of unlike size in every head, and a plan has one cut into blocks "
-    "for all heads; preset=svg2 has equal blocks",
     "blade": f"{TRAINED}: its mask is distilled together with the steps",
     "seerattention": f"{TRAINED}: a gate on pooled queries and keys; untrained it is "
     "estimator.name=mean",

@@ -9,14 +9,15 @@ A method is a file here with
         frozen dataclass, first field `name`; its other fields are the YAML keys. `per_head`:
         whether heads have orders of their own above it; then also `shared`, whether queries and
         keys stand in the same one, `refresh` and `axes`, as below, and perhaps `by_pattern`,
-        whether it compares what a pattern holds.
+        whether it compares what a pattern holds, or `clusters`, whether it makes any.
     def video_order(grid: TokenGrid, params: Params) -> Tensor
         int64 [grid.video_tokens]: raster index (frame, row, column) of the token at each new
         position; a permutation of 0 .. video_tokens - 1 for any grid, divisible by nothing.
 
     def head_orders(draft: Draft, grid: TokenGrid, params: Params) -> tuple[Tensor, Tensor, Tensor]
         only where `per_head`: orders of queries and of keys, int64 [B, H, S], as a Draft takes
-        them, and bool [B, H], the heads that have one. draft: of the tokens in video order. They
+        them, and bool [B, H], the heads that have one; with clusters as the fourth of
+        `vidsparse.draft.Orders`. draft: of the tokens in video order. They
         are kept for `params.refresh` steps, and compare `params.axes` numbers of a token (0: all).
 
 Text tokens keep their place. The video order depends on the grid alone, so a pipeline permutes its

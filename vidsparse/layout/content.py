@@ -3,8 +3,8 @@
 Tokens that attend alike, or are attended alike, stand in one block wherever they are in the video.
 Queries are compared in the metric Cov(k), keys in that of E[q q^T]: distances that the products
 q . k see. In it rows are bisected at the median, down to blocks of equal size
-(`vidsparse.bisection`): the idea of SVG2 (arXiv 2505.18875) without k-means, and without clusters
-of unlike size.
+(`vidsparse.bisection`): the idea of SVG2 (arXiv 2505.18875) without k-means (layout `kmeans`), and
+without clusters of unlike size.
 
     axes = n   on the n main axes of all rows of the head together, of which each part is cut
                across the one in which it varies most: after one projection all work is on n numbers
