@@ -65,16 +65,26 @@ def test_the_published_class_of_attention_is_as_fast_as_it_was_measured():
     assert float(row["tflops"]) * 1e12 == pytest.approx(dense.value, rel=2 * dense.error)
 
 
-def test_a_measured_forward_is_predicted():
-    """Of Wan 2.1 1.3B at 480p on an H100, dense; no constant follows from it. Within 10 %."""
+@pytest.mark.parametrize(
+    ("model", "size", "layers"), [("1.3B", (480, 832), 30), ("14B", (720, 1280), 40)]
+)
+def test_a_measured_forward_is_predicted(model: str, size: tuple[int, int], layers: int):
+    """Of Wan 2.1 on an H100; no constant follows from it. Dense within 10 %; sparse, where it was
+    measured by FlashAttention-4, it takes our own kernel and may be 20 % slower."""
     path = Path(__file__).parent.parent / "kernels" / "results" / "gpu_model.csv"
-    row = next(row for row in csv.DictReader(path.open())
-               if (row["shape"], row["stage"]) == ("wan2.1-1.3b-480p", "forward")
-               and "H100" in row["gpu"] and float(row["density"]) == 1)  # fmt: skip
-    request = Request(model="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", height=480, width=832, frames=81)
+    shape = f"wan2.1-{model.lower()}-{size[0]}p"
+    rows = [row for row in csv.DictReader(path.open())
+            if (row["shape"], row["stage"]) == (shape, "layer")
+            and "H100" in row["gpu"]]  # fmt: skip
+    seconds = {row["impl"]: layers * float(row["ms_p50"]) / 1e3 for row in rows}
+    request = Request(model=f"Wan-AI/Wan2.1-T2V-{model}-Diffusers", height=size[0], width=size[1],
+                      frames=81)  # fmt: skip
     found = predict(subject(request, "bf16").plan, gpus.named("H100"))
     branches = 2
-    assert found.dense_step.seconds / branches == pytest.approx(float(row["ms_p50"]) / 1e3, rel=0.1)
+    assert found.dense_step.seconds / branches == pytest.approx(seconds["_native_cudnn"], rel=0.1)
+    if model == "14B":
+        ratio = found.sparse_step.seconds / branches / seconds["vidsparse-balanced by fa4"]
+        assert 1.0 < ratio < 1.2
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"{row['model'][-20:]} {row['gpu']}")
