@@ -31,6 +31,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(support, "refusal", lambda device: None)
         monkeypatch.setattr(support, "capability", lambda device: capability)
         monkeypatch.setattr(support, "version", version)
+        monkeypatch.setattr(support, "import_module", lambda name: None)
         support.lacks.cache_clear()
 
     yield set_up
@@ -87,6 +88,23 @@ def test_the_package_and_its_release(name: str, machine):
     for new in (least, "4.0.0", "9.1rc1"):
         machine(release=new)
         assert engine(name).available(GPU) is None
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_that_is_broken_is_not_taken(name: str, machine, monkeypatch: pytest.MonkeyPatch):
+    """What it needs may be missing, or of another release: `auto` goes on to the next engine."""
+    machine(release="99")
+
+    def broken(module: str) -> None:
+        raise AttributeError(f"{module} has no\nsuch thing")
+
+    monkeypatch.setattr(support, "import_module", broken)
+    why = engine(name).available(GPU)
+    assert why is not None and why.startswith(f"{PACKAGES[name][0]} 99 cannot be imported (Attrib")
+    assert "such thing" in why and "\n" not in why and why.endswith(CURE)
+    assert exact.chosen("auto", asked()).name == "triton"
+    with pytest.raises(ValueError, match="cannot be imported"):
+        exact.chosen(name, asked())
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
@@ -100,10 +101,11 @@ def say_remark(device: torch.device) -> None:
 
 
 @lru_cache(maxsize=16)
-def lacks(package: str, least: str, extra: str) -> str | None:
-    """Why an optional package cannot be used, with the cure; None if it can. Imports nothing of it.
+def lacks(package: str, least: str, extra: str, module: str) -> str | None:
+    """Why an optional package cannot be used, with the cure; None if it can.
 
-    least: the oldest release; extra: that of vidsparse which installs it.
+    least: the oldest release; extra: that of vidsparse which installs it; module: what is imported
+    of it, tried once where it is new enough: a package may be there and what it needs be missing.
     """
     cure = f'pip install "vidsparse[{extra}]"'
     try:
@@ -114,6 +116,11 @@ def lacks(package: str, least: str, extra: str) -> str | None:
 
     if Version(here) < Version(least):
         return f"{package} {here}: needed is {least} or newer; {cure}"
+    try:
+        import_module(module)
+    except Exception as error:  # of foreign code: whatever it is, the engine cannot run
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"{package} {here} cannot be imported ({why}); {cure}"
     return None
 
 

@@ -18,8 +18,7 @@ from vidsparse import registry
 from vidsparse.kernels.gpu.operands import QueryRows
 
 PREFERRED = ("fa4", "triton")
-"""Engines that "auto" asks, in this order. By the figures in kernels/results/gpu_bench.csv "fa4" is
-faster; it is not asked before it has run with orders of heads."""
+"""Engines that "auto" asks, in the order of whole calls in kernels/results/gpu_presets.csv."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class ExactEngine(ABC):
     def available(self, device: torch.device) -> str | None:
         """Why nothing runs on a device, in one line with the cure; None if it can.
 
-        Without importing what need not be installed.
+        Never raises, also where what it imports is missing or broken.
         """
 
     @abstractmethod

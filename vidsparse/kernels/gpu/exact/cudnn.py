@@ -22,6 +22,7 @@ from vidsparse.kernels.gpu.operands import QueryRows
 from vidsparse.kernels.gpu.operator import Operator
 
 PACKAGE, LEAST = "nvidia-cudnn-frontend", "1.32.0"
+MODULE = "cudnn"
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -67,7 +68,7 @@ class Engine(ExactEngine):
         capability = support.capability(device)
         if (capability[0], 64) not in KERNELS:
             return f"{support.named(capability)}: cuDNN has kernels for 9.x to 12.x"
-        return support.lacks(PACKAGE, LEAST, "hopper")
+        return support.lacks(PACKAGE, LEAST, "hopper", MODULE)
 
     def refuses(self, asked: Question) -> str | None:
         if asked.form != "auto":

@@ -23,6 +23,7 @@ from vidsparse.kernels.gpu.operands import QueryRows
 from vidsparse.kernels.gpu.operator import Operator
 
 PACKAGE, LEAST = "flash-attn-4", "4.0.0b36"
+MODULE = "flash_attn.cute.interface"
 
 CAPABILITY = 9
 """Major."""
@@ -47,7 +48,7 @@ class Engine(ExactEngine):
         capability = support.capability(device)
         if capability[0] != CAPABILITY:
             return f"{support.named(capability)}: FlashAttention-4 runs such lists on 9.x alone"
-        return support.lacks(PACKAGE, LEAST, "hopper")
+        return support.lacks(PACKAGE, LEAST, "hopper", MODULE)
 
     def refuses(self, asked: Question) -> str | None:
         if asked.form != "auto":
