@@ -56,7 +56,7 @@ class Runs:
                 "step_seconds": median(plain or arm.step_seconds),
             }
 
-        return self._once(f"measured-{number}-{key}", make, self._clip(number))
+        return self._once(f"measured-{self._key(number)}-{key}", make, self._clip(number))
 
     def dense(self, number: int) -> dict[str, Any]:
         """A dense run of a job: "step_seconds". The video stays too."""
@@ -66,7 +66,7 @@ class Runs:
             self._keep(number, arm)
             return {"step_seconds": median(arm.step_seconds)}
 
-        return self._once(f"dense-{number}", make, self._clip(number))
+        return self._once(f"dense-{self._key(number)}", make, self._clip(number))
 
     def sparse(self, number: int, config: SparseConfig) -> dict[str, Any]:
         """A sparse run of a job, whose dense video is there: "mse", "seconds", "density"."""
@@ -78,7 +78,7 @@ class Runs:
             density = arm.report.attention_density
             return {"mse": found.mse, "seconds": arm.denoise_seconds, "density": density}
 
-        return self._once(f"sparse-{number}-{job_id(config.method)[:12]}", make)
+        return self._once(f"sparse-{self._key(number)}-{job_id(config.method)[:12]}", make)
 
     def home(self) -> Any:
         """The pipeline."""
@@ -100,8 +100,12 @@ class Runs:
                 self.made += 1
         return self._kept[name]
 
+    def _key(self, number: int) -> str:
+        """Of a job's prompt: what was done for it serves calibrations on other prompts, too."""
+        return job_id({"prompt": self.jobs[number].prompt})[:12]
+
     def _clip(self, number: int) -> Path:
-        return self.folder / f"dense-{number}.mkv"
+        return self.folder / f"dense-{self._key(number)}.mkv"
 
     def _keep(self, number: int, arm: Arm) -> None:
         write_clip(self._clip(number), arm.frames, self.jobs[number].fps)
