@@ -133,7 +133,9 @@ class Calibrated:
 
     id: of the calibration. model: its name; fingerprint: of its files; transformer: `identity` in
     `vidsparse.pipelines.provenance`. tokens: frames, height, width. target: the goal in a word;
-    goal, reached: in words. prompts: measured and checked on.
+    goal, reached: in words. prompts: measured on; psnr: of each in dB, none if no video was made.
+    margin: dB that their mean lies above what is promised of others. held_out, held_out_psnr: of
+    the prompts that it was checked on.
     """
 
     id: str = ""
@@ -147,8 +149,12 @@ class Calibrated:
     goal: str = ""
     reached: str = ""
     prompts: tuple[str, ...] = ()
+    psnr: tuple[float, ...] = ()
+    margin: float = 0.0
+    held_out: tuple[str, ...] = ()
+    held_out_psnr: tuple[float, ...] = ()
     versions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key in ("tokens", "prompts", "versions"):
+        for key in ("tokens", "prompts", "psnr", "held_out", "held_out_psnr", "versions"):
             object.__setattr__(self, key, tuple(getattr(self, key)))
