@@ -138,9 +138,12 @@ def test_a_goal_of_error_is_reached_and_nothing_is_done_twice(free: Path) -> Non
 # Quantiles of Student's t at 0.9 with 1, 3, 9 degrees of freedom, from printed tables.
 @pytest.mark.parametrize(("prompts", "t"), [(2, 3.0777), (4, 1.6377), (10, 1.3830)])
 def test_the_margin_is_students(prompts: int, t: float) -> None:
-    assert margin([30.0, 36.0], prompts) == pytest.approx(t * 18**0.5 / prompts**0.5, rel=1e-4)
-    assert margin([28.0, 30.0, 35.0]) == pytest.approx(1.8856 * 13**0.5 / 3**0.5, rel=1e-4)
-    assert margin([30.0]) == margin([30.0], 4) == margin([30.0, 36.0], 1) == 0
+    each = t / prompts**0.5
+    assert margin([28.0, 30.0, 35.0], prompts) == pytest.approx(each * 13**0.5, rel=1e-4)
+    assert margin([30.0, 36.0]) == pytest.approx(3.0777 * 18**0.5 / 2**0.5, rel=1e-4)
+    guess = margin([30.0], prompts)  # before their spread can be told
+    assert guess == margin((), prompts) == pytest.approx(each * 4.5, rel=1e-4)
+    assert margin([30.0]) == margin([30.0], 1) == margin((), 1) == 0
 
 
 def test_nine_calibrations_of_ten_hold_their_promise() -> None:
@@ -155,7 +158,7 @@ def test_nine_calibrations_of_ten_hold_their_promise() -> None:
 def test_videos_of_dense_tables_say_nothing() -> None:
     dense = Seen(exactness(0.0), 78.0)
     assert needed(30, [dense], 2) == np.inf and dense.at(dense.exact) == 78
-    assert needed(30, [dense, Seen(exactness(0.1), 35.0)], 2) == pytest.approx(5)
+    assert needed(30, [dense, Seen(exactness(0.1), 35.0)], 1) == pytest.approx(5)
 
 
 class Videos:

@@ -21,6 +21,10 @@ from statistics import fmean, stdev
 CONFIDENCE = 0.9
 """Of ten calibrations nine hold what they promise, if prompts are drawn alike."""
 
+SPREAD = 4.5
+"""Standard deviation over prompts that is taken while fewer than 3 are seen, dB, as measured on the
+demo model. It decides with which tables prompts are run, never what is promised."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -43,14 +47,16 @@ def exactness(error: float) -> float:
 def margin(psnr: Sequence[float], prompts: int | None = None) -> float:
     """dB between the mean over prompts and what is promised; 0 of one, whose spread is unknown.
 
-    prompts: how many there will be, with the spread of these; None: these.
+    prompts: how many there will be, with the spread of these, or `SPREAD` if these are too few to
+    tell; None: these.
     """
     n = prompts or len(psnr)
-    if min(len(psnr), n) < 2:
+    if n < 2:
         return 0.0
     from scipy.special import stdtrit
 
-    return float(stdtrit(n - 1, CONFIDENCE)) * stdev(psnr) / sqrt(n)
+    spread = SPREAD if len(psnr) < min(3, n) else stdev(psnr)
+    return float(stdtrit(n - 1, CONFIDENCE)) * spread / sqrt(n)
 
 
 def needed(target: float, seen: Sequence[Seen], prompts: int) -> float:

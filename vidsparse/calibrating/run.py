@@ -35,8 +35,8 @@ PROMPTS: dict[Kind, int] = {"psnr": 4, "error": 2, "speedup": 2}
 """Of the model's list, where none are given. Errors of heads are alike over prompts (correlation
 0.93 on the demo model), videos are not."""
 METERED = 2  # prompts on which heads are measured where only videos are judged
-START = 0.1  # error of attention in the first table that is tried; presets lie at 0.05 to 0.2
-NEAR = 1.0  # dB between a table that was run and one that is judged by it
+FIRST = 0.1, 30.0  # error of attention and mean PSNR of one preset on the demo model: a first guess
+NEAR = 2.0  # dB between the table that a video was made with and one that is judged by it
 ROUNDS = 2  # of runs with a better table, of prompts that were run with one that is not near
 FOLDER = Path("presets")
 PEAK = 255.0**2
@@ -169,7 +169,9 @@ class Search:
         """Prompt after prompt is run with the table that those before it ask for; those whose table
         is not near the one that all of them ask for are run again."""
         seen: dict[int, Seen] = {}
-        exact = exactness(START**2 * self.error[..., 0, 0].size)
+        error, mean = FIRST
+        exact = exactness(error**2 * self.error[..., 0, 0].size) - mean
+        exact += self.goal.value + margin((), self.jobs)
         for number in range(self.jobs):
             seen[number] = self._seen(number, self._table(exact))
             exact = self._needed(seen)
@@ -180,9 +182,11 @@ class Search:
             exact = self._needed(seen)
         table = self._table(exact)
         at = self._exactness(table)
-        moved = max(abs(one.at(at) - one.psnr) for one in seen.values())
-        psnr = tuple(one.at(at) for one in seen.values())
-        return Found(self._config(table), table, psnr, moved)
+        figures = [min(one.at(at), psnr(0.0)) for one in seen.values()]
+        moved = max(
+            abs(figure - one.psnr) for figure, one in zip(figures, seen.values(), strict=True)
+        )
+        return Found(self._config(table), table, tuple(figures), moved)
 
     def _far(self, seen: dict[int, Seen], table: Table) -> list[int]:
         """The prompts that were run with tables not near this one."""
