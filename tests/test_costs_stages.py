@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidsparse import SparseConfig, TokenGrid
+from vidsparse.attention import attend
 from vidsparse.costs import clock, gpus, machine, stages
 from vidsparse.costs.forward import Forward, Linear
 from vidsparse.costs.machine import Constant, Machine
@@ -14,6 +16,8 @@ from vidsparse.costs.memory import memory
 from vidsparse.costs.run import Plan, predict
 from vidsparse.costs.run import method as run_method
 from vidsparse.costs.stages import Method, Stage
+from vidsparse.memory import Memory
+from vidsparse.plan import StepContext
 
 FORWARD = Forward(
     grid=TokenGrid(21, 45, 80),
@@ -206,3 +210,94 @@ def test_memory_counts_orders_that_heads_keep():
     kept = memory(FORWARD, ordered, FORWARD.weights, branches=2)["orders of heads"]
     assert kept == 2 * 8 * 75_600 * 40 * FORWARD.layers
     assert memory(FORWARD, METHOD, FORWARD.weights, branches=2)["orders of heads"] == 0
+
+
+def test_blocks_that_are_kept_are_neither_drafted_nor_selected_again():
+    """SparseD chooses in the first sparse step of each layer, here in one of 8."""
+    config = SparseConfig.load("sparsed")
+    found = predict(Plan(FORWARD, config, 10), H100)
+    assert found.dense_steps == 2
+    (first,), (later,) = found.calls[2], found.calls[3]
+    names = {s.name for s in found.attention(first)} - {s.name for s in found.attention(later)}
+    assert names == {stages.ESTIMATOR} and found.calls[3:] == (found.calls[3],) * 7
+    assert found.step(2).stages[stages.SELECTOR] > found.step(3).stages[stages.SELECTOR]
+    every = predict(Plan(FORWARD, config.override("keep.plans=1"), 10), H100)
+    drafted = [run.sparse_run.stages[stages.ESTIMATOR] for run in (every, found)]
+    assert drafted[0] == pytest.approx(8 * drafted[1])
+    shown = sum(found.step(n).seconds for n in range(2, 10)) / 8
+    assert found.sparse_step.seconds == pytest.approx(shown)
+    assert found.sparse_run.seconds < every.sparse_run.seconds
+    assert found.balance > every.balance
+
+
+@pytest.mark.parametrize(
+    ("changes", "plans", "chosen"),
+    [
+        (("keep.plans=3",), 3, [2, 5, 8]),
+        (("keep.plans=100", "layout.name=content", "layout.refresh=4"), 100, [2, 6]),
+        (("keep.plans=100", "schedule.dense_steps=0"), 100, [0]),
+    ],
+    ids=["age", "orders", "no dense step"],
+)
+def test_steps_in_which_blocks_are_chosen(changes, plans, chosen):
+    found = run(overrides=["schedule.dense_layers=[]", "schedule.dense_steps=2", *changes])
+    made = [n for n, calls in enumerate(found.calls) for c in calls
+            if c.density is not None and c.carried.chooses]  # fmt: skip
+    assert made == chosen and found.method.keep.plans == plans
+
+
+def test_a_residual_costs_a_sparse_call_in_the_last_dense_step_and_a_sum_in_later_ones():
+    kept, plain = (
+        run(overrides=["schedule.dense_layers=[]", "schedule.dense_steps=3", *more])
+        for more in (["keep.residual=true"], [])
+    )
+    moved = 3 * 75_600 * 5120 * 2
+    for step in range(10):
+        work = [sum(s.bytes for s in one.attention(next(iter(one.calls[step]))))
+                for one in (kept, plain)]  # fmt: skip
+        sparse = sum(s.bytes for s in plain.attention(next(iter(plain.calls[3]))))
+        more = {2: sparse + moved}.get(step, moved if step > 2 else 0)
+        assert work[0] - work[1] == pytest.approx(more)
+    assert kept.dense_steps == 3 and kept.density == plain.density
+
+
+def test_a_tail_reads_everything_when_it_is_made_and_chooses_nothing_when_it_is_merged():
+    how = ["schedule.dense_layers=[]", "schedule.dense_steps=1", "compensation.name=none"]
+    found = run(overrides=[*how, "keep.tail=3"])
+    exact = [
+        sum(s.flops for s in found.attention(next(iter(calls))) if s.name == stages.EXACT)
+        for calls in found.calls[1:]
+    ]
+    (dense,) = stages.dense_layer(FORWARD)
+    assert [x / dense.flops for x in exact] == pytest.approx([1, 0.25, 0.25] * 3)
+    names = [{s.name for s in found.attention(next(iter(c)))} for c in found.calls[1:]]
+    assert all((stages.ESTIMATOR in some) == (n % 3 == 0) for n, some in enumerate(names))
+    assert all(stages.KEPT in some for some in names)
+    assert found.density == pytest.approx(0.5), "as the report of such a run says"
+
+
+@pytest.mark.parametrize("keep", ["plans=9", "residual=true", "tail=9"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_counts_what_is_kept_as_a_running_call_keeps_it(keep, dtype):
+    grid = TokenGrid(3, 8, 9)
+    small = "schedule.min_tokens=0", "schedule.dense_layers=[]", "schedule.dense_steps=1"
+    blocks = "kernel.block_q=32", "kernel.block_k=16", "kernel.crossover=1"
+    how = "schedule.density=0.3", "compensation.name=none", f"keep.{keep}"
+    config = SparseConfig.load("tiles", [*small, *blocks, *how])
+    forward = Forward(grid, 5, 4, 16, (), 0.0, 0, str(dtype).removeprefix("torch."))
+    counted = memory(forward, run_method(forward, config, H100), 0, branches=2)
+    held = Memory()
+    for step in range(2):
+        q, k, v = (torch.randn(1, grid.tokens, 4, 16).to(dtype) for _ in range(3))
+        context = StepContext(step, 2)
+        attend(q, k, v, grid=grid, config=config, impl="cpu", context=context,
+               recall=held.of(step))  # fmt: skip
+    found = {what: it for (what, _), (_, _, it) in held.entries.items()}
+    sizes = {"plans=9": lambda: {"blocks": found["plan"]},
+             "residual=true": lambda: {"residual": found["residual"]},
+             "tail=9": lambda: {"tail": (found["tail"].out, found["tail"].lse),
+                                "blocks": found["tail"].plan.levels}}[keep]()  # fmt: skip
+    for name, kept in sizes.items():
+        tensors = kept if isinstance(kept, tuple) else (kept,)
+        assert counted[name] == 10 * sum(x.numel() * x.element_size() for x in tensors)
+    assert set(counted) - set(memory(forward, METHOD, 0)) == set(sizes)

@@ -29,6 +29,7 @@ from vidsparse.blocks import Blocks
 from vidsparse.config import SparseConfig, presets
 from vidsparse.costs import machine
 from vidsparse.costs.forward import Forward
+from vidsparse.costs.run import Plan, predict
 from vidsparse.costs.run import method as costs_of
 from vidsparse.costs.stages import ORDER, sparse_layer
 from vidsparse.decision import check_config
@@ -206,6 +207,48 @@ def test_launches_of_content_are_those_of_the_prediction(made: bool, cuda: torch
             recall=None if made else memory.of(step))  # fmt: skip
     found = [name for name in mode.launched if name not in VIEWS]
     assert len(found) == pytest.approx(sum(one.launches for one in counted), rel=0.2), found
+
+
+KEEPING = {
+    "plans": ("keep.plans=3", "compensation.name=none"),
+    "plans, Taylor": ("keep.plans=3", "compensation.name=taylor"),
+    "plans, tilt": ("keep.plans=3", "compensation.name=tilt", "estimator.name=variance"),
+    "residual": ("keep.residual=true", "compensation.name=none"),
+    "tail": ("keep.tail=3", "compensation.name=none"),
+}
+
+
+@pytest.mark.parametrize("keeping", KEEPING)
+def test_launches_of_what_is_kept_are_those_of_the_prediction(
+    keeping: str, cuda: torch.device
+) -> None:
+    """Of each step of a run: two dense ones, four sparse ones; the watch apart."""
+    small = "schedule.min_tokens=0", "schedule.dense_layers=[]", "kernel.block_q=128"
+    changes = "schedule.dense_steps=2", "schedule.density=0.2", *small
+    config = SparseConfig.load("tiles", [*changes, *KEEPING[keeping]])
+    forward = Forward(GRID, 1, 6, 128, (), 0.0, 0, "bfloat16")
+    found = predict(Plan(forward, config, 6), machine.table()["H100"])
+    memory, mode = Memory(), current_mode()
+    operands = [
+        torch.empty(2, GRID.tokens, 3, 128, dtype=torch.bfloat16, device=cuda) for _ in range(3)
+    ]
+    for run in range(2):  # the first one fills what is kept of a cut
+        for step, calls in enumerate(found.calls):
+            mode.forget()
+            how: Any = {"context": StepContext(step, 6), "recall": memory.of(step)}
+            how |= {"hoisted": True, "dense_path": lambda q, k, v: q.clone()}  # one launch
+            attend(*operands, grid=GRID, config=config, **how)
+            launched = [name for name in mode.launched if name not in VIEWS]
+            if config.compensation.centroids:  # a summary with moments is two
+                launched += [name for name in launched if name == "vidsparse.summarise"]
+            else:  # the text ends in a short block
+                launched = [name for name in launched if name != "vidsparse.rest_merge"]
+            (call,) = calls
+            wanted = sum(one.launches for one in found.attention(call))
+            slack = "tilt" in keeping  # moments of all blocks are made in as many parts as fit
+            assert run == 0 or abs(len(launched) - wanted) <= slack, (step, call, launched)
+        memory.clear()
+    assert {call.density for calls in found.calls for call in calls} == {None, 0.2}
 
 
 VIEWS = {"aten.permute", "aten._unsafe_view", "aten.diagonal", "aten.squeeze", "aten.unsafe_chunk"}

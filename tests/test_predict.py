@@ -81,6 +81,18 @@ def test_what_does_not_fit_and_what_is_a_guess_is_said():
     assert "does not fit" not in fits and "follows the data" not in fits
 
 
+def test_what_a_run_keeps_is_counted_and_too_much_is_said():
+    asked = ["--model", WAN, "--gpu", "H100", "--preset", "tiles", "--set"]
+    content = json.loads(run(*asked, "keep.residual=true", "--json").stdout)
+    kept = 75_600 * 5120 * 2 * 40 * 2
+    assert content["memory"]["sparse"]["residual"] == kept
+    assert content["stages"]["residual or tail"]["sparse"] > 0
+    said = "What is kept takes 61.9 GB, keep.gigabytes=8: runs refuse that; raise it."
+    assert said in " ".join(run(*asked, "keep.residual=true").stdout.split())
+    enough = run(*asked, "keep.residual=true", "--set", "keep.gigabytes=70").stdout
+    assert "runs refuse" not in enough
+
+
 def test_a_folder_without_weights_on_this_cpu(folder, measured):
     done = run("--model", folder, "--height", 64, "--width", 64, "--frames", 9, "--json")
     assert done.exit_code == 0, done.stderr

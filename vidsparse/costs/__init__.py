@@ -5,7 +5,8 @@ dense and with sparse attention: FLOPs, bytes, exponentials and launches by stag
 holds what a machine does in a second, each constant with its source: of a GPU from the table
 `configs/machines.yaml` (`gpus.py`) or, where there are rows of it, from what the GPU suite has
 measured (`results.py`); of the CPU at hand `calibrate.py` measures it. `clock.py` turns work into
-seconds, `run.py` a schedule into a prediction:
+seconds, `keeping.py` says what calls carry from step to step, `run.py` turns a schedule into a
+prediction:
 
     seconds of a stage = max(FLOPs / rate, bytes / bandwidth, exponentials / rate) + launches x host
 

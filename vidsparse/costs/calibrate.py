@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vidsparse import registry
 from vidsparse.attention import trial_of
-from vidsparse.config import SparseConfig
+from vidsparse.config import Keep, SparseConfig
 from vidsparse.costs import clock, stages
 from vidsparse.costs.forward import Forward
 from vidsparse.costs.machine import Constant, Machine
@@ -118,7 +118,7 @@ def _rates(
     (low, first), (high, last) = sorted(one.sparse.items())
     slope = max((last - first) / (high - low), 1e-9)
     fixed = max(first - slope * low, 1e-9)
-    how = method(forward, config, base)
+    how = method(forward, replace(config, keep=Keep()), base)  # as calls are timed
     around = [s for s in stages.sparse_layer(small, how, 0.0) if s.name in stages.AROUND]
     rates = {**base.constants, "sparse": Constant(work / slope, 0.0, "measured")}
     modelled = clock.timed(around, Machine("", "", rates)).seconds

@@ -8,7 +8,7 @@ from vidsparse.costs.stages import Method
 
 COUNTED = (
     "weights of the transformers, activations of one forward, buffers of sparse attention, orders "
-    "of heads; "
+    "of heads, what is kept from step to step; "
     "not the text encoder, the VAE, or what its decoding needs"
 )
 
@@ -47,7 +47,21 @@ def memory(
         copies = 0 if forward.hoisted else 2 * passed
         extras = 4 * (method.centroids + method.spread + method.row_moments)
         found["sparse buffers"] = copies + (4 + 1 + 4 + extras) * cells
+        layers = forward.layers * branches
         if method.refresh:
-            kept = 2.0 * 4 * inner.tokens * inner.heads * forward.layers
-            found["orders of heads"] = kept * branches
+            found["orders of heads"] = 2.0 * 4 * inner.tokens * inner.heads * layers
+        found |= {name: size * layers for name, size in kept(inner, method, cells).items()}
+    return found
+
+
+def kept(forward: Forward, method: Method, cells: float) -> dict[str, float]:
+    """Bytes that a layer and branch keeps beside orders; cells: blocks of all heads."""
+    keep, found = method.keep, {}
+    if keep.plans > 1 or keep.tail > 1:
+        found["blocks"] = cells
+    out = float(forward.tokens) * forward.width * forward.bytes
+    if keep.residual:
+        found["residual"] = out
+    if keep.tail > 1:
+        found["tail"] = out + 4.0 * forward.tokens * forward.heads
     return found

@@ -12,9 +12,10 @@ import torch
 
 from vidsparse import registry
 from vidsparse.config import SparseConfig
-from vidsparse.costs import clock, sharing, stages
+from vidsparse.costs import clock, keeping, sharing, stages
 from vidsparse.costs.clock import Timed, timed
 from vidsparse.costs.forward import Forward
+from vidsparse.costs.keeping import Call
 from vidsparse.costs.machine import Machine
 from vidsparse.decision import not_faster, requested, scheduled
 from vidsparse.kernels.executor import Executor, Form
@@ -45,13 +46,13 @@ class Prediction:
     """Seconds of a run on a machine, or on as many as share it.
 
     crossover: density above which calls are dense, as on this machine; 1.0 where nothing says so.
-    calls: for every step, density of its layers -> how many; a dense layer counts as None.
+    calls: for every step, what its layers do -> how many do it.
     """
 
     plan: Plan
     machine: Machine
     crossover: float
-    calls: tuple[Mapping[float | None, int], ...]
+    calls: tuple[Mapping[Call, int], ...]
 
     @property
     def method(self) -> stages.Method:
@@ -64,13 +65,18 @@ class Prediction:
     @cached_property
     def dense_step(self) -> Timed:
         """Without vidsparse."""
-        return self._step(((None, self.plan.forward.layers),), stock=True)
+        return self._step(((Call(None), self.plan.forward.layers),), stock=True)
 
     @cached_property
     def sparse_step(self) -> Timed:
-        """The last step that is not dense in all layers; the last one if all are."""
-        sparse = [n for n, calls in enumerate(self.calls) if set(calls) != {None}]
-        return self.step(sparse[-1] if sparse else -1)
+        """The last step that is not dense in all layers; the last one if all are. The mean of so
+        many such steps as what is kept lasts."""
+        sparse = [n for n, calls in enumerate(self.calls) if not _dense(calls)]
+        last = sparse[-keeping.period(self.plan.config) :] or [len(self.calls) - 1]
+        total = Timed()
+        for number in last:
+            total += self.step(number)
+        return total.times(1 / len(last))
 
     @cached_property
     def dense_run(self) -> Timed:
@@ -86,14 +92,16 @@ class Prediction:
     @property
     def dense_steps(self) -> int:
         """Steps that are dense in all layers."""
-        return sum(set(calls) == {None} for calls in self.calls)
+        return sum(map(_dense, self.calls))
 
     @property
     def density(self) -> float:
         """Mean over the sparse calls; 1.0 if there are none."""
         sparse = Counter[float]()
         for calls in self.calls:
-            sparse.update({d: n for d, n in calls.items() if d is not None})
+            for call, count in calls.items():
+                if call.density is not None:
+                    sparse[call.work] += count
         return sum(d * n for d, n in sparse.items()) / sum(sparse.values()) if sparse else 1.0
 
     @property
@@ -117,22 +125,33 @@ class Prediction:
         low, high = 0.0, 1.0
         while high - low > 1e-3:
             middle = (low + high) / 2
-            sparse = timed(stages.sparse_layer(forward, self.method, middle), machine).seconds
+            sparse = timed(self.steady(middle), machine).seconds
             low, high = (low, middle) if sparse > dense else (middle, high)
         return (low + high) / 2
 
-    def _step(self, calls: tuple[tuple[float | None, int], ...], stock: bool = False) -> Timed:
+    def steady(self, density: float) -> list[stages.Stage]:
+        """A sparse layer at a density, in the mean of the sparse steps."""
+        sparse = len(self.calls) - self.dense_steps
+        return steady(self.plan.attended, self.plan.config, self.method, density, sparse)
+
+    def attention(self, call: Call) -> list[stages.Stage]:
+        """One call of self-attention."""
+        forward, method = self.plan.attended, self.method
+        if call.density is not None:
+            return stages.sparse_layer(forward, method, call.density, call.carried)
+        work = stages.dense_layer(forward)
+        if call.beside is not None:
+            work += stages.sparse_layer(forward, method, call.beside, call.beside_carried)
+            work.append(stages.difference(forward))
+        return work
+
+    def _step(self, calls: tuple[tuple[Call, int], ...], stock: bool = False) -> Timed:
         whole, machine, devices = self.plan.forward, self.machine, self.plan.devices
         work = stages.around_attention(sharing.outside(whole, devices))
         work += [] if stock else [stages.once(whole)]
         work += [stage.times(whole.layers) for stage in sharing.exchange(whole, devices)]
-        forward = self.plan.attended
-        for density, count in calls:
-            if density is None:
-                layer = stages.dense_layer(forward)
-            else:
-                layer = stages.sparse_layer(forward, self.method, density)
-            work += [stage.times(count) for stage in layer]
+        for call, count in calls:
+            work += [stage.times(count) for stage in self.attention(call)]
         return timed(work, machine).times(self.plan.branches)
 
 
@@ -142,16 +161,33 @@ def predict(plan: Plan, machine: Machine, crossover: float = 1.0) -> Prediction:
     if isinstance(config.kernel.crossover, float):
         crossover = config.kernel.crossover
     auto = requested(config, "auto") == "auto"
-    calls = []
-    for step in range(plan.steps):
-        found = Counter[float | None]()
-        for layer in range(layers):
+    found = [Counter[Call]() for _ in range(plan.steps)]
+    for layer in range(layers):
+        densities: list[float | None] = []
+        for step in range(plan.steps):
             context = StepContext(step, plan.steps, layer, layers)
             density, reason = scheduled(config, plan.forward.grid, context)
             dense = reason or (auto and not_faster(config, density, crossover))
-            found[None if dense else density] += 1
-        calls.append(found)
-    return Prediction(plan, machine, crossover, tuple(calls))
+            densities.append(None if dense else density)
+        for calls, call in zip(found, keeping.calls(config, densities), strict=True):
+            calls[call] += 1
+    return Prediction(plan, machine, crossover, tuple(found))
+
+
+def _dense(calls: Mapping[Call, int]) -> bool:
+    """Whether all layers of a step are."""
+    return all(call.density is None for call in calls)
+
+
+def steady(
+    forward: Forward, config: SparseConfig, how: stages.Method, density: float, steps: int
+) -> list[stages.Stage]:
+    """A sparse layer in the mean of so many sparse steps of a run."""
+    return [
+        stage.times(share)
+        for carried, share in keeping.steady(config, steps)
+        for stage in stages.sparse_layer(forward, how, density, carried)
+    ]
 
 
 def method(forward: Forward, config: SparseConfig, machine: Machine) -> stages.Method:
@@ -174,8 +210,10 @@ def method(forward: Forward, config: SparseConfig, machine: Machine) -> stages.M
         else (0.0, 1.0),
         one_launch=getattr(config.estimator, "one_launch", False),
         blend=getattr(config.compensation, "blend", False),
-        refresh=config.orders_last,
+        rest_spread=config.compensation.spread,
+        refresh=-(-config.orders_last // config.keep.tail),  # of calls that make a plan
         axes=layout.axes if layout.per_head else 0,
+        keep=config.keep,
     )
 
 

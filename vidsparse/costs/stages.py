@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, log2
 from typing import Literal
 
+from vidsparse.config import Keep
 from vidsparse.costs.forward import Forward
 from vidsparse.draft import SCRATCH
 from vidsparse.kernels.gpu.support import MOMENT_BYTES
 
 Unit = Literal["matmul", "dense", "sparse"]
 """Which rate its FLOPs run at: of linear layers, of dense attention, of listed tiles."""
+
+Tail = Literal["", "made", "merged"]
+"""What a call does about a tail."""
 
 LINEAR = "projections and MLP"
 CROSS = "cross-attention"
@@ -23,6 +27,7 @@ ESTIMATOR = "estimator"
 SELECTOR = "selector and lists"
 EXACT = "exact tiles"
 REST = "rest"
+KEPT = "residual or tail"
 EXCHANGE = "exchange between devices"
 
 AROUND = (PERMUTATION, ORDER, ESTIMATOR, SELECTOR, REST)
@@ -46,6 +51,9 @@ AXES = 60
 
 TILE_ROWS = 64
 """Rows of blocks for which one launch reads every key and value once."""
+
+JOINED = 16
+"""Operations that merge a tail, `vidsparse.carried.merged`, beside a cast to a shorter dtype."""
 
 MERGES = 4
 """Operations for the heads whose moments of blocks are in memory at a time."""
@@ -85,8 +93,10 @@ class Method:
     variance inside blocks is drafted. reads_tokens: the draft is of every key and value. products:
     which share of the pairs of all queries and keys it scores, and numbers in each of these
     products, by head dim; one_launch: none of them reaches memory. blend: what is left out gives
-    something of its own to each row of the output. refresh: steps for which heads keep an order of
-    their own, 0 if they have none; axes: what it compares.
+    something of its own to each row of the output. rest_spread: what is left out needs the
+    spread in every call, also where its blocks are those of an earlier step. refresh: steps for
+    which heads keep an order of their own, 0 if they have none; axes: what it compares. keep: what
+    calls carry from step to step.
     """
 
     block_q: int
@@ -99,8 +109,28 @@ class Method:
     products: tuple[float, float] = (0.0, 1.0)
     one_launch: bool = False
     blend: bool = False
+    rest_spread: bool = False
     refresh: int = 0
     axes: int = 0
+    keep: Keep = field(default_factory=Keep)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a sparse call takes over from earlier steps (`vidsparse.config.Keep`).
+
+    chooses: it drafts and selects its blocks, and does not read those of an earlier step again.
+    residual: it adds one. tail: it computes what its blocks leave out, too, and keeps that, "made";
+    or it merges what an earlier step has kept of it, "merged"; "": neither.
+    """
+
+    chooses: bool = True
+    residual: bool = False
+    tail: Tail = ""
+
+
+ALONE = Carried()
+"""Of a call that keeps nothing."""
 
 
 def around_attention(forward: Forward) -> list[Stage]:
@@ -148,7 +178,9 @@ def dense_layer(forward: Forward) -> list[Stage]:
     ]
 
 
-def sparse_layer(forward: Forward, method: Method, density: float) -> list[Stage]:
+def sparse_layer(
+    forward: Forward, method: Method, density: float, carried: Carried = ALONE
+) -> list[Stage]:
     """Self-attention of one layer at a density, every stage of it.
 
     Bytes and launches are those of the kernels of the executor for GPUs, which reads keys and
@@ -159,19 +191,19 @@ def sparse_layer(forward: Forward, method: Method, density: float) -> list[Stage
     rows, columns = -(-tokens // method.block_q), -(-tokens // method.block_k)
     cells = float(heads) * rows * columns
     pairs = density * float(tokens) ** 2
+    chooses = carried.chooses
     stages = [
         Stage(
             PERMUTATION,
             bytes=0 if forward.hoisted else 4 * passed,  # copies of keys and values
             launches=0 if forward.hoisted else 2,
         ),
+        *_estimated(forward, method, carried),
         Stage(
-            ESTIMATOR,
-            flops=2.0 * rows * columns * width,
-            bytes=(3 if method.centroids else 2) * passed + 4 * cells,  # values for their means
-            launches=4 if method.first_order else 3,
+            SELECTOR,
+            bytes=(5 * chooses + 2 + 4 * density) * cells,
+            launches=3 + chooses,
         ),
-        Stage(SELECTOR, bytes=(4 + 1 + 2 + 4 * density) * cells, launches=4),
         Stage(
             EXACT,
             flops=4 * pairs * width,
@@ -181,7 +213,7 @@ def sparse_layer(forward: Forward, method: Method, density: float) -> list[Stage
             unit="sparse",
         ),
     ]
-    stages += _drafted(forward, method)
+    stages += _drafted(forward, method, carried)
     if method.centroids:
         means = float(tokens) * columns
         state = 4.0 * tokens * width * forward.head_dim if method.first_order else 0.0
@@ -195,16 +227,60 @@ def sparse_layer(forward: Forward, method: Method, density: float) -> list[Stage
                 unit="sparse",
             )
         )
-    return stages
+    return stages + _carried(forward, method, density, carried)
 
 
-def _drafted(forward: Forward, method: Method) -> list[Stage]:
+def _estimated(forward: Forward, method: Method, carried: Carried) -> list[Stage]:
+    """The draft of block means, and the summary of keys and values that centroids are read from."""
+    passed = forward.tokens * forward.width * forward.bytes
+    rows, columns = (-(-forward.tokens // n) for n in (method.block_q, method.block_k))
+    if not carried.chooses:
+        summary = Stage(ESTIMATOR, bytes=2.0 * passed, launches=1 + method.first_order)
+        return [summary] * method.centroids
+    return [
+        Stage(
+            ESTIMATOR,
+            flops=2.0 * rows * columns * forward.width,
+            # values for their means
+            bytes=(3 if method.centroids else 2) * passed + 4.0 * forward.heads * rows * columns,
+            launches=4 if method.first_order else 3,
+        )
+    ]
+
+
+def _carried(forward: Forward, method: Method, density: float, carried: Carried) -> list[Stage]:
+    """What is computed to be kept, and what adds or merges it."""
+    tokens, width, size = float(forward.tokens), forward.width, forward.bytes
+    found = []
+    if carried.residual:
+        found.append(difference(forward))
+    if carried.tail == "made":  # a call more, of all that is not listed
+        cells = forward.heads * tokens / method.block_q * tokens / method.block_k
+        pairs = (1 - density) * tokens**2
+        moved = 4 * tokens * width * size
+        work = Stage(EXACT, 4 * pairs * width, moved, pairs * forward.heads, 1, "sparse")
+        turned = 21 + 4 * (1 - density)  # of blocks, in torch; then their lists
+        found += [work, Stage(SELECTOR, bytes=turned * cells, launches=6)]
+    if carried.tail:
+        narrow = size < 4  # outputs are weighed in float32, added, and cast back
+        moved = (2 * (size + 4) + 12 + narrow * (4 + size)) * tokens * width
+        moved += 12 * JOINED * tokens * forward.heads  # of their LSE
+        found.append(Stage(KEPT, bytes=moved, launches=JOINED + narrow))
+    return found
+
+
+def difference(forward: Forward) -> Stage:
+    """A residual is added, or made: two outputs are read, one is written."""
+    return Stage(KEPT, bytes=3.0 * forward.tokens * forward.width * forward.bytes, launches=1)
+
+
+def _drafted(forward: Forward, method: Method, carried: Carried) -> list[Stage]:
     """What some methods compute before they select, beside the draft of block means."""
     tokens, width, heads = float(forward.tokens), forward.width, forward.heads
     passed = tokens * width * forward.bytes
     rows, columns = tokens / method.block_q, tokens / method.block_k
     found = []
-    if method.refresh:
+    if method.refresh and carried.tail != "merged":
         levels = log2(max(2.0, columns))
         moved = 4.0 * 2 * tokens * heads * (3 * method.axes + 7)  # read, compared, moved by a cut
         strips = max(1.0, tokens * width / SCRATCH)
@@ -225,7 +301,7 @@ def _drafted(forward: Forward, method: Method) -> list[Stage]:
         found.append(whole.times(1 / method.refresh))
         kept = 4.0 * 2 * tokens * heads  # of the orders; they are read, made wider and read again
         found.append(Stage(PERMUTATION, bytes=5 * kept, launches=2))
-    if method.spread:
+    if method.spread and (carried.chooses or method.rest_spread):
         cells = rows * columns
         found.append(
             Stage(
@@ -236,7 +312,7 @@ def _drafted(forward: Forward, method: Method) -> list[Stage]:
             )
         )
     share, depth = method.products
-    if method.reads_tokens or share:
+    if carried.chooses and (method.reads_tokens or share):
         weights = share * tokens**2 * heads
         moved, launches = 4 * passed + 5 * 4 * weights, 8.0 * heads  # normalised, summed twice
         if method.one_launch:

@@ -24,6 +24,9 @@ from vidsparse.pipelines.provenance import of_another_run
 from vidsparse.plan import StepContext
 from vidsparse.result import AttentionResult
 
+LONG = 50
+"""Sparse steps over which what is kept from step to step is spread."""
+
 CURE = "`vidsparse predict` says what it depends on; restore_pipeline takes vidsparse off"
 
 
@@ -95,9 +98,10 @@ def slower_here(
 def both(
     forward: Forward, config: SparseConfig, density: float, machine: Machine
 ) -> tuple[float, float]:
-    """Seconds of self-attention of one layer, sparse at a density and dense."""
+    """Seconds of self-attention of one layer, sparse at a density, in the mean of a long run, and
+    dense."""
     how = run.method(forward, config, machine)
-    sparse = clock.timed(stages.sparse_layer(forward, how, density), machine).seconds
+    sparse = clock.timed(run.steady(forward, config, how, density, LONG), machine).seconds
     return sparse, clock.timed(stages.dense_layer(forward), machine).seconds
 
 

@@ -12,11 +12,20 @@ from vidsparse.costs.clock import ERRORS, constant
 from vidsparse.costs.machine import in_words
 from vidsparse.costs.memory import COUNTED, memory
 from vidsparse.costs.run import Prediction
-from vidsparse.costs.stages import AROUND, CROSS, DENSE, ELEMENTWISE, EXACT, EXCHANGE, LINEAR
+from vidsparse.costs.stages import (
+    AROUND,
+    CROSS,
+    DENSE,
+    ELEMENTWISE,
+    EXACT,
+    EXCHANGE,
+    KEPT,
+    LINEAR,
+)
 from vidsparse.predict.subject import Subject
 
 WIDTH = 80
-ORDER = (LINEAR, CROSS, ELEMENTWISE, DENSE, EXACT, *AROUND, EXCHANGE)
+ORDER = (LINEAR, CROSS, ELEMENTWISE, DENSE, EXACT, *AROUND, KEPT, EXCHANGE)
 
 LOOP = "denoising loop; without text encoder and VAE"
 
@@ -52,6 +61,7 @@ def figures(subject: Subject, found: Prediction) -> dict[str, Any]:
         "dense_steps": found.dense_steps,
         "density": found.density,
         "spends_budget": plan.config.selector.spends_budget,
+        "keep_gigabytes": plan.config.keep.gigabytes,
         "gpu": machine.is_gpu,
         "machine": {"name": machine.name, "about": machine.about, "sources": machine.sources()},
         "constants": {
@@ -163,6 +173,12 @@ def _foot(content: dict[str, Any]) -> list[str]:
     memory = content["memory"]
     if sum(memory["sparse"].values()) > memory["available"]:
         lines.append("It does not fit as a whole: seconds are without what offloading adds.")
+    large = sum(memory["sparse"].get(name, 0.0) for name in ("residual", "tail"))
+    if large > content["keep_gigabytes"] * 1e9:
+        lines.append(
+            f"What is kept takes {_size(large)}, keep.gigabytes={content['keep_gigabytes']:g}: "
+            "runs refuse that; raise it."
+        )
     if not content["spends_budget"]:
         lines.append("The density of this method follows the data: it is a guess here.")
     if content["constants"]["dense"]["source"] == "measured" and content["gpu"]:
