@@ -16,6 +16,7 @@ from vidsparse.costs.memory import memory
 from vidsparse.costs.run import Plan, predict
 from vidsparse.costs.run import method as run_method
 from vidsparse.costs.stages import Method, Stage
+from vidsparse.decision import tried
 from vidsparse.memory import Memory
 from vidsparse.plan import StepContext
 
@@ -301,3 +302,50 @@ def test_memory_counts_what_is_kept_as_a_running_call_keeps_it(keep, dtype):
         tensors = kept if isinstance(kept, tuple) else (kept,)
         assert counted[name] == 10 * sum(x.numel() * x.element_size() for x in tensors)
     assert set(counted) - set(memory(forward, METHOD, 0)) == set(sizes)
+
+
+def of_orders(found, unit):
+    return sum(getattr(s, unit) for s in found if s.name == stages.ORDER)
+
+
+def test_clusters_cost_their_iterations():
+    """By hand: of 40 heads, 300 clusters of queries and 1000 of keys, as SVG2 has at 720p."""
+    config = SparseConfig.load("svg2")
+    method = run_method(FORWARD, config, H100)
+    later, first = (
+        stages.sparse_layer(FORWARD, method, 0.3, stages.Carried(first=f)) for f in (False, True)
+    )
+    product = 2 * 75_600 * (300 + 1000) * 128 * 40
+    assert of_orders(later, "flops") == pytest.approx(2 * product)
+    assert of_orders(first, "flops") == pytest.approx(50 * product)
+    scores = 4 * 75_600 * (300 + 1000) * 40  # float32, one reading of them
+    assert 8 * scores < of_orders(later, "bytes") < 12 * scores
+    assert of_orders(first, "launches") > 20 * of_orders(later, "launches")
+    rare = run_method(FORWARD, config.override("layout.refresh=4"), H100)
+    kept = of_orders(stages.sparse_layer(FORWARD, rare, 0.3), "flops")
+    assert kept == pytest.approx(product / 2)
+    plan = Plan(FORWARD, config.override("schedule.dense_layers=[]"), 10, 2)
+    steps = [of_orders(predict(plan, H100).attention(next(iter(c))), "flops") / product
+             for c in predict(plan, H100).calls]  # fmt: skip
+    assert steps == pytest.approx([0, 0, 50, *[2] * 7])
+
+
+def test_memory_counts_centroids_as_a_running_call_keeps_them():
+    grid = TokenGrid(3, 8, 9, text_tokens=5)
+    small = "schedule.min_tokens=0", "schedule.name=constant", "kernel.crossover=1"
+    config = SparseConfig.load("svg2", [*small, "layout.clusters_q=7", "layout.clusters_k=11"])
+    forward = Forward(grid, 5, 4, 16, (), 0.0, 0, "bfloat16")
+    counted = memory(forward, run_method(forward, config, H100), 0, branches=2)
+    held = Memory()
+    q, k, v = (torch.randn(1, grid.tokens, 4, 16).bfloat16() for _ in range(3))
+    attend(q, k, v, grid=grid, config=config, impl="cpu", recall=held.of(0))
+    ((_, _, orders),) = held.entries.values()
+    tensors = [x for one in orders.clusters for x in (one.centroid, one.count)]
+    sizes = [sum(x.numel() * x.element_size() for x in some)
+             for some in (tensors, (orders.order_q, orders.order_k))]  # fmt: skip
+    assert [counted[name] for name in ("clusters", "orders of heads")] == [10 * n for n in sizes]
+
+
+def test_calls_are_timed_as_a_later_step_of_a_run_clusters():
+    config = SparseConfig.load("svg2")
+    assert tried(config, "cpu", 64, 0.2).layout == replace(config.layout, iterations=2)

@@ -31,7 +31,7 @@ from vidsparse.costs import machine
 from vidsparse.costs.forward import Forward
 from vidsparse.costs.run import Plan, predict
 from vidsparse.costs.run import method as costs_of
-from vidsparse.costs.stages import ORDER, sparse_layer
+from vidsparse.costs.stages import ORDER, Carried, sparse_layer
 from vidsparse.decision import check_config
 from vidsparse.draft import pieces
 from vidsparse.estimator import antidiagonal, hier, proxy, relative, sampled
@@ -209,6 +209,33 @@ def test_launches_of_content_are_those_of_the_prediction(made: bool, cuda: torch
     assert len(found) == pytest.approx(sum(one.launches for one in counted), rel=0.2), found
 
 
+@pytest.mark.parametrize("estimator", ["clusters", "mean"])
+def test_launches_of_clusters_are_those_of_the_prediction(
+    estimator: str, cuda: torch.device
+) -> None:
+    """In the first step of a run and in a later one, the watch apart."""
+    small = "schedule.name=constant", "schedule.min_tokens=0", "kernel.block_q=128"
+    config = SparseConfig.load("svg2", [*small, f"estimator.name={estimator}"])
+    config = config.override("layout.iterations=5", "schedule.density=0.2")
+    forward = Forward(GRID, 1, 6, 128, (), 0.0, 0, "bfloat16")
+    method = costs_of(forward, config, machine.table()["H100"])
+    memory, mode = Memory(), current_mode()
+    operands = [
+        torch.empty(1, GRID.tokens, 6, 128, dtype=torch.bfloat16, device=cuda) for _ in range(3)
+    ]
+    attend(*operands, grid=GRID, config=config, hoisted=True)  # fills what is kept of a cut
+    for step in range(2):
+        mode.forget()
+        recall = memory.of(step)
+        attend(*operands, grid=GRID, config=config, hoisted=True, recall=recall)
+        found = [name for name in mode.launched if name not in VIEWS]
+        work = sparse_layer(forward, method, 0.2, Carried(first=step == 0))
+        assert len(found) == pytest.approx(sum(one.launches for one in work), rel=0.05)
+        order = sum(one.launches for one in work if one.name == ORDER)
+        last = found.index("aten.ones") + 2  # who has an order, and both are made narrow
+        assert order == last + 1
+
+
 KEEPING = {
     "plans": ("keep.plans=3", "compensation.name=none"),
     "plans, Taylor": ("keep.plans=3", "compensation.name=taylor"),
@@ -251,7 +278,8 @@ def test_launches_of_what_is_kept_are_those_of_the_prediction(
     assert {call.density for calls in found.calls for call in calls} == {None, 0.2}
 
 
-VIEWS = {"aten.permute", "aten._unsafe_view", "aten.diagonal", "aten.squeeze", "aten.unsafe_chunk"}
+VIEWS = {"aten.permute", "aten._unsafe_view", "aten.diagonal", "aten.squeeze", "aten.unsafe_chunk",
+         "aten.select"}  # fmt: skip
 """Operators that launch nothing where their input is contiguous."""
 
 

@@ -202,7 +202,8 @@ def tried(config: SparseConfig, name: str, block_q: int, density: float) -> Spar
     """
     schedule = registry.method("schedule", "constant").Params("constant", density, 0)
     kernel = replace(config.kernel, impl=name, block_q=block_q)
-    config = replace(config, schedule=schedule, kernel=kernel, keep=Keep())
+    layout = getattr(config.layout, "steady", config.layout)  # few calls are the first of a run
+    config = replace(config, layout=layout, schedule=schedule, kernel=kernel, keep=Keep())
     if config.selector.spends_budget:
         return config
     parts = {"selector": "topk", "pattern": "none"}

@@ -46,6 +46,18 @@ class Orders(NamedTuple):
     clusters: tuple[Clusters, Clusters] | None = None
 
 
+class Making(NamedTuple):
+    """What it costs to make the orders of so many heads: FLOPs, bytes that are read and written,
+    operations that the host of a GPU starts; bytes that are kept beside the orders; how many
+    clusters of queries and of keys there are."""
+
+    flops: float
+    bytes: float
+    launches: float
+    kept: float
+    clusters: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Draft:
     """q [B, H, Sq, D], k, v [B, H, Sk, D], after norm and RoPE, any float dtype, views too.

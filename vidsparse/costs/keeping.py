@@ -44,12 +44,13 @@ def calls(config: SparseConfig, densities: Sequence[float | None]) -> list[Call]
         return True
 
     def sparse(step: int, residual: bool) -> Carried:
+        first = fresh("anything", step, len(densities))
         if keep.tail > 1:
             new = fresh("tail", step, keep.tail)
-            return Carried(chooses=new, tail="made" if new else "merged")
+            return Carried(chooses=new, tail="made" if new else "merged", first=first)
         if config.orders_last and fresh("orders", step, config.orders_last):
             made.pop("plan", None)  # blocks of other orders
-        return Carried(fresh("plan", step, keep.plans), residual=residual)
+        return Carried(fresh("plan", step, keep.plans), residual, first=first)
 
     found = []
     for step, density in enumerate(densities):

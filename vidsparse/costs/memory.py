@@ -50,6 +50,9 @@ def memory(
         layers = forward.layers * branches
         if method.refresh:
             found["orders of heads"] = 2.0 * 4 * inner.tokens * inner.heads * layers
+        if method.order:
+            sizes = inner.grid.other_tokens, inner.heads, inner.head_dim
+            found["clusters"] = method.order.making(*sizes, False).kept * layers
         found |= {name: size * layers for name, size in kept(inner, method, cells).items()}
     return found
 

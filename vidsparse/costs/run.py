@@ -213,6 +213,8 @@ def method(forward: Forward, config: SparseConfig, machine: Machine) -> stages.M
         rest_spread=config.compensation.spread,
         refresh=-(-config.orders_last // config.keep.tail),  # of calls that make a plan
         axes=layout.axes if layout.per_head else 0,
+        order=layout if hasattr(layout, "making") else None,
+        of_clusters=getattr(config.estimator, "of_clusters", False),
         keep=config.keep,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import ceil, log2
-from typing import Literal
+from typing import Any, Literal
 
 from vidsparse.config import Keep
 from vidsparse.costs.forward import Forward
@@ -55,6 +55,10 @@ TILE_ROWS = 64
 JOINED = 16
 """Operations that merge a tail, `vidsparse.carried.merged`, beside a cast to a shorter dtype."""
 
+TOUCHES, MASSES = 50, 56
+"""Operations of what a head's blocks hold of clusters, for scores and for what is touched; and of
+scores and choices of all heads together."""
+
 MERGES = 4
 """Operations for the heads whose moments of blocks are in memory at a time."""
 
@@ -95,8 +99,9 @@ class Method:
     products, by head dim; one_launch: none of them reaches memory. blend: what is left out gives
     something of its own to each row of the output. rest_spread: what is left out needs the
     spread in every call, also where its blocks are those of an earlier step. refresh: steps for
-    which heads keep an order of their own, 0 if they have none; axes: what it compares. keep: what
-    calls carry from step to step.
+    which heads keep an order of their own, 0 if they have none; axes: what it compares; order: the
+    settings of a layout that says itself what making them costs. of_clusters: scores are of its
+    clusters. keep: what calls carry from step to step.
     """
 
     block_q: int
@@ -112,6 +117,8 @@ class Method:
     rest_spread: bool = False
     refresh: int = 0
     axes: int = 0
+    order: Any = None
+    of_clusters: bool = False
     keep: Keep = field(default_factory=Keep)
 
 
@@ -119,14 +126,16 @@ class Method:
 class Carried:
     """What a sparse call takes over from earlier steps (`vidsparse.config.Keep`).
 
-    chooses: it drafts and selects its blocks, and does not read those of an earlier step again.
-    residual: it adds one. tail: it computes what its blocks leave out, too, and keeps that, "made";
-    or it merges what an earlier step has kept of it, "merged"; "": neither.
+    first: no sparse call of the layer was before it. chooses: it drafts and selects its blocks, and
+    does not read those of an earlier step again. residual: it adds one. tail: it computes what its
+    blocks leave out, too, and keeps that, "made"; or it merges what an earlier step has kept of it,
+    "merged"; "": neither.
     """
 
     chooses: bool = True
     residual: bool = False
     tail: Tail = ""
+    first: bool = False
 
 
 ALONE = Carried()
@@ -237,6 +246,8 @@ def _estimated(forward: Forward, method: Method, carried: Carried) -> list[Stage
     if not carried.chooses:
         summary = Stage(ESTIMATOR, bytes=2.0 * passed, launches=1 + method.first_order)
         return [summary] * method.centroids
+    if method.of_clusters:
+        return [_of_clusters(forward, method)]
     return [
         Stage(
             ESTIMATOR,
@@ -246,6 +257,19 @@ def _estimated(forward: Forward, method: Method, carried: Carried) -> list[Stage
             launches=4 if method.first_order else 3,
         )
     ]
+
+
+def _of_clusters(forward: Forward, method: Method) -> Stage:
+    """The mass of pairs of clusters, and the blocks that have it, or are touched, head by head
+    (`vidsparse.clusters`): blocks x clusters of queries x clusters of keys x blocks, twice."""
+    rows, columns = (-(-forward.tokens // n) for n in (method.block_q, method.block_k))
+    sizes = forward.grid.other_tokens, forward.heads, forward.head_dim
+    of_q, of_k = method.order.making(*sizes, False).clusters
+    pairs = 2.0 * of_q * of_k * forward.head_dim
+    spread = 2 * 2.0 * rows * of_k * (of_q + columns)
+    moved = 8.0 * (6 * of_q * of_k + 9 * (rows * of_q + columns * of_k) + 2 * rows * of_k)
+    launches = TOUCHES * forward.heads + MASSES
+    return Stage(ESTIMATOR, forward.heads * (pairs + spread), forward.heads * moved, 0.0, launches)
 
 
 def _carried(forward: Forward, method: Method, density: float, carried: Carried) -> list[Stage]:
@@ -288,17 +312,24 @@ def _drafted(forward: Forward, method: Method, carried: Carried) -> list[Stage]:
         local = 4 * levels * tokens * width * forward.head_dim
         if not method.axes:  # in torch, all numbers of the rows of a few heads at a time
             moved, cuts = 6 * 4.0 * 2 * tokens * width, 2 * levels * PARTS * strips
-        whole = Stage(
-            ORDER,
-            flops=(
-                4 * tokens * width * (forward.head_dim + method.axes)
-                + local * (method.axes == 0)
-                + 8 * rows * columns * width
-            ),
-            bytes=8 * passed + levels * moved + 32 * rows * columns * heads,  # both orders drafted
-            launches=cuts + AXES,
+        whole = (
+            _clustered(forward, method, carried.first)
+            if method.order
+            else Stage(
+                ORDER,
+                flops=(
+                    4 * tokens * width * (forward.head_dim + method.axes)
+                    + local * (method.axes == 0)
+                    + 8 * rows * columns * width
+                ),
+                bytes=8 * passed
+                + levels * moved
+                + 32 * rows * columns * heads,  # both orders drafted
+                launches=cuts + AXES,
+            )
         )
-        found.append(whole.times(1 / method.refresh))
+        once = method.order and carried.first
+        found.append(whole if once else whole.times(1 / method.refresh))
         kept = 4.0 * 2 * tokens * heads  # of the orders; they are read, made wider and read again
         found.append(Stage(PERMUTATION, bytes=5 * kept, launches=2))
     if method.spread and (carried.chooses or method.rest_spread):
@@ -339,6 +370,13 @@ def _drafted(forward: Forward, method: Method, carried: Carried) -> list[Stage]:
             )
         )
     return found
+
+
+def _clustered(forward: Forward, method: Method, first: bool) -> Stage:
+    """Orders of a layout that says itself what they cost."""
+    sizes = forward.grid.other_tokens, forward.heads, forward.head_dim
+    made = method.order.making(*sizes, first)
+    return Stage(ORDER, flops=made.flops, bytes=made.bytes, launches=made.launches)
 
 
 def once(forward: Forward) -> Stage:

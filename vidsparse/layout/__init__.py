@@ -9,7 +9,9 @@ A method is a file here with
         frozen dataclass, first field `name`; its other fields are the YAML keys. `per_head`:
         whether heads have orders of their own above it; then also `shared`, whether queries and
         keys stand in the same one, `refresh` and `axes`, as below, and perhaps `by_pattern`,
-        whether it compares what a pattern holds, or `clusters`, whether it makes any.
+        whether it compares what a pattern holds, or `clusters`, whether it makes any; and, where
+        orders are no bisection, `making`, what they cost, and `steady`, the settings of all steps
+        of a run but the first.
     def video_order(grid: TokenGrid, params: Params) -> Tensor
         int64 [grid.video_tokens]: raster index (frame, row, column) of the token at each new
         position; a permutation of 0 .. video_tokens - 1 for any grid, divisible by nothing.

@@ -11,10 +11,16 @@ before. It starts from random tokens, this from tokens at equal distances in the
 that the same tokens always give the same clusters. A cluster that loses all of its tokens keeps its
 centroid, and may win some back. The history of a video is clustered with it, text is not.
 
-Costs iterations (clusters_q + clusters_k) / (2 N) of a dense call, and the centroids are kept.
+Costs iterations (clusters_q + clusters_k) / (2 N) of a dense call, and the centroids are kept: of
+each head, with N tokens, C clusters, D channels and i iterations, for queries and for keys,
+
+    i 2 N C D FLOPs in float32,   i N (16 C + 16 D + 48) + N (14 D + 8) bytes,   C (4 D + 8) kept
+
+since the products of a token with C centroids are written, read twice and written again, and rows
+are read, sorted by cluster, and summed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import ClassVar
 
@@ -24,8 +30,12 @@ from torch import Tensor
 from vidsparse import curves
 from vidsparse.clusters import Clusters
 from vidsparse.config import require
-from vidsparse.draft import Draft, Orders, scratch, strips
+from vidsparse.draft import Draft, Making, Orders, scratch, strips
 from vidsparse.grid import TokenGrid
+
+ITERATION, NEAR, GROUP, SEEDS, WHOLE = 16, 3, 4, 6, 6
+"""Operations: of an iteration beside the search for the nearest; of each part of that search; of
+heads that are taken at once, beside iterations, and for seeds; of all heads together."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,26 @@ class Params:
             require(ok, f"layout.{key}", value, "a share in (0, 1), or an integer >= 1")
         for key in ("iterations", "refine", "refresh"):
             require(getattr(self, key) >= 1, f"layout.{key}", getattr(self, key), "an integer >= 1")
+
+    @property
+    def steady(self) -> "Params":
+        """What a step of a run does that is not the first one."""
+        return replace(self, iterations=self.refine)
+
+    def making(self, tokens: int, heads: int, head_dim: int, first: bool) -> Making:
+        """Formula in the module docstring. tokens: that are clustered. first: of a run."""
+        rounds = self.iterations if first else self.refine
+        clusters = number(self.clusters_q, tokens), number(self.clusters_k, tokens)
+        flops = moved = launches = kept = 0.0
+        for count in clusters:
+            flops += rounds * 2.0 * tokens * count * head_dim
+            moved += tokens * (rounds * (16.0 * count + 16 * head_dim + 48) + 14 * head_dim + 8)
+            kept += count * (4.0 * head_dim + 8)
+            launches += WHOLE
+            for some in strips(heads, tokens * head_dim):
+                parts = len([*strips(tokens, (some.stop - some.start) * count)])
+                launches += GROUP + SEEDS * first + rounds * (ITERATION + NEAR * parts)
+        return Making(heads * flops, heads * moved, launches, heads * kept, clusters)
 
 
 def video_order(grid: TokenGrid, params: Params) -> Tensor:
