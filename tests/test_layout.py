@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidsparse import curves, registry
-from vidsparse.config import SparseConfig
-from vidsparse.geometry import token_order
+from vidsparse.config import Force, SparseConfig
+from vidsparse.geometry import plan_geometry, token_order
 from vidsparse.grid import TokenGrid
 
 LAYOUTS = [
@@ -20,6 +20,7 @@ LAYOUTS = [
     {"name": "stride"},
     {"name": "cycle"},
     {"name": "keysort", "tile": [2, 4, 4]},
+    {"name": "kmeans", "tile": [2, 4, 4]},
 ]
 IDS = [
     "raster",
@@ -31,6 +32,7 @@ IDS = [
     "stride",
     "cycle",
     "keysort",
+    "kmeans",
 ]
 
 
@@ -110,3 +112,34 @@ def test_blocks_are_more_compact_than_in_raster_order(name):
 
 def test_every_layout_file_is_tested():
     assert {section["name"] for section in LAYOUTS} == set(registry.methods("layout"))
+
+
+@given(
+    frames=st.integers(1, 4),
+    height=st.integers(1, 13),
+    width=st.integers(1, 13),
+    text=st.integers(0, 9),
+    first=st.booleans(),
+    before=st.integers(0, 3),
+    size=st.sampled_from([4, 16, 64]),
+)
+@settings(max_examples=50, deadline=None)
+def test_no_ragged_block_holds_tokens_of_two_tiles(
+    frames, height, width, text, first, before, size
+):
+    cuts = (1,) * (frames > 2)
+    grid = TokenGrid(frames, height, width, text, first, before, cuts=cuts)
+    section = {"name": "tile", "tile": [2, 4, 4], "inner": "raster", "ragged": True}
+    made = plan_geometry(grid, layout(section), Force(), size, size, torch.device("cpu"))
+    assert made.k_blocks.tokens == grid.tokens and int(made.k_blocks.count.max()) <= size
+    assert torch.equal(made.k_blocks.start, made.k_blocks.count.cumsum(0) - made.k_blocks.count)
+    index = made.order - grid.video_start
+    video = (index >= 0) & (index < grid.video_tokens)
+    frame, row, column = torch.unravel_index(index[video], (frames, height, width))
+    part = torch.where(frame >= 1, 1, 0) if cuts else torch.zeros_like(frame)
+    tiles = torch.stack([part, (frame - part) // 2, row // 4, column // 4], 1)
+    owner = made.k_blocks.owner[video]
+    pairs = torch.cat([owner[:, None], tiles], 1).unique(dim=0)
+    assert len(pairs) == len(owner.unique()), "a tile for each block"
+    tokens = tiles.unique(dim=0, return_counts=True)[1]
+    assert len(pairs) == int((-(-tokens // size)).sum()), "and no more blocks than that takes"

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
-from by_formula import HEADS, call, ordered
+from by_formula import HEADS, call, field, ordered
+from torch import Tensor
 
+from vidsparse.attention import attend
 from vidsparse.config import SparseConfig
 from vidsparse.estimator import sampled
 from vidsparse.grid import TokenGrid
@@ -17,11 +19,10 @@ RAGGED = TokenGrid(2, 9, 13, text_tokens=5, text_first=True)
 @pytest.mark.parametrize("grid", [None, RAGGED], ids=["text-last", "text-first"])
 def test_draft_is_one_threshold_per_head_over_the_video(grid: TokenGrid | None) -> None:
     made = call("draft", "schedule.density=0.3", **({} if grid is None else {"grid": grid}))
-    count = made.plan.k_blocks.count.double()
     text = made.plan.q_blocks.text[:, None] | made.plan.k_blocks.text
     assert torch.equal(made.forced, text), "text alone is forced"
     for b, h in HEADS:
-        weight = made.logits(b, h).exp() * count
+        weight = made.logits(b, h).exp()
         weight[text] = 0
         share = weight / weight.sum(-1, keepdim=True)
         pairs = share[~text].sort().values
@@ -37,6 +38,64 @@ def test_draft_is_one_threshold_per_head_over_the_video(grid: TokenGrid | None) 
 def test_draft_leaves_no_row_empty() -> None:
     made = call("draft", "schedule.density=0.05", grid=TokenGrid(3, 7, 11), seed=3)
     assert bool((made.plan.levels == 0).any(-1).all())
+
+
+def drafted(grid: TokenGrid, q: Tensor, k: Tensor, v: Tensor, density: float) -> Tensor | None:
+    """DraftAttention of one head, float64 [S, D] each in raster order: pooled tiles of 8 x 16 of a
+    frame, smaller ones at its border; one threshold; softmax over the pairs of tokens that it
+    leaves, and over text. None if a tile is left without any, of which the paper says nothing."""
+    first = grid.video_start
+    tiles = [
+        [first + (f * grid.height + y) * grid.width + x
+         for y in range(top, min(top + 8, grid.height))
+         for x in range(left, min(left + 16, grid.width))]
+        for f in range(grid.frames)
+        for top in range(0, grid.height, 8)
+        for left in range(0, grid.width, 16)
+    ]  # fmt: skip
+    owner = torch.full((grid.tokens,), -1)
+    for n, tile in enumerate(tiles):
+        owner[tile] = n
+    means = [torch.stack([x[tile].mean(0) for tile in tiles]) for x in (q, k)]
+    share = (means[0] @ means[1].T / q.shape[-1] ** 0.5).softmax(-1)
+    pairs = share.flatten().sort().values
+    kept = share >= pairs[math.floor((1 - density) * len(pairs)) - 1]
+    if not bool(kept.any(-1).all()):
+        return None
+    reads = kept[owner][:, owner] | (owner < 0) | (owner < 0)[:, None]
+    score = (q @ k.T / q.shape[-1] ** 0.5).masked_fill(~reads, float("-inf"))
+    return score.softmax(-1) @ v
+
+
+ODD = [
+    TokenGrid(3, 13, 21),
+    TokenGrid(2, 15, 26, text_tokens=11),
+    TokenGrid(2, 7, 37, text_tokens=5, text_first=True),
+    TokenGrid(2, 16, 32, text_tokens=7),
+]
+"""The border cuts tiles in width and height, or all of them; and a grid that they divide."""
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("grid", ODD, ids=lambda g: f"{g.height}x{g.width}")
+def test_draft_is_the_published_method_on_tiles_that_the_border_cuts(
+    grid: TokenGrid, impl: str
+) -> None:
+    small = "schedule.min_tokens=0", "schedule.name=constant", "schedule.density=0.5"
+    config = SparseConfig.load("draft", [*small, "kernel.crossover=1"])
+    q, k, v = field(grid, seed=4)
+    result = attend(q, k, v, grid=grid, config=config, impl=impl)
+    assert result.reason is None and result.plan is not None
+    cut = result.plan.k_blocks
+    wide, high = -(-grid.width // 16), -(-grid.height // 8)
+    assert int((~cut.text).sum()) == grid.frames * wide * high and cut.tokens == grid.tokens
+    compared = 0
+    for b, h in HEADS:
+        wanted = drafted(grid, *(x[b, :, h] for x in (q, k, v)), 0.5)
+        if wanted is not None:
+            torch.testing.assert_close(result.out[b, :, h], wanted, rtol=1e-9, atol=1e-10)
+            compared += 1
+    assert compared >= 2
 
 
 @pytest.mark.parametrize("density", [0.15, 0.4])

@@ -38,14 +38,24 @@ class Blocks:
     size: int
 
     @classmethod
-    def cut(cls, grid: TokenGrid, size: int) -> Blocks:
-        """Cut each part of `grid` into blocks of `size` tokens, the last of each shorter."""
+    def cut(cls, grid: TokenGrid, size: int, pieces: Tensor | None = None) -> Blocks:
+        """Cut each part of `grid` into blocks of `size` tokens, the last of each shorter.
+
+        pieces: int64 [n], tokens of consecutive pieces of the video that no block crosses, such as
+        tiles; None: the video is one.
+        """
         starts, counts, texts = [], [], []
         for first, length, is_text in grid.parts:
-            start = torch.arange(first, first + length, size)
-            starts.append(start)
-            counts.append((first + length - start).clamp(max=size))
-            texts.append(torch.full_like(start, is_text, dtype=torch.bool))
+            inside = torch.tensor([length])
+            if pieces is not None and first == grid.video_start and not is_text:
+                inside = pieces
+            begin = first + inside.cumsum(0) - inside
+            start = begin[:, None] + torch.arange(0, int(inside.max()), size)
+            count = ((begin + inside)[:, None] - start).clamp(max=size)
+            real = count > 0
+            starts.append(start[real])
+            counts.append(count[real])
+            texts.append(torch.full_like(starts[-1], is_text, dtype=torch.bool))
         return cls(torch.cat(starts), torch.cat(counts), torch.cat(texts), size)
 
     def __len__(self) -> int:

@@ -28,15 +28,24 @@ def tiles(sizes: Vector, tile: tuple[int, ...], inner: str) -> Tensor:
 
     tile: its three sizes; tiles follow each other as a snake, inside one the order is `inner`.
     """
+    number, inside = _in_tiles(sizes, tile)
+    return torch.argsort((_rank(tile, inner)[inside] + math.prod(tile) * number).flatten())
+
+
+def tile_counts(sizes: Vector, tile: tuple[int, ...]) -> Tensor:
+    """int64 [tiles]: the tokens of each, in the order of `tiles`; the border cuts some short."""
+    return _in_tiles(sizes, tile)[0].flatten().bincount()
+
+
+def _in_tiles(sizes: Vector, tile: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """int64 [sizes]: the number of each token's tile, along a snake; and its place in the tile."""
     coords = torch.meshgrid(*(torch.arange(n) for n in sizes), indexing="ij")
     counts = [-(-n // t) for n, t in zip(sizes, tile, strict=True)]
     place = [c // t for c, t in zip(coords, tile, strict=True)]
-    inside = [c % t for c, t in zip(coords, tile, strict=True)]
     row = place[0] * counts[1]
     row = row + torch.where(place[0] % 2 == 0, place[1], counts[1] - 1 - place[1])
     column = torch.where(row % 2 == 0, place[2], counts[2] - 1 - place[2])
-    key = _rank(tile, inner)[tuple(inside)] + math.prod(tile) * (row * counts[2] + column)
-    return torch.argsort(key.flatten())
+    return row * counts[2] + column, tuple(c % t for c, t in zip(coords, tile, strict=True))
 
 
 def _rank(tile: tuple[int, ...], inner: str) -> Tensor:

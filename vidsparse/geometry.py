@@ -42,13 +42,27 @@ def token_order(grid: TokenGrid, layout: Any) -> tuple[Tensor, Tensor]:
     if layout is None:
         return order, order
     method = registry.method("layout", layout.name)
-    for begin, end in pairwise((0, *grid.cuts, grid.frames)):
-        first = grid.video_start + begin * grid.height * grid.width
-        part = TokenGrid(end - begin, grid.height, grid.width)
+    first = grid.video_start
+    for part in _stretches(grid):
         order[first : first + part.tokens] = method.video_order(part, layout) + first
+        first += part.tokens
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(grid.tokens)
     return order, inverse
+
+
+def _stretches(grid: TokenGrid) -> list[TokenGrid]:
+    """The video between its cuts."""
+    bounds = pairwise((0, *grid.cuts, grid.frames))
+    return [TokenGrid(end - begin, grid.height, grid.width) for begin, end in bounds]
+
+
+def _pieces(grid: TokenGrid, layout: Any) -> Tensor | None:
+    """Tokens of consecutive pieces of the video that no block crosses; None: it is one."""
+    if layout is None or not getattr(layout, "ragged", False):
+        return None
+    method = registry.method("layout", layout.name)
+    return torch.cat([method.pieces(part, layout) for part in _stretches(grid)])
 
 
 @lru_cache(maxsize=16)
@@ -58,7 +72,8 @@ def plan_geometry(
     """Order, blocks and forced blocks on a device; a pure function, the last results are kept."""
     with torch.inference_mode(False):  # the cached tensors must serve every grad mode
         order, inverse = token_order(grid, layout)
-        q_blocks, k_blocks = Blocks.cut(grid, block_q), Blocks.cut(grid, block_k)
+        pieces = _pieces(grid, layout)
+        q_blocks, k_blocks = (Blocks.cut(grid, size, pieces) for size in (block_q, block_k))
         apart = layout is not None and layout.per_head and not layout.shared
         own_block = force.own_block and not apart
         force = replace(force, own_block=own_block)

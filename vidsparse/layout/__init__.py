@@ -16,6 +16,10 @@ A method is a file here with
         int64 [grid.video_tokens]: raster index (frame, row, column) of the token at each new
         position; a permutation of 0 .. video_tokens - 1 for any grid, divisible by nothing.
 
+    def pieces(grid: TokenGrid, params: Params) -> Tensor
+        only where `params.ragged` may be true, and then: int64 [n], tokens of consecutive pieces of
+        the video in that order, which no block crosses.
+
     def head_orders(draft: Draft, grid: TokenGrid, params: Params) -> tuple[Tensor, Tensor, Tensor]
         only where `per_head`: orders of queries and of keys, int64 [B, H, S], as a Draft takes
         them, and bool [B, H], the heads that have one; with clusters as the fourth of

@@ -3,7 +3,9 @@
 Source: DraftAttention (arXiv 2505.14708). The pairs of blocks with the largest mass of a head are
 exact, floor(density * nq * nk) of them: rows whose mass is spread over many blocks leave more of
 the budget to rows that put it into few. With `apart`, as published: forced pairs (text) take no
-part, neither in the mass of a row nor in the count. Of the n others all are exact that are not
+part, neither in the mass of a row nor in the count, and the mass is that of pooled tiles, softmax
+over them without their sizes, as each counts as one pair; counted as tokens, large tiles would be
+chosen for their size, and cost more than the density. Of the n others all are exact that are not
 below the floor((1 - density) n)-th smallest, which are n - floor((1 - density) n) + 1.
 """
 
@@ -45,12 +47,11 @@ def select(
     count: int | Tensor = max(1, int(density * nq * nk + 1e-9))
     if params.apart:
         out = forced.expand_as(scores.value)
-        weight = scores.weighted(k_blocks).value
         if scores.kind == "mass":
-            mass = weight.masked_fill(out, 0.0)
+            mass = scores.value.masked_fill(out, 0.0)
             mass = mass / mass.sum(-1, keepdim=True).clamp(min=TINY)
         else:
-            mass = torch.softmax(weight.masked_fill(out, float("-inf")), -1)
+            mass = torch.softmax(scores.value.masked_fill(out, float("-inf")), -1)
         pairs = nq * nk - out.flatten(-2).sum(-1, keepdim=True)
         below = ((1 - density) * pairs.double() + 1e-9).long().clamp(min=1)
         count = nq * nk - below + 1
