@@ -48,6 +48,7 @@ ROOMS = [
     "schedule",
     "densities",
     "force",
+    "head_plans",
     "places",
     "memory",
     "inside",

@@ -18,6 +18,9 @@ from vidsparse.force import forced_blocks
 from vidsparse.grid import TokenGrid
 from vidsparse.places import Places
 
+WHOLE = 0.999
+"""`schedule.density` from which on a pattern may read everything, as some layers of a plan do."""
+
 log = logging.getLogger(__name__)
 
 
@@ -171,7 +174,7 @@ def _fault(
     how: Any = {"density": density, "phase": phase, "static": True, "device": device}
     sizes = grid, layout, force, block_q, block_k, pattern
     share = places.share(patterned(*sizes, **how))
-    if share <= density:
+    if share <= density or density >= WHOLE:
         return None
     given = ", ".join(
         f"{field.name}={getattr(pattern, field.name)!r}" for field in fields(pattern)[1:]

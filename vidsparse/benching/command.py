@@ -117,27 +117,41 @@ def patterns(
         list[str] | None,
         typer.Option(
             help="As 'diagonal + stripe 0'; again for more.",
-            show_default="diagonals and multi-diagonals, without and with the first frame",
+            show_default="those of the preset's pattern",
+        ),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="vdit or sta, or a .yaml file of their kind.")
+    ] = "vdit",
+    bound: Annotated[
+        float | None,
+        typer.Option(
+            help="Relative error that a head may have: of what keeps to it, the least work.",
+            show_default="equal work",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Which fixed pattern loses least in each layer and head, at equal work: a plan for `vdit`.
+    """Which fixed pattern loses least in each layer and head: a plan for `vdit` or `sta`.
+
+    At equal work, or with --bound the least work that keeps to an error.
 
     vidsparse generate --preset vdit --set pattern.file=PLAN --set schedule.density=0.3
     """
     with redirect_stdout(sys.stderr):
-        content = _patterns(captures, out, density, candidate or [])
+        content = _patterns(captures, out, density, candidate or [], preset, bound)
     if as_json:
         print(json.dumps(content))
         return
     for name, error in sorted(content["errors"].items(), key=lambda item: item[1]):
         print(f"{error:8.4f}  {name}")
-    print(f"{content['file']}: --preset vdit --set pattern.file={content['file']} "
-          f"--set schedule.density={density:g}")  # fmt: skip
+    print(f"{content['file']}: --preset {preset} --set pattern.file={content['file']} "
+          f"--set schedule.density={content['density']:g}")  # fmt: skip
 
 
-def _patterns(captures: str, out: str, density: float, named: list[str]) -> dict[str, Any]:
+def _patterns(
+    captures: str, out: str, density: float, named: list[str], preset: str, bound: float | None
+) -> dict[str, Any]:
     """Search under a progress bar on stderr. Exits on a mistake."""
     from rich.console import Console
     from rich.progress import Progress
@@ -146,12 +160,14 @@ def _patterns(captures: str, out: str, density: float, named: list[str]) -> dict
     quiet_libraries()
     try:
         with console.status("importing torch"):
-            from vidsparse.benching.patterns import CANDIDATES, search
+            from vidsparse.benching.patterns import search
             from vidsparse.capturing import files
             from vidsparse.quality.frames import atomic_output
         try:
             if not 0 < density < 1:
                 raise ValueError(f"--density {density}: expected a number between 0 and 1")
+            if bound is not None and not 0 < bound < 1:
+                raise ValueError(f"--bound {bound}: expected a number between 0 and 1")
             found = [*files.captures(path("--captures", captures))]
             with Progress(console=console) as progress:
                 task = progress.add_task("captures", total=len(found))
@@ -160,13 +176,18 @@ def _patterns(captures: str, out: str, density: float, named: list[str]) -> dict
                     progress.advance(task)
                     interrupts.check()
 
-                plan = search(map(files.read, found), density, named or CANDIDATES, done)
+                plan = search(map(files.read, found), density, named, done, preset, bound)
             file = path("--out", out)
             with atomic_output(file) as part:
                 part.write_text(plan.text())
         except (ValueError, OSError) as error:
             fail(str(error))
-        return {"file": str(file), "patterns": plan.patterns, "errors": plan.errors}
+        return {
+            "file": str(file),
+            "density": plan.density,
+            "patterns": plan.patterns,
+            "errors": plan.errors,
+        }
     except KeyboardInterrupt:
         leave("; nothing was written")
 

@@ -15,6 +15,13 @@ A method is a file here with
     def phase(context: StepContext | None, params: Params) -> int
         which of its maps a step and layer has: all that `blocks` may know of them.
 
+A method whose `Params` has a `file`, a plan for all layers and heads (`vidsparse.head_plans`), has
+
+    CANDIDATES: tuple[str, ...], ALLOWED: str
+        names of patterns to choose among, and which names there are, in words.
+    def named(name: str, params: Params) -> Params, def name_of(params: Params) -> str
+        settings with that pattern for all heads, and back. Raises ValueError.
+
 Patterns are forced blocks: selector `static` keeps nothing else, all others choose beside them.
 They are pure functions, computed once for a grid and kept (`vidsparse.geometry.patterned`).
 """

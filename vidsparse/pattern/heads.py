@@ -10,10 +10,7 @@ In raster order, with P tokens in a frame, a query t reads a key u
 and "a + b" where either does. Without a W it is left to the budget: f P / 2, or f N / 2 of the N
 tokens of the video, with one f for all heads. Source: Sparse-vDiT (arXiv 2506.03065), which
 searches them once for a model, as `vidsparse bench patterns` does; heads that it skips altogether
-are not offered. A file says
-
-    heads: 2
-    layers: [[dense, multi-diagonal 2], [diagonal 64 + stripe 0, dense]]
+are not offered. The file is one of `vidsparse.head_plans`.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +21,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vidsparse import head_plans
 from vidsparse.config import require
 from vidsparse.places import Places
-from vidsparse.plain_values import read_file
 from vidsparse.plan import StepContext
 
 ALLOWED = "dense, diagonal W, multi-diagonal W, stripe F, or several with + between"
+CANDIDATES = ("diagonal", "multi-diagonal", "diagonal + stripe 0", "multi-diagonal + stripe 0")
+"""Among which `vidsparse bench patterns` chooses, unless others are named."""
+
 STEPS = 32
 """Values of f that are tried for a budget."""
 
@@ -105,26 +105,29 @@ def blocks(places: Places, phase: int, params: Params) -> Tensor:
 
     Blocks are in raster order. Raises ValueError for files that say something else.
     """
-    named = planned(Path(params.file), phase) if params.file else params.patterns
-    known = {one: _read(places, one) for one in {*named}}
-    maps = [known[one] for one in named]
+    names = params.patterns
+    if params.file:
+        names = tuple(head_plans.of_layer(Path(params.file), phase, complete, ALLOWED))
+    known = {one: _read(places, one) for one in {*names}}
+    maps = [known[one] for one in names]
     return torch.stack(maps) if params.per_head else maps[0]
 
 
-def planned(file: Path, layer: int) -> list[str]:
-    """The patterns of a layer. Raises ValueError that names the file and what is wrong."""
-    content = read_file(file)
-    heads, layers = content.get("heads"), content.get("layers")
-    ok = isinstance(heads, int) and isinstance(layers, list)
-    require(ok, f"{file}: plan", content, "heads: a number, layers: a list of patterns for each")
-    assert isinstance(layers, list)
-    if layer >= len(layers):
-        raise ValueError(f"{file}: layer {layer}: the plan has {len(layers)} layers")
-    found = layers[layer]
-    ok = isinstance(found, list) and len(found) == heads and all(map(parts, found))
-    ok = ok and not any(number is None for one in found for _, number in parts(one))
-    require(ok, f"{file}: layer {layer}", found, f"{heads} patterns, each {ALLOWED}")
-    return list(found)
+def complete(pattern: str) -> bool:
+    """Whether a name says all of a pattern, its width too."""
+    found = parts(pattern)
+    return bool(found) and not any(number is None for _, number in found)
+
+
+def named(pattern: str, params: Params) -> Params:
+    """The settings with one pattern for all heads. Raises ValueError for what is none."""
+    require(bool(parts(pattern)), "candidate", pattern, ALLOWED)
+    return replace(params, patterns=(pattern,), file="")
+
+
+def name_of(params: Params) -> str:
+    """The pattern of settings that `named` gave."""
+    return params.patterns[0]
 
 
 def _read(places: Places, pattern: str) -> Tensor:
