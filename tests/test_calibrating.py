@@ -5,11 +5,13 @@ import itertools
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 import vidsparse
@@ -94,6 +96,7 @@ def test_errors_are_those_of_attention() -> None:
     with observing(pipe, watch):
         run_arm(pipe, job, "sparse", Listener())
     vidsparse.restore_pipeline(pipe)
+    assert all(len(seconds) == 2 * 6 for seconds in meter.seconds.values())
     table = meter.table()
     assert table.shape == (2, 6, 2, 3) and meter.forwards == 2
     assert (table[..., -1] == 0).all() and (table[..., 0] > 0).all()
@@ -136,6 +139,37 @@ def test_a_goal_of_error_is_reached_and_nothing_is_done_twice(free: Path) -> Non
 
 
 # Quantiles of Student's t at 0.9 with 1, 3, 9 degrees of freedom, from printed tables.
+@pytest.mark.parametrize(("preset", "lasts"), [("balanced", 4), ("tiles", 0), ("svg2", 1)])
+def test_a_call_costs_what_it_costs_in_a_run(
+    preset: str, lasts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orders of heads are paid once for the steps for which they last, by a clock that is known."""
+    config, grid = vidsparse.SparseConfig.load(preset), vidsparse.TokenGrid(4, 8, 8)
+    assert config.orders_last == lasts
+    now, made = [0.0], []
+
+    def attend(q: Tensor, *_: Any, config: Any, recall: Any, **how: Any) -> Any:
+        assert how["hoisted"] and config.keep.plans == 1
+        sparse = config.schedule.density < 1
+        known = recall is not None and recall.find("orders", None, lasts) is not None
+        made.append(bool(lasts and sparse and not known))
+        if made[-1] and recall is not None:
+            recall.put("orders", 0)
+        now[0] += 2.0 * config.schedule.density + (0.8 if made[-1] else 0.0)
+        return SimpleNamespace(out=q)
+
+    monkeypatch.setattr(meters, "attend", attend)
+    monkeypatch.setattr(meters, "perf_counter", lambda: now[0])
+    meter = Meter(config, (0.1, 0.4, 1.0), (0,))
+    x = torch.randn(1, grid.tokens, 2, 8)
+    context = SimpleNamespace(step=0, layer=0, branch="cond")
+    result = SimpleNamespace(out=x)
+    meter(SimpleNamespace(context=context, q=x, k=x, v=x, result=result, grid=grid))
+    one = 0.8 / 2 / lasts if lasts else 0.0  # two heads
+    assert meter.costs() == pytest.approx([0.1 + one, 0.4 + one, 1.0])
+    assert sum(made) == {4: 1, 0: 0, 1: 2}[lasts]
+
+
 @pytest.mark.parametrize(("prompts", "t"), [(2, 3.0777), (4, 1.6377), (10, 1.3830)])
 def test_the_margin_is_students(prompts: int, t: float) -> None:
     each = t / prompts**0.5
