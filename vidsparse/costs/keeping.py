@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from vidsparse.config import SparseConfig
 from vidsparse.costs.stages import ALONE, Carried
+from vidsparse.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -35,31 +36,31 @@ class Call:
 def calls(config: SparseConfig, densities: Sequence[float | None]) -> list[Call]:
     """Of one layer. densities: of its steps in turn, None of a dense one."""
     keep = config.keep
-    made: dict[str, int] = {}  # what -> the step in which it was made
+    memory = Memory()  # by the rule of a run itself
 
-    def fresh(what: str, step: int, lasts: int) -> bool:
-        if what in made and step - made[what] < lasts:
-            return False
-        made[what] = step
-        return True
+    def fresh(what: str, step: int, lasts: int, form: object = None) -> bool:
+        recall = memory.of(step)
+        recall.get(what, lasts, object, form)
+        return recall.made(what) == step
 
     def sparse(step: int, residual: bool) -> Carried:
         first = fresh("anything", step, len(densities))
         if keep.tail > 1:
             new = fresh("tail", step, keep.tail)
             return Carried(chooses=new, tail="made" if new else "merged", first=first)
-        if config.orders_last and fresh("orders", step, config.orders_last):
-            made.pop("plan", None)  # blocks of other orders
-        return Carried(fresh("plan", step, keep.plans), residual, first=first)
+        if config.orders_last:
+            fresh("orders", step, config.orders_last)
+        orders = memory.of(step).made("orders")  # blocks of other orders are of no use
+        return Carried(fresh("plan", step, keep.plans, orders), residual, first=first)
 
     found = []
     for step, density in enumerate(densities):
         after = densities[step + 1] if step + 1 < len(densities) else None
         if density is not None:
-            found.append(Call(density, sparse(step, "residual" in made)))
+            found.append(Call(density, sparse(step, memory.of(step).made("residual") is not None)))
         elif keep.residual and after is not None:
             found.append(Call(None, beside=after, beside_carried=sparse(step, residual=False)))
-            made["residual"] = step
+            memory.of(step).put("residual", step)
         else:
             found.append(Call(None))
     return found
