@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vidsparse.costs import stages
 from vidsparse.costs.machine import Constant, Machine
 from vidsparse.costs.run import predict
+from vidsparse.costs.stage import AROUND
 from vidsparse.generate.request import Request
 from vidsparse.predict.subject import subject
 
@@ -30,7 +30,7 @@ def machine(row):
     constants = {name: Constant(float(row[name]), 0.06, "measured") for name in rates}
     around = Constant(float(row["around"]), 0.06, "measured")
     threads = int(row["threads"])
-    return Machine("", "", constants, dict.fromkeys(stages.AROUND, around), threads)
+    return Machine("", "", constants, dict.fromkeys(AROUND, around), threads)
 
 
 def predicted(row, where):

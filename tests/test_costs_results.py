@@ -11,6 +11,7 @@ import gpu_rows
 
 from vidsparse.costs import clock, gpus, machine, results, stages
 from vidsparse.costs.forward import Forward
+from vidsparse.costs.stage import AROUND, Method
 from vidsparse.grid import TokenGrid
 
 H100 = machine.table()["H100"]
@@ -20,7 +21,7 @@ BLANK = gpu_rows.Result(
     density=1.0, impl="sdpa-cudnn", stage="whole",
 )  # fmt: skip
 FORWARD = Forward(TokenGrid(1, 1, 75_600), 1, 40, 128, (), 0.0, 0, "bfloat16")
-AROUND = 1.5
+SLOWER = 1.5
 """Times the model, of the rows below."""
 
 
@@ -28,18 +29,16 @@ AROUND = 1.5
 def path(tmp_path):
     """What the suite would write: dense at 600 TFLOP/s, listed tiles at 400."""
     work = 4 * 75_600**2 * 5120
-    method = stages.Method(128, 64, first_order=True)
+    method = Method(128, 64, first_order=True)
     rates = {**H100.constants, "sparse": replace(H100.constants["sparse"], value=400e12)}
     rows = [replace(BLANK, ms_p50=1e3 * work / 600e12, tflops=600.0, rel_l2=2e-3)]
     rows += [replace(rows[0], impl="sdpa-flash", ms_p50=1.2 * rows[0].ms_p50, tflops=500.0)]
     for density in (0.1, 0.2):
         exact = 1e3 * density * work / 400e12
         around = [
-            one
-            for one in stages.sparse_layer(FORWARD, method, density)
-            if one.name in stages.AROUND
+            one for one in stages.sparse_layer(FORWARD, method, density) if one.name in AROUND
         ]
-        more = 1e3 * AROUND * clock.timed(around, replace(H100, constants=rates)).seconds
+        more = 1e3 * SLOWER * clock.timed(around, replace(H100, constants=rates)).seconds
         kept = replace(BLANK, impl="triton-tma", density=density, rel_l2=3e-3, blocks="128x64")
         rows += [
             replace(kept, stage="sparse", ms_p50=exact, tflops=400.0),
@@ -58,8 +57,8 @@ def test_measured_rows_take_the_place_of_what_was_assumed(path):
     found = results.measured(H100, H100.names, path)
     assert found.constants["dense"].value == 600e12
     assert found.constants["sparse"].value == pytest.approx(400e12)
-    for name in stages.AROUND:
-        assert found.slower[name].value == pytest.approx(AROUND, rel=1e-3)
+    for name in AROUND:
+        assert found.slower[name].value == pytest.approx(SLOWER, rel=1e-3)
     for one in (*found.slower.values(), found.constants["dense"], found.constants["sparse"]):
         assert one.source == "measured" and "commit c0ffee" in one.origin
         assert results.LEAST <= one.error < 0.1
@@ -70,7 +69,7 @@ def test_measured_rows_take_the_place_of_what_was_assumed(path):
 def test_rows_of_another_gpu_and_no_rows_change_nothing(path, tmp_path):
     h200 = machine.table()["H200"]
     for one, where in ((h200, path), (H100, tmp_path / "none.csv")):
-        around = dict.fromkeys(stages.AROUND, one.around)
+        around = dict.fromkeys(AROUND, one.around)
         assert results.measured(one, one.names, where) == replace(one, slower=around)
         bare = replace(one, around=None)
         assert results.measured(bare, bare.names, where) == bare

@@ -12,6 +12,7 @@ from vidsparse import TokenGrid, cli
 from vidsparse.costs import gpus, sharing, stages
 from vidsparse.costs.memory import memory
 from vidsparse.costs.run import predict
+from vidsparse.costs.stage import EXCHANGE
 from vidsparse.generate.request import Request
 from vidsparse.pipelines.anatomy import forward_of
 from vidsparse.pipelines.families.wan import ADAPTER
@@ -59,10 +60,10 @@ def test_more_devices_take_less_time_and_never_less_than_their_share(plan):
         for arm in ("dense_run", "sparse_run"):
             seconds, whole = getattr(found, arm).seconds, getattr(one, arm).seconds
             assert whole / devices < seconds < getattr(last, arm).seconds
-        assert found.sparse_step.stages[stages.EXCHANGE] > 0
-        assert found.dense_step.limit(stages.EXCHANGE) in ("link", "bandwidth")
+        assert found.sparse_step.stages[EXCHANGE] > 0
+        assert found.dense_step.limit(EXCHANGE) in ("link", "bandwidth")
         last = found
-    assert stages.EXCHANGE not in one.sparse_step.stages
+    assert EXCHANGE not in one.sparse_step.stages
 
 
 def test_memory_is_of_each_device(plan):

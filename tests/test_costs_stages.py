@@ -15,7 +15,19 @@ from vidsparse.costs.machine import Constant, Machine
 from vidsparse.costs.memory import memory
 from vidsparse.costs.run import Plan, predict
 from vidsparse.costs.run import method as run_method
-from vidsparse.costs.stages import Method, Stage
+from vidsparse.costs.stage import (
+    CROSS,
+    DENSE,
+    ESTIMATOR,
+    EXACT,
+    KEPT,
+    ORDER,
+    REST,
+    SELECTOR,
+    Carried,
+    Method,
+    Stage,
+)
 from vidsparse.decision import tried
 from vidsparse.memory import Memory
 from vidsparse.plan import StepContext
@@ -71,7 +83,7 @@ def test_estimators_cost_what_they_score(preset):
     found = stages.sparse_layer(FORWARD, method, 0.2)
     pairs, cells = 75_600**2 * 40, (75_600 / 64) * (75_600 / config.kernel.block_k) * 40
     flops, exps = (
-        sum(getattr(one, unit) for one in found if one.name == stages.ESTIMATOR)
+        sum(getattr(one, unit) for one in found if one.name == ESTIMATOR)
         for unit in ("flops", "exps")
     )
     assert exps == pytest.approx(share * pairs, rel=1e-6)
@@ -92,9 +104,9 @@ def test_units():
     assert dense.flops == pytest.approx(117.05e12, rel=1e-3)
     assert dense.exps == 75_600**2 * 40
     assert dense.bytes == 4 * 75_600 * 5120 * 2
-    exact = {s.name: s for s in stages.sparse_layer(FORWARD, METHOD, 0.1)}[stages.EXACT]
+    exact = {s.name: s for s in stages.sparse_layer(FORWARD, METHOD, 0.1)}[EXACT]
     assert exact.flops == pytest.approx(dense.flops / 10)
-    rest = {s.name: s for s in stages.sparse_layer(FORWARD, METHOD, 0.1)}[stages.REST]
+    rest = {s.name: s for s in stages.sparse_layer(FORWARD, METHOD, 0.1)}[REST]
     centroids = 1.83e12  # of all blocks of 64, and the first-order state, twice 99e9
     assert rest.flops == pytest.approx(centroids + 198e9, rel=0.01)
 
@@ -153,11 +165,9 @@ def test_a_run_is_the_sum_of_its_steps():
     found = run(overrides=["schedule.dense_layers=[0,1]"], steps=12)
     assert found.sparse_run.seconds == pytest.approx(sum(found.step(n).seconds for n in range(12)))
     assert found.dense_steps == 3 and found.density == 0.25
-    assert (
-        found.step(0).stages.keys() >= {stages.DENSE} and stages.EXACT not in found.step(0).stages
-    )
+    assert found.step(0).stages.keys() >= {DENSE} and EXACT not in found.step(0).stages
     last = found.step(11).stages
-    assert last[stages.DENSE] == pytest.approx(found.dense_step.stages[stages.DENSE] * 2 / 40)
+    assert last[DENSE] == pytest.approx(found.dense_step.stages[DENSE] * 2 / 40)
 
 
 def test_calls_above_the_crossover_are_dense():
@@ -184,7 +194,7 @@ def test_errors_are_carried_along():
     assert found.errors["dense"] > none["dense"]
     wide = {**sure, "dense": replace(H100.constants["dense"], error=0.5)}
     errors = run(replace(bare, constants=wide)).errors
-    share = found.dense_step.stages[stages.DENSE] + found.dense_step.stages[stages.CROSS]
+    share = found.dense_step.stages[DENSE] + found.dense_step.stages[CROSS]
     share /= found.dense_step.seconds
     expected = (clock.MODEL_ERROR**2 + (0.5 * share) ** 2) ** 0.5
     assert errors["dense"] == pytest.approx(expected, rel=1e-3)
@@ -220,10 +230,10 @@ def test_blocks_that_are_kept_are_neither_drafted_nor_selected_again():
     assert found.dense_steps == 2
     (first,), (later,) = found.calls[2], found.calls[3]
     names = {s.name for s in found.attention(first)} - {s.name for s in found.attention(later)}
-    assert names == {stages.ESTIMATOR} and found.calls[3:] == (found.calls[3],) * 7
-    assert found.step(2).stages[stages.SELECTOR] > found.step(3).stages[stages.SELECTOR]
+    assert names == {ESTIMATOR} and found.calls[3:] == (found.calls[3],) * 7
+    assert found.step(2).stages[SELECTOR] > found.step(3).stages[SELECTOR]
     every = predict(Plan(FORWARD, config.override("keep.plans=1"), 10), H100)
-    drafted = [run.sparse_run.stages[stages.ESTIMATOR] for run in (every, found)]
+    drafted = [run.sparse_run.stages[ESTIMATOR] for run in (every, found)]
     assert drafted[0] == pytest.approx(8 * drafted[1])
     shown = sum(found.step(n).seconds for n in range(2, 10)) / 8
     assert found.sparse_step.seconds == pytest.approx(shown)
@@ -266,14 +276,14 @@ def test_a_tail_reads_everything_when_it_is_made_and_chooses_nothing_when_it_is_
     how = ["schedule.dense_layers=[]", "schedule.dense_steps=1", "compensation.name=none"]
     found = run(overrides=[*how, "keep.tail=3"])
     exact = [
-        sum(s.flops for s in found.attention(next(iter(calls))) if s.name == stages.EXACT)
+        sum(s.flops for s in found.attention(next(iter(calls))) if s.name == EXACT)
         for calls in found.calls[1:]
     ]
     (dense,) = stages.dense_layer(FORWARD)
     assert [x / dense.flops for x in exact] == pytest.approx([1, 0.25, 0.25] * 3)
     names = [{s.name for s in found.attention(next(iter(c)))} for c in found.calls[1:]]
-    assert all((stages.ESTIMATOR in some) == (n % 3 == 0) for n, some in enumerate(names))
-    assert all(stages.KEPT in some for some in names)
+    assert all((ESTIMATOR in some) == (n % 3 == 0) for n, some in enumerate(names))
+    assert all(KEPT in some for some in names)
     assert found.density == pytest.approx(0.5), "as the report of such a run says"
 
 
@@ -305,7 +315,7 @@ def test_memory_counts_what_is_kept_as_a_running_call_keeps_it(keep, dtype):
 
 
 def of_orders(found, unit):
-    return sum(getattr(s, unit) for s in found if s.name == stages.ORDER)
+    return sum(getattr(s, unit) for s in found if s.name == ORDER)
 
 
 def test_clusters_cost_their_iterations():
@@ -313,7 +323,7 @@ def test_clusters_cost_their_iterations():
     config = SparseConfig.load("svg2")
     method = run_method(FORWARD, config, H100)
     later, first = (
-        stages.sparse_layer(FORWARD, method, 0.3, stages.Carried(first=f)) for f in (False, True)
+        stages.sparse_layer(FORWARD, method, 0.3, Carried(first=f)) for f in (False, True)
     )
     product = 2 * 75_600 * (300 + 1000) * 128 * 40
     assert of_orders(later, "flops") == pytest.approx(2 * product)

@@ -31,7 +31,8 @@ from vidsparse.costs import machine
 from vidsparse.costs.forward import Forward
 from vidsparse.costs.run import Plan, predict
 from vidsparse.costs.run import method as costs_of
-from vidsparse.costs.stages import ORDER, Carried, sparse_layer
+from vidsparse.costs.stage import ORDER, Carried
+from vidsparse.costs.stages import sparse_layer
 from vidsparse.decision import check_config
 from vidsparse.draft import pieces
 from vidsparse.estimator import antidiagonal, hier, proxy, relative, sampled
@@ -209,7 +210,7 @@ def test_launches_of_content_are_those_of_the_prediction(made: bool, cuda: torch
     assert len(found) == pytest.approx(sum(one.launches for one in counted), rel=0.2), found
 
 
-@pytest.mark.parametrize("estimator", ["clusters", "mean"])
+@pytest.mark.parametrize("estimator", ["clusters", "cluster_errors", "mean"])
 def test_launches_of_clusters_are_those_of_the_prediction(
     estimator: str, cuda: torch.device
 ) -> None:
@@ -217,6 +218,8 @@ def test_launches_of_clusters_are_those_of_the_prediction(
     small = "schedule.name=constant", "schedule.min_tokens=0", "kernel.block_q=128"
     config = SparseConfig.load("svg2", [*small, f"estimator.name={estimator}"])
     config = config.override("layout.iterations=5", "schedule.density=0.2")
+    if estimator == "cluster_errors":
+        config = config.override("selector.name=greedy")
     forward = Forward(GRID, 1, 6, 128, (), 0.0, 0, "bfloat16")
     method = costs_of(forward, config, machine.table()["H100"])
     memory, mode = Memory(), current_mode()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.config import SparseConfig
+from vidsparse.estimator import cluster_errors
 from vidsparse.geometry import token_order
 from vidsparse.grid import TokenGrid
 from vidsparse.layout import kmeans
@@ -56,7 +57,7 @@ class Wanted:
         weight = count * (self.means[0] @ self.means[1].T / q.shape[-1] ** 0.5).exp()
         self.mass = weight / weight.sum(-1, keepdim=True)
         self.pairs = torch.ones(grid.tokens, grid.tokens, dtype=torch.bool)
-        at = slice(first, first + len(place))
+        self.at = at = slice(first, first + len(place))
         self.pairs[at, at] = self.chosen(config)[self.owner[0]][:, self.owner[1]]
         spread = torch.zeros(grid.tokens, grid.tokens, dtype=torch.float64)
         spread[at, at] = (self.mass / count.clamp(min=1))[self.owner[0]][:, self.owner[1]]
@@ -76,6 +77,38 @@ class Wanted:
                     break
                 row[c] = True
                 total += float(of[c])
+        return found
+
+
+class Routed(Wanted):
+    """SVG-EAR of one head: which pairs of clusters are exact."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> None:
+        self.k, self.v = k, v
+        super().__init__(q, k, *others)
+
+    def chosen(self, config: SparseConfig) -> Tensor:
+        """bool [Cq, Ck]: as many tokens as it takes to hold the mass p, of the clusters that lose
+        most a token where they are centroids; the tenth with the most mass in any case."""
+        place = self.order[1][self.at]
+        parts = [place[self.owner[1] == c] for c in range(len(self.means[1]))]
+        found = torch.zeros(self.mass.shape, dtype=torch.bool)
+        for row, mass, query in zip(found, self.mass, self.means[0] / 4, strict=True):
+            by_mass, held, budget = mass.argsort(descending=True).tolist(), 0.0, 0
+            for rank, c in enumerate(by_mass):
+                wanted = held < config.selector.p or rank < max(1, len(parts) // 5)
+                budget += wanted * len(parts[c])
+                held += float(mass[c])
+            lost = []
+            for part, mean in zip(parts, self.means[1], strict=True):
+                exact = (self.k[part] @ query).exp()[:, None] * self.v[part]
+                far = (mean @ query).exp() * self.v[part].mean(0)
+                lost.append(float((exact - far).square().sum()) / len(part))
+            sure = max(1, len(parts) // 10)
+            others = sorted(by_mass[sure:], key=lambda c: -lost[c])
+            for rank, c in enumerate(by_mass[:sure] + others):
+                row[c] = rank < sure or budget > 0
+                budget -= len(parts[c])
         return found
 
 
@@ -114,6 +147,42 @@ def test_blocks_are_read_that_touch_the_clusters_of_most_mass(grid: TokenGrid, i
         masked.share(blocks[0, 0], grid, config)
     )
     masked.reads(result, qkv, blocks, impl)
+
+
+@pytest.mark.parametrize("impl", masked.EXECUTORS)
+@pytest.mark.parametrize("grid", masked.GRIDS.values(), ids=masked.GRIDS)
+def test_svg_ear_reads_clusters_that_centroids_describe_worst(grid: TokenGrid, impl: str) -> None:
+    config, qkv = masked.preset("svg_ear", *FREE), masked.random(grid)
+    result = masked.call(config, qkv, grid, impl)
+    each = zip(*(x.double().transpose(1, 2).flatten(0, 1) for x in qkv), strict=True)
+    wanted = [Routed(*of, grid, config) for of in each]
+    assert same_orders(result, wanted) and result.plan is not None
+    blocks = stack([w.blocks for w in wanted])
+    assert torch.equal(result.plan.levels == 0, blocks)
+    by_mass = masked.call(config.override("estimator.name=clusters"), qkv, grid, impl).plan
+    assert by_mass is not None and not torch.equal(by_mass.levels == 0, blocks)
+    assert result.plan.rest == result.plan.k_blocks.levels, "what is not read gives its centroid"
+
+
+def test_errors_of_clusters_hold_for_logits_of_any_size() -> None:
+    """Against the definition in float64; 1e-4 of 60 and more."""
+    generator = torch.Generator().manual_seed(3)
+    q, k = (30 * torch.randn(n, 4, generator=generator) for n in (5, 40))
+    v, count = torch.randn(40, 6, generator=generator), torch.tensor([7, 0, 1, 32])
+    parts = [x.split(count.tolist()) for x in (k, v)]
+    k_means = torch.stack([x.mean(0) if len(x) else torch.zeros(4) for x in parts[0]])
+    found = cluster_errors.logarithms(q, k_means, k, v, count)
+    assert (q @ k.T).abs().max() > 1000
+    for a, query in enumerate(q.double()):
+        for b, (keys, values) in enumerate(zip(*parts, strict=True)):
+            if len(keys) < 2:
+                assert found[a, b] == -torch.inf or found[a, b] < found[a].max() - 10
+                continue
+            top = (keys.double() @ query).max()
+            exact = (keys.double() @ query - top).exp()[:, None] * values
+            far = (keys.double().mean(0) @ query - top).exp() * values.double().mean(0)
+            wanted = (exact - far).square().sum().log() + 2 * top
+            assert abs(found[a, b] - wanted) < 1e-5 * max(1.0, abs(top))
 
 
 @pytest.mark.parametrize("density", [0.2, 0.45])

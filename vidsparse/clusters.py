@@ -25,13 +25,14 @@ class Clusters:
     """Of the queries, or of the keys, of every head.
 
     count: int64 [B, H, C], the tokens of each, 0 of an empty one; they are the next so many
-    positions of the head's order, those of the first begin at position `first`. centroid: float
-    [B, H, C, D], their mean. Text is in none.
+    positions of the head's order, those of the first begin at position `first`, `tokens` in all.
+    centroid: float [B, H, C, D], their mean. Text is in none.
     """
 
     count: Tensor
     centroid: Tensor
     first: int
+    tokens: int
 
     def within(self, blocks: Blocks, b: int, h: int) -> Tensor:
         """float [n, C]: tokens of each block in each cluster of a head."""
@@ -50,13 +51,30 @@ class Clusters:
 @dataclass(frozen=True)
 class ClusterScores:
     """mass: float [B, H, Cq, Ck] of pairs of clusters, rows sum to 1, 0 of empty key clusters.
-    q, k: the clusters; q_blocks, k_blocks: the blocks cut over them."""
+    q, k: the clusters; q_blocks, k_blocks: the blocks cut over them. worth: like mass, what orders
+    the pairs of a row if that is not their mass, or None."""
 
     mass: Tensor
     q: Clusters
     k: Clusters
     q_blocks: Blocks
     k_blocks: Blocks
+    worth: Tensor | None = None
+
+    @classmethod
+    def by_centroids(
+        cls, q: Clusters, k: Clusters, q_blocks: Blocks, k_blocks: Blocks, scale: float
+    ) -> ClusterScores:
+        """m_ab = softmax_b(scale qbar_a . kbar_b + ln n_b)."""
+        logits = torch.matmul(q.centroid * scale, k.centroid.mT)
+        mass = torch.softmax(logits + k.count.to(logits).log().unsqueeze(-2), -1)
+        return cls(mass, q, k, q_blocks, k_blocks)
+
+    @property
+    def text(self) -> Tensor:
+        """bool [nq, nk]: blocks of text, on either side."""
+        of_q, of_k = (x.on(self.mass.device).text for x in (self.q_blocks, self.k_blocks))
+        return of_q.unsqueeze(1) | of_k
 
     def on_blocks(self) -> Tensor:
         """float32 [B, H, nq, nk], mass_ij of the module docstring; 0 of blocks of text."""
@@ -81,7 +99,8 @@ class ClusterScores:
     def of_heads(self, heads: Tensor) -> ClusterScores:
         """Those of some heads, int64 [n] on the device."""
         of_q, of_k = self.q.of_heads(heads), self.k.of_heads(heads)
-        return replace(self, mass=self.mass.index_select(1, heads), q=of_q, k=of_k)
+        worth = None if self.worth is None else self.worth.index_select(1, heads)
+        return replace(self, mass=self.mass.index_select(1, heads), q=of_q, k=of_k, worth=worth)
 
     def _within(self, b: int, h: int) -> tuple[Tensor, Tensor]:
         return self.q.within(self.q_blocks, b, h), self.k.within(self.k_blocks, b, h)

@@ -59,6 +59,19 @@ class Scores:
         by_score = torch.argsort(value, dim=-1, descending=True, stable=True)
         return by_score.gather(-1, torch.argsort(best.gather(-1, by_score), dim=-1, stable=True))
 
+    def touched(self, chosen: Tensor, forced: Tensor, least: int, most: int) -> Tensor:
+        """bool [B, H, nq, nk]: the blocks that pairs of clusters touch, by falling score.
+
+        chosen: bool [B, H, Cq, Ck], the pairs. least, most: blocks of a row, `forced` in front.
+        """
+        assert self.clusters is not None, "asked of scores of clusters alone"
+        touched = self.clusters.touched(chosen)
+        value = self.value.masked_fill(touched.logical_not(), float("-inf"))
+        ranked = replace(self, value=value).ranked(forced)
+        rank = torch.arange(ranked.shape[-1], device=ranked.device)
+        wanted = (rank < least) | (touched.gather(-1, ranked) & (rank < most))
+        return torch.zeros_like(wanted).scatter_(-1, ranked, wanted)
+
     def mass(self, k_blocks: Blocks) -> Tensor:
         """Row-stochastic mass; logits are normalised as softmax_j(value + ln n_j).
 

@@ -26,6 +26,7 @@ from vidsparse.costs import clock, stages
 from vidsparse.costs.forward import Forward
 from vidsparse.costs.machine import Constant, Machine
 from vidsparse.costs.run import form, method
+from vidsparse.costs.stage import AROUND
 from vidsparse.grid import TokenGrid
 from vidsparse.kernels.cpu import machine as cpu
 from vidsparse.kernels.cpu import store
@@ -103,7 +104,7 @@ def _with_attention(
         base.name,
         base.about,
         {**base.constants, "dense": dense, "sparse": sparse},
-        dict.fromkeys(stages.AROUND, around),
+        dict.fromkeys(AROUND, around),
         base.threads,
     )
 
@@ -119,7 +120,7 @@ def _rates(
     slope = max((last - first) / (high - low), 1e-9)
     fixed = max(first - slope * low, 1e-9)
     how = method(forward, replace(config, keep=Keep()), base)  # as calls are timed
-    around = [s for s in stages.sparse_layer(small, how, 0.0) if s.name in stages.AROUND]
+    around = [s for s in stages.sparse_layer(small, how, 0.0) if s.name in AROUND]
     rates = {**base.constants, "sparse": Constant(work / slope, 0.0, "measured")}
     modelled = clock.timed(around, Machine("", "", rates)).seconds
     return work / one.dense, work / slope, fixed / modelled

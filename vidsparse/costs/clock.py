@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vidsparse.costs.machine import Constant, Machine
-from vidsparse.costs.stages import Stage
+from vidsparse.costs.stage import Stage
 
 MODEL_ERROR = 0.08
 """Standard error of the model itself, relative: on top of that of its constants."""

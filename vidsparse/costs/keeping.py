@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vidsparse.config import SparseConfig
-from vidsparse.costs.stages import ALONE, Carried
+from vidsparse.costs.stage import ALONE, Carried
 from vidsparse.memory import Memory
 
 

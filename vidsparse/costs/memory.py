@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vidsparse.costs import sharing
 from vidsparse.costs.forward import Forward
-from vidsparse.costs.stages import Method
+from vidsparse.costs.stage import Method
 
 COUNTED = (
     "weights of the transformers, activations of one forward, buffers of sparse attention, orders "

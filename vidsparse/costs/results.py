@@ -24,6 +24,7 @@ from vidsparse import forms
 from vidsparse.costs import clock, stages
 from vidsparse.costs.forward import Forward
 from vidsparse.costs.machine import Constant, Machine
+from vidsparse.costs.stage import AROUND, Method
 from vidsparse.grid import TokenGrid
 from vidsparse.shipped import folder
 
@@ -61,7 +62,7 @@ def measured(machine: Machine, names: Iterable[str], path: Path | None = None) -
     around = _constant(ratios, rows) if ratios else machine.around
     if around is None:
         return found
-    return replace(found, slower=dict.fromkeys(stages.AROUND, around))
+    return replace(found, slower=dict.fromkeys(AROUND, around))
 
 
 def _around(rows: list[Row], machine: Machine) -> list[float]:
@@ -74,9 +75,9 @@ def _around(rows: list[Row], machine: Machine) -> list[float]:
         tokens, heads, depth = (int(row[name]) for name in ("tokens", "heads", "head_dim"))
         grid = TokenGrid(1, 1, tokens)
         forward = Forward(grid, 1, heads, depth, (), 0.0, 0, row["dtype"], True)
-        method = stages.Method(128, 64, first_order=True)  # of the suite: tiles
+        method = Method(128, 64, first_order=True)  # of the suite: tiles
         work = stages.sparse_layer(forward, method, float(row["density"]))
-        around = clock.timed([one for one in work if one.name in stages.AROUND], machine)
+        around = clock.timed([one for one in work if one.name in AROUND], machine)
         seconds = (float(row["ms_p50"]) - alone[_key(row)]) / 1e3
         ratios.append(seconds / around.seconds)
     return ratios

@@ -17,6 +17,7 @@ from vidsparse.costs.clock import Timed, timed
 from vidsparse.costs.forward import Forward
 from vidsparse.costs.keeping import Call
 from vidsparse.costs.machine import Machine
+from vidsparse.costs.stage import Method, Stage
 from vidsparse.decision import not_faster, requested, scheduled
 from vidsparse.kernels.executor import Executor, Form
 from vidsparse.plan import StepContext
@@ -55,7 +56,7 @@ class Prediction:
     calls: tuple[Mapping[Call, int], ...]
 
     @property
-    def method(self) -> stages.Method:
+    def method(self) -> Method:
         return method(self.plan.attended, self.plan.config, self.machine)
 
     def step(self, number: int) -> Timed:
@@ -129,12 +130,12 @@ class Prediction:
             low, high = (low, middle) if sparse > dense else (middle, high)
         return (low + high) / 2
 
-    def steady(self, density: float) -> list[stages.Stage]:
+    def steady(self, density: float) -> list[Stage]:
         """A sparse layer at a density, in the mean of the sparse steps."""
         sparse = len(self.calls) - self.dense_steps
         return steady(self.plan.attended, self.plan.config, self.method, density, sparse)
 
-    def attention(self, call: Call) -> list[stages.Stage]:
+    def attention(self, call: Call) -> list[Stage]:
         """One call of self-attention."""
         forward, method = self.plan.attended, self.method
         if call.density is not None:
@@ -180,8 +181,8 @@ def _dense(calls: Mapping[Call, int]) -> bool:
 
 
 def steady(
-    forward: Forward, config: SparseConfig, how: stages.Method, density: float, steps: int
-) -> list[stages.Stage]:
+    forward: Forward, config: SparseConfig, how: Method, density: float, steps: int
+) -> list[Stage]:
     """A sparse layer in the mean of so many sparse steps of a run."""
     return [
         stage.times(share)
@@ -190,14 +191,14 @@ def steady(
     ]
 
 
-def method(forward: Forward, config: SparseConfig, machine: Machine) -> stages.Method:
+def method(forward: Forward, config: SparseConfig, machine: Machine) -> Method:
     """What sparse calls of a config do on a machine."""
     name = GPU_EXECUTOR if machine.is_gpu else "cpu"
     executor: Executor = registry.executor(name)
     block_q = executor.query_block(form(forward, config, machine))
     layout, first_order = config.layout, config.compensation.first_order
     products = getattr(config.estimator, "products", None)
-    return stages.Method(
+    return Method(
         block_q=block_q,
         block_k=config.kernel.block_k,
         centroids=config.compensation.centroids,

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vidsparse.costs.forward import Forward
-from vidsparse.costs.stages import EXCHANGE, Stage
+from vidsparse.costs.stage import EXCHANGE, Stage
 from vidsparse.grid import TokenGrid
 
 TENSORS = 4

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from math import ceil, log2
-from typing import Any, Literal
 
-from vidsparse.config import Keep
+from vidsparse.costs import clusters
 from vidsparse.costs.forward import Forward
+from vidsparse.costs.stage import (
+    ALONE,
+    CROSS,
+    DENSE,
+    ELEMENTWISE,
+    ESTIMATOR,
+    EXACT,
+    KEPT,
+    LINEAR,
+    ORDER,
+    PERMUTATION,
+    REST,
+    SELECTOR,
+    Carried,
+    Method,
+    Stage,
+)
 from vidsparse.draft import SCRATCH
 from vidsparse.kernels.gpu.support import MOMENT_BYTES
-
-Unit = Literal["matmul", "dense", "sparse"]
-"""Which rate its FLOPs run at: of linear layers, of dense attention, of listed tiles."""
-
-Tail = Literal["", "made", "merged"]
-"""What a call does about a tail."""
-
-LINEAR = "projections and MLP"
-CROSS = "cross-attention"
-ELEMENTWISE = "elementwise"
-DENSE = "self-attention, dense"
-PERMUTATION = "permutation"
-ORDER = "orders of heads"
-ESTIMATOR = "estimator"
-SELECTOR = "selector and lists"
-EXACT = "exact tiles"
-REST = "rest"
-KEPT = "residual or tail"
-EXCHANGE = "exchange between devices"
-
-AROUND = (PERMUTATION, ORDER, ESTIMATOR, SELECTOR, REST)
-"""Stages of a sparse call whose cost does not depend on its density."""
 
 TOUCHED = 340
 """Bytes that norms, modulation, rotary embedding, activation and residuals read and write, per row,
@@ -55,91 +48,8 @@ TILE_ROWS = 64
 JOINED = 16
 """Operations that merge a tail, `vidsparse.carried.merged`, beside a cast to a shorter dtype."""
 
-TOUCHES, MASSES = 50, 56
-"""Operations of what a head's blocks hold of clusters, for scores and for what is touched; and of
-scores and choices of all heads together."""
-
 MERGES = 4
 """Operations for the heads whose moments of blocks are in memory at a time."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Work of one stage. exps: exponentials. launches: operations that the host starts. sent: bytes
-    to other devices."""
-
-    name: str
-    flops: float = 0.0
-    bytes: float = 0.0
-    exps: float = 0.0
-    launches: float = 0.0
-    unit: Unit = "matmul"
-    sent: float = 0.0
-
-    def times(self, count: float) -> Stage:
-        """So many of it."""
-        return replace(
-            self,
-            flops=self.flops * count,
-            bytes=self.bytes * count,
-            exps=self.exps * count,
-            launches=self.launches * count,
-            sent=self.sent * count,
-        )
-
-
-@dataclass(frozen=True)
-class Method:
-    """What the cost of a sparse call depends on beside its density.
-
-    block_q, block_k: tokens. centroids: blocks that are not listed give theirs. first_order: they
-    give the first-order term, too, and it is made for each query block if row_moments. spread: the
-    variance inside blocks is drafted. reads_tokens: the draft is of every key and value. products:
-    which share of the pairs of all queries and keys it scores, and numbers in each of these
-    products, by head dim; one_launch: none of them reaches memory. blend: what is left out gives
-    something of its own to each row of the output. rest_spread: what is left out needs the
-    spread in every call, also where its blocks are those of an earlier step. refresh: steps for
-    which heads keep an order of their own, 0 if they have none; axes: what it compares; order: the
-    settings of a layout that says itself what making them costs. of_clusters: scores are of its
-    clusters. keep: what calls carry from step to step.
-    """
-
-    block_q: int
-    block_k: int
-    centroids: bool = True
-    first_order: bool = False
-    row_moments: bool = False
-    spread: bool = False
-    reads_tokens: bool = False
-    products: tuple[float, float] = (0.0, 1.0)
-    one_launch: bool = False
-    blend: bool = False
-    rest_spread: bool = False
-    refresh: int = 0
-    axes: int = 0
-    order: Any = None
-    of_clusters: bool = False
-    keep: Keep = field(default_factory=Keep)
-
-
-@dataclass(frozen=True)
-class Carried:
-    """What a sparse call takes over from earlier steps (`vidsparse.config.Keep`).
-
-    first: no sparse call of the layer was before it. chooses: it drafts and selects its blocks, and
-    does not read those of an earlier step again. residual: it adds one. tail: it computes what its
-    blocks leave out, too, and keeps that, "made"; or it merges what an earlier step has kept of it,
-    "merged"; "": neither.
-    """
-
-    chooses: bool = True
-    residual: bool = False
-    tail: Tail = ""
-    first: bool = False
-
-
-ALONE = Carried()
-"""Of a call that keeps nothing."""
 
 
 def around_attention(forward: Forward) -> list[Stage]:
@@ -247,7 +157,7 @@ def _estimated(forward: Forward, method: Method, carried: Carried) -> list[Stage
         summary = Stage(ESTIMATOR, bytes=2.0 * passed, launches=1 + method.first_order)
         return [summary] * method.centroids
     if method.of_clusters:
-        return [_of_clusters(forward, method)]
+        return [clusters.masses(forward, method)]
     return [
         Stage(
             ESTIMATOR,
@@ -257,19 +167,6 @@ def _estimated(forward: Forward, method: Method, carried: Carried) -> list[Stage
             launches=4 if method.first_order else 3,
         )
     ]
-
-
-def _of_clusters(forward: Forward, method: Method) -> Stage:
-    """The mass of pairs of clusters, and the blocks that have it, or are touched, head by head
-    (`vidsparse.clusters`): blocks x clusters of queries x clusters of keys x blocks, twice."""
-    rows, columns = (-(-forward.tokens // n) for n in (method.block_q, method.block_k))
-    sizes = forward.grid.other_tokens, forward.heads, forward.head_dim
-    of_q, of_k = method.order.making(*sizes, False).clusters
-    pairs = 2.0 * of_q * of_k * forward.head_dim
-    spread = 2 * 2.0 * rows * of_k * (of_q + columns)
-    moved = 8.0 * (6 * of_q * of_k + 9 * (rows * of_q + columns * of_k) + 2 * rows * of_k)
-    launches = TOUCHES * forward.heads + MASSES
-    return Stage(ESTIMATOR, forward.heads * (pairs + spread), forward.heads * moved, 0.0, launches)
 
 
 def _carried(forward: Forward, method: Method, density: float, carried: Carried) -> list[Stage]:
@@ -313,7 +210,7 @@ def _drafted(forward: Forward, method: Method, carried: Carried) -> list[Stage]:
         if not method.axes:  # in torch, all numbers of the rows of a few heads at a time
             moved, cuts = 6 * 4.0 * 2 * tokens * width, 2 * levels * PARTS * strips
         whole = (
-            _clustered(forward, method, carried.first)
+            clusters.made(forward, method, carried.first)
             if method.order
             else Stage(
                 ORDER,
@@ -343,7 +240,9 @@ def _drafted(forward: Forward, method: Method, carried: Carried) -> list[Stage]:
             )
         )
     share, depth = method.products
-    if carried.chooses and (method.reads_tokens or share):
+    if carried.chooses and method.of_clusters and method.reads_tokens:
+        found.append(clusters.errors(forward, method))
+    elif carried.chooses and (method.reads_tokens or share):
         weights = share * tokens**2 * heads
         moved, launches = 4 * passed + 5 * 4 * weights, 8.0 * heads  # normalised, summed twice
         if method.one_launch:
@@ -370,13 +269,6 @@ def _drafted(forward: Forward, method: Method, carried: Carried) -> list[Stage]:
             )
         )
     return found
-
-
-def _clustered(forward: Forward, method: Method, first: bool) -> Stage:
-    """Orders of a layout that says itself what they cost."""
-    sizes = forward.grid.other_tokens, forward.heads, forward.head_dim
-    made = method.order.making(*sizes, first)
-    return Stage(ORDER, flops=made.flops, bytes=made.bytes, launches=made.launches)
 
 
 def once(forward: Forward) -> Stage:

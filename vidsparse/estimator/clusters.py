@@ -11,8 +11,6 @@ exact both ways. Source: SVG2 (arXiv 2505.18875).
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from vidsparse.clusters import ClusterScores
 from vidsparse.draft import Draft
 from vidsparse.plan import ScoreKind, Scores
@@ -32,10 +30,5 @@ class Params:
 def estimate(draft: Draft, params: Params) -> Scores:
     """Mass float32 [B, H, nq, nk], 0 in rows of text, and that of the clusters."""
     assert draft.clusters is not None, "checked by SparseConfig"
-    of_q, of_k = draft.clusters
-    logits = torch.matmul(of_q.centroid * draft.scale, of_k.centroid.mT)
-    mass = torch.softmax(logits + of_k.count.to(logits).log().unsqueeze(-2), -1)
-    found = ClusterScores(mass, of_q, of_k, draft.q_blocks, draft.k_blocks)
-    q_cut, k_cut = (x.on(mass.device) for x in (draft.q_blocks, draft.k_blocks))
-    exact = q_cut.text.unsqueeze(1) | k_cut.text
-    return Scores(found.on_blocks(), params.kind, exact=exact, clusters=found)
+    found = ClusterScores.by_centroids(*draft.clusters, draft.q_blocks, draft.k_blocks, draft.scale)
+    return Scores(found.on_blocks(), params.kind, exact=found.text, clusters=found)

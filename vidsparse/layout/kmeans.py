@@ -113,7 +113,7 @@ def head_orders(draft: Draft, grid: TokenGrid, params: Params) -> Orders:
         start, rounds = (known.centroid, params.refine) if known else (None, params.iterations)
         place = base.narrow(0, first, many)
         order, count, centroid = clustered(x, place, number(wanted, many), rounds, start)
-        return torch.cat([before, order, after], -1), Clusters(count, centroid, first)
+        return torch.cat([before, order, after], -1), Clusters(count, centroid, first, many)
 
     of_q, of_k = draft.clusters or (None, None)
     order_q, found_q = sorted_by(draft.q, params.clusters_q, of_q)

@@ -12,7 +12,7 @@ from vidsparse.costs.clock import ERRORS, constant
 from vidsparse.costs.machine import in_words
 from vidsparse.costs.memory import COUNTED, memory
 from vidsparse.costs.run import Prediction
-from vidsparse.costs.stages import (
+from vidsparse.costs.stage import (
     AROUND,
     CROSS,
     DENSE,

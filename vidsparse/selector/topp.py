@@ -9,7 +9,7 @@ cluster is chosen, and a row reads the blocks that they touch, those of most mas
 than the cap.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -88,10 +88,6 @@ def _of_clusters(
     least = max(1, int(params.min_share * mass.shape[-1] + 1e-9))
     wanted = torch.arange(mass.shape[-1], device=device) < least
     wanted = wanted | _prefix(mass, ranked, params)
-    touched = clusters.touched(torch.zeros_like(wanted).scatter_(-1, ranked, wanted))
-    below = replace(scores, value=scores.value.masked_fill(touched.logical_not(), float("-inf")))
-    ranked = below.ranked(forced)
-    rank = torch.arange(ranked.shape[-1], device=device)
-    wanted = (rank < params.min_blocks) | (touched.gather(-1, ranked) & (rank < cap))
-    keep = torch.zeros_like(wanted).scatter_(-1, ranked, wanted)
+    chosen = torch.zeros_like(wanted).scatter_(-1, ranked, wanted)
+    keep = scores.touched(chosen, forced, params.min_blocks, cap)
     return torch.where(keep | forced, 0, SKIP).to(torch.int8)
