@@ -1,11 +1,11 @@
 """Greedy: as many tokens as the mass of a row asks for, spent on the blocks of the best scores.
 
 How much and on what are two questions. The budget of a row is the tokens of the smallest set of
-blocks that holds the mass p by the logits of block means, at least floor(2 reserve nk) blocks. The
-max(1, floor(reserve nk)) blocks of the largest mass are exact in any case; then blocks are taken by
-falling score while what has been taken before is less than the budget. Source: SVG-EAR (arXiv
-2603.08982), with scores of estimator `ear`; with those of `proxy` and reserve 0, ProxyAttn.
-`schedule.density` caps a row.
+blocks, with the forced ones in it, that holds the mass p by the logits of block means, at least
+floor(2 reserve nk) blocks. The max(1, floor(reserve nk)) blocks of the largest mass are exact
+whatever their score; then blocks are taken by falling score while what has been taken before is
+less than the budget. Source: SVG-EAR (arXiv 2603.08982), with scores of estimator `ear`; with those
+of `proxy` and reserve 0, ProxyAttn. `schedule.density` caps a row.
 """
 
 from dataclasses import dataclass, replace
@@ -42,11 +42,12 @@ def select(
     """Levels 0 and SKIP, int8 [B, H, nq, nk]. Forced blocks come first, their tokens count."""
     nk, device = len(k_blocks), scores.value.device
     count = k_blocks.on(device).count
+    cap = density * k_blocks.tokens + 1e-6
     by_mass = scores
     if scores.logits is not None:
         by_mass = replace(scores, value=scores.logits(), kind="logit")
-    nothing, rank = torch.zeros_like(forced), torch.arange(nk, device=device)
-    order = by_mass.weighted(k_blocks).ranked(nothing)
+    weighted, rank = by_mass.weighted(k_blocks), torch.arange(nk, device=device)
+    order = weighted.ranked(forced)
     mass = by_mass.mass(k_blocks).double().nan_to_num(0.0).gather(-1, order)
     before = mass.cumsum(-1) - mass
     least = max(1, int(2 * params.reserve * nk + 1e-9))
@@ -54,14 +55,16 @@ def select(
     count = count.expand(order.shape)
     budget = (count.gather(-1, order) * counted).sum(-1, keepdim=True)
 
-    reserved = max(1, int(params.reserve * nk + 1e-9)) if params.reserve > 0 else 0
-    reserved = min(reserved, max(1, int(density * nk + 1e-9)))
-    best = (rank < reserved).expand_as(order)
-    fixed = torch.zeros_like(best).scatter_(-1, order, best) | forced
+    fixed = forced.expand(order.shape)
+    if params.reserve > 0:
+        order = weighted.ranked(torch.zeros_like(forced))
+        best = (rank < max(1, int(params.reserve * nk + 1e-9))) & ~fixed.gather(-1, order)
+        spent = (count.gather(-1, order) * best).cumsum(-1)
+        best = best & (spent + (count * fixed).sum(-1, keepdim=True) <= cap)
+        fixed = fixed | torch.zeros_like(best).scatter_(-1, order, best)
     ranked = scores.ranked(fixed)
     cost = count.gather(-1, ranked)
     spent = cost.cumsum(-1)
-    cap = density * k_blocks.tokens + 1e-6
     wanted = ((spent - cost < budget) & (spent <= cap)) | (rank < 1)
     keep = torch.zeros_like(wanted).scatter_(-1, ranked, wanted)
     return torch.where(keep | fixed, 0, SKIP).to(torch.int8)
