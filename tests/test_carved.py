@@ -42,19 +42,28 @@ def test_neighbours_are_those_that_touch(grid: TokenGrid, layout: str) -> None:
 
 @pytest.mark.parametrize("impl", masked.EXECUTORS)
 @pytest.mark.parametrize("p", [0.2, 0.7])
-def test_jenga_keeps_the_share_or_the_mass_and_what_touches(p: float, impl: str) -> None:
-    grid = masked.RAGGED
+@pytest.mark.parametrize(
+    "grid",
+    [masked.RAGGED, TokenGrid(5, 7, 11), TokenGrid(3, 5, 11, text_tokens=37, text_first=True)],
+    ids=["ragged", "short", "text"],
+)
+def test_jenga_keeps_the_share_or_the_mass_and_what_touches(
+    grid: TokenGrid, p: float, impl: str
+) -> None:
+    """Of the video: a last block of one token has the mass of one token, and text has no part."""
     config = masked.preset("jenga", f"selector.p={p}", "schedule.density=0.3")
     qkv = masked.random(grid)
     stand, order = masked.stand(grid, config), token_order(grid, config.layout)[0]
-    nk = len(stand.k_blocks)
-    mass = (drafted(qkv, grid, config, order) + stand.k_blocks.count.log()).softmax(-1)
+    video = (~stand.k_blocks.text).nonzero().flatten().tolist()
+    nk = len(video)
+    mass = drafted(qkv, grid, config, order).exp() * stand.k_blocks.count
+    mass = mass / mass[..., video].sum(-1, keepdim=True)
     always = masked.always(grid, config)
     always |= neighbours.blocks(stand, 0, config.pattern)
     wanted = torch.zeros_like(mass, dtype=torch.bool)
     crossed = set()
     for b, h, i in product(*map(range, mass.shape[:3])):
-        row = sorted(range(nk), key=lambda j: -float(mass[b, h, i, j]))
+        row = sorted(video, key=lambda j: -float(mass[b, h, i, j]))
         total, count = 0.0, 0
         while count < nk and total + float(mass[b, h, i, row[count]]) <= p:
             total, count = total + float(mass[b, h, i, row[count]]), count + 1

@@ -7,6 +7,10 @@ import pytest
 import torch
 from by_formula import HEADS, Call, call, ordered
 
+from vidsparse.blocks import Blocks
+from vidsparse.draft import Draft
+from vidsparse.estimator import proxy
+from vidsparse.grid import TokenGrid
 from vidsparse.inspecting import measure
 from vidsparse.plan import SKIP
 
@@ -14,18 +18,22 @@ from vidsparse.plan import SKIP
 def kept(
     made: Call, b: int, h: int, i: int, value: torch.Tensor, p: float, reserve: float, most: float
 ) -> list[bool]:
-    """Budget in tokens by mass, the largest by mass in any case, then by falling value."""
+    """Budget in tokens by mass, forced blocks first; the largest by mass, as far as `most` pays for
+    them beside these; then by falling value."""
     count = made.plan.k_blocks.count.tolist()
     nk, forced = len(count), made.forced[i].tolist()
     logit = made.logits(b, h)[i].tolist()
     mass = [n * math.exp(x) for n, x in zip(count, logit, strict=True)]
-    by_mass, front, budget = ordered(mass, [False] * nk), 0.0, 0
-    for rank, j in enumerate(by_mass):
+    front, budget = 0.0, 0
+    for rank, j in enumerate(ordered(mass, forced)):
         if front < p * sum(mass) or rank < max(1, math.floor(2 * reserve * nk)):
             budget += count[j]
         front += mass[j]
     held = max(1, math.floor(reserve * nk)) if reserve else 0
-    fixed = [forced[j] or j in by_mass[:held] for j in range(nk)]
+    fixed = forced[:]
+    for j in ordered(mass, [False] * nk)[:held]:
+        beside = sum(n for n, one in zip(count, fixed, strict=True) if one)
+        fixed[j] = fixed[j] or beside + count[j] <= most * sum(count)
     found, spent = fixed[:], 0
     for rank, j in enumerate(ordered(value.tolist(), fixed)):
         if rank == 0 or (spent < budget and spent + count[j] <= most * sum(count)):
@@ -68,6 +76,29 @@ def test_ear_is_no_worse_than_mass_at_its_cost() -> None:
             total += float((made.out - dense).norm() / dense.norm())
         lost[name] = total
     assert lost["ear"] <= lost["mass"]
+
+
+def test_what_is_reserved_stays_within_the_density() -> None:
+    """Of text and the own block and a fifth of the blocks, what they cost together."""
+    made = call("ear", "schedule.density=0.3", "selector.reserve=0.3")
+    exact, count = made.plan.levels == 0, made.plan.k_blocks.count
+    cost, forced = (exact * count).sum(-1), (made.forced * count).sum(-1)
+    most = torch.maximum(forced, torch.tensor(int(0.3 * int(count.sum()))))
+    assert bool((cost <= most).all()) and bool((cost > forced).any())
+
+
+def test_groups_of_heads_are_as_many_as_are_asked_for() -> None:
+    """Of 5 heads in 4 groups the first two share a proxy, the others have their own."""
+    cut = Blocks.cut(TokenGrid(1, 1, 40), 16)
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(1, 5, 40, 8, generator=generator).double() for _ in range(3))
+    found = proxy.estimate(Draft(q, k, v, cut, cut), proxy.Params(groups=4, stride=1)).value
+    for part in ([0, 1], [2], [3], [4]):
+        logits = (q[0, part].mean(0) @ k[0, part].mean(0).T) / 8**0.5
+        rows = torch.stack([x.amax(0) for x in logits.split(cut.count.tolist())])
+        wanted = torch.stack([x.amax(1) for x in rows.split(cut.count.tolist(), 1)], 1)
+        for h in part:
+            torch.testing.assert_close(found[0, h].double(), wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

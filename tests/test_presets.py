@@ -125,6 +125,38 @@ def test_any_preset_on_any_grid(preset, sizes, text, form, blocks, density, gain
         assert bool((out.abs() <= v.abs().amax() * (1 + 1e-4)).all())
 
 
+FIXED = ("gna", "lvsa", "mminference", "radial", "sta", "svg1", "vdit")
+"""They do not look at scores."""
+BY_HEAD = ("balanced", "fast", "quality", "pbs", "svg2", "svg_ear", "vmoba")
+"""Their blocks are not those of the video."""
+
+
+@pytest.mark.parametrize("text", [(20, False), (77, True)], ids=["20-last", "77-first"])
+@pytest.mark.parametrize("preset", sorted({*presets()} - {*FIXED, *BY_HEAD}))
+def test_the_block_of_the_mass_is_read_beside_what_is_forced(
+    preset: str, text: tuple[int, bool]
+) -> None:
+    """Each block of queries looks at one of keys, another one, and not at the text: nearly dense
+    attention, however few tokens that block has beside those of the text."""
+    grid = vidsparse.TokenGrid(8, 8, 8, text_tokens=text[0], text_first=text[1])
+    small = "schedule.name=constant", "schedule.min_tokens=0", "schedule.density=0.8"
+    blocks = "kernel.block_q=64", "kernel.block_k=64", "layout.name=raster"
+    config = SparseConfig.load(preset, [*small, *blocks])
+    generator = torch.Generator().manual_seed(1)
+    ways = torch.linalg.qr(torch.randn(64, 64, generator=generator)).Q
+    shape, seen = (grid.tokens, 64), torch.arange(512) // 64
+    q, k, v = (0.1 * torch.randn(shape, generator=generator) for _ in range(3))
+    video = slice(grid.video_start, grid.video_start + 512)
+    q[video] += 12 * ways[(seen + 3) % 8]
+    k[video] += 12 * ways[seen]
+    v[video] += 3 * ways[seen]
+    q, k, v = (x[None, :, None] for x in (q, k, v))
+    out = vidsparse.sparse_attention(q, k, v, grid=grid, config=config, impl="cpu")
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    dense = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2)
+    assert (out - dense)[:, video].norm() < 1e-4 * dense[:, video].norm()
+
+
 REFUSED = {
     "kernel.qk=int8": "kernel.qk='int8'",
     "kernel.form=tma": "kernel.form='tma'",

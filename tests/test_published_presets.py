@@ -227,3 +227,68 @@ def test_topp_is_the_smallest_set_of_the_mass() -> None:
                     wanted[j] = 0
                 front += mass[i][j]
             assert made.plan.levels[b, h, i].tolist() == wanted
+
+
+def first(score: Tensor, forced: list[bool], many: int) -> list[int]:
+    """The block ids that a row of scores reads first."""
+    return ordered(score.tolist(), forced)[:many]
+
+
+@pytest.mark.parametrize("grid", [None, RAGGED], ids=["text-last", "text-first"])
+def test_pyramid_spends_its_budget_on_exact_blocks_and_on_means_of_eight(
+    grid: TokenGrid | None,
+) -> None:
+    made = call("pyramid", "schedule.density=0.4", **({} if grid is None else {"grid": grid}))
+    nk = len(made.plan.k_blocks)
+    ends = [math.floor(x * nk + 1e-9) for x in (0.26, 0.26 + 8 * 0.14)]
+    assert made.plan.rest == 4, "all others are centroids"
+    for b, h, i, forced in made.rows():
+        cost, wanted = 0.0, [SKIP] * nk
+        for rank, j in enumerate(ordered(made.logits(b, h)[i].tolist(), forced)):
+            level = 0 if forced[j] or rank < max(1, ends[0]) else 3 if rank < ends[1] else SKIP
+            cost += 0 if level == SKIP else 0.5**level
+            wanted[j] = level if forced[j] or cost <= 0.4 * nk + 1e-9 else SKIP
+        assert made.plan.levels[b, h, i].tolist() == wanted
+
+
+def test_sparsed_chooses_by_the_mean_weight_of_quarters_of_blocks() -> None:
+    made = call("sparsed", "schedule.density=0.4")
+    nk, scale = len(made.plan.k_blocks), made.q.shape[-1] ** -0.5
+    for b, h in HEADS:
+        value = torch.zeros(len(made.plan.q_blocks), nk, dtype=torch.float64)
+        for i, own in enumerate(made.blocks("q", b, h)):
+            for j, near in enumerate(made.blocks("k", b, h)):
+                for q in own.split(8):
+                    for k in near.split(4):
+                        pairs = len(q) * len(k) / (len(own) * len(near))
+                        value[i, j] += pairs * (scale * q.mean(0) @ k.mean(0)).exp()
+        for i, forced in enumerate(made.forced.tolist()):
+            best = first(value[i], forced, math.floor(0.4 * nk))
+            wanted = [0 if forced[j] or j in best else SKIP for j in range(nk)]
+            assert made.plan.levels[b, h, i].tolist() == wanted
+
+
+def test_tiles_reads_the_largest_logits_and_first_order_of_the_rest() -> None:
+    made = call("tiles", "schedule.density=0.3")
+    cut, scale = made.plan.k_blocks, made.q.shape[-1] ** -0.5
+    nk, video = len(cut), (~cut.text).tolist()
+    for b, h in HEADS:
+        keys, values, logits = made.blocks("k", b, h), made.blocks("v", b, h), made.logits(b, h)
+        parts = zip(keys, values, video, strict=True)
+        moment = sum((k - k.mean(0)).T @ v for k, v, one in parts if one)
+        tokens = sum(len(k) for k, one in zip(keys, video, strict=True) if one)
+        for i, q in enumerate(made.blocks("q", b, h)):
+            forced = made.forced[i].tolist()
+            best = first(logits[i], forced, max(1, math.floor(0.3 * nk)))
+            exact = [forced[j] or j in best for j in range(nk)]
+            assert (made.plan.levels[b, h, i] == 0).tolist() == exact
+            top, down = torch.zeros_like(q), torch.zeros(len(q), 1, dtype=q.dtype)
+            for j, (k, v) in enumerate(zip(keys, values, strict=True)):
+                each = (scale * q @ k.T).exp()
+                mass = len(k) * (scale * q @ k.mean(0)).exp()[:, None]
+                down += each.sum(1, keepdim=True) if exact[j] else mass
+                rest = mass * (v.mean(0) + scale / tokens * q @ moment)
+                top += each @ v if exact[j] else rest
+            begin = int(made.plan.q_blocks.start[i])
+            found = made.out[b, h, begin : begin + len(q)]
+            torch.testing.assert_close(found, top / down, rtol=1e-9, atol=1e-10)

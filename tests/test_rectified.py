@@ -94,7 +94,7 @@ def test_rows_that_read_everything_are_dense_attention() -> None:
     for gate in (True, False):
         made = call("rectified", "selector.min_blocks=10000", f"compensation.gate={gate}")
         dense = torch.nn.functional.scaled_dot_product_attention(made.q, made.k, made.v)
-        torch.testing.assert_close(made.out, dense, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(made.out, dense, rtol=1e-12, atol=1e-12)
 
 
 def test_hoisted_ordered_and_half_precision_give_the_same() -> None:

@@ -20,8 +20,10 @@ def assert_kept(made: Call, b: int, h: int, i: int, wanted: list[bool]) -> None:
 
 
 def below(mass: Tensor, forced: list[bool], p: float, inclusive: bool = True) -> list[bool]:
-    """Forced blocks, then those of the largest mass, until the share p."""
-    order, front, found = ordered(mass.tolist(), forced), 0.0, forced[:]
+    """Forced blocks, then those of the largest mass, until the share p; if the one that reaches it
+    is left out, those of the largest mass of all, at least one, and what is forced."""
+    first = forced if inclusive else [False] * len(forced)
+    order, front, found = ordered(mass.tolist(), first), 0.0, forced[:]
     for rank, j in enumerate(order):
         reached = front + float(mass[j])
         inside = front < p * float(mass.sum()) if inclusive else reached <= p * float(mass.sum())

@@ -1,4 +1,7 @@
-"""Budgets: a selector asked once for all heads, or once for those that have the same density."""
+"""Budgets: a selector asked once for all heads, or once for those that have the same density.
+
+Heads of density 1 are dense, whatever the selector: all of their blocks are exact.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,9 @@ def select(
     levels = torch.empty_like(value, dtype=torch.int8)
     whose = forced.ndim > 2 and forced.shape[-3] == heads > 1
     for one, place in _alike(by_head, value.device):
+        if one == 1:
+            levels.index_fill_(1, place, 0)
+            continue
         theirs = forced.index_select(-3, place) if whose else forced
         some = selector.select(scores.of_heads(place), theirs, one, k_blocks, params)
         levels.index_copy_(1, place, some)

@@ -47,7 +47,7 @@ def complete(plan: BlockPlan, draft: Draft, params: Params) -> BlockPlan:
     given = mass.masked_fill(left.logical_not(), 0.0)
     share = (mass - given).sum(-1)
     sane = share.isfinite()  # what is not finite stays where the executor finds it
-    share = torch.where(sane, share, 1.0).clamp(min=1e-37)
+    share = torch.where(sane & left.any(-1), share, 1.0).clamp(min=1e-37)
     given = given.masked_fill(sane.logical_not().unsqueeze(-1), 0.0)
     offset = torch.matmul(given, values.to(given))
     return plan.with_rest(SKIP).with_blend(share, offset)

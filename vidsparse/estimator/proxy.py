@@ -4,7 +4,8 @@
 
 over every `stride`-th token. All heads of a group rank blocks alike; how many of them a head reads
 follows from its own block means (`selector.greedy` with reserve 0). It is good where heads agree,
-and those of video models often do not. Groups are consecutive heads. Source: ProxyAttn. Costs
+and those of video models often do not. Groups are consecutive heads, as
+equal in number as they can be. Source: ProxyAttn. Costs
 groups / (2 heads stride^2) of a dense call.
 """
 
@@ -51,7 +52,7 @@ def estimate(draft: Draft, params: Params) -> Scores:
     )
     wide = torch.float64 if draft.q.dtype == torch.float64 else torch.float32
     shared = draft.order_q is None or draft.order_q.ndim == 1
-    members = [*torch.arange(heads).chunk(min(params.groups, heads))]
+    members = [*torch.arange(heads).tensor_split(min(params.groups, heads))]
     found = []
     for part in members:
         some = int(part[0]), len(part)

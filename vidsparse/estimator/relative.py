@@ -1,10 +1,11 @@
 """Relative: the largest logit in a block pair, against a reference of its query.
 
-    score_ij = max_{t in i} ( max_{n in j} s q_t . k_n - m_tj )  <= 0 where m is a maximum of all
+    score_ij = max_{t in i} ( max_{n in j} s q_t . k_n - m_tj )
 
 against "near": m_t is the largest logit of query t in the first key block and in those of its own
-place (SALE). against "running": m_tj is the largest logit in the key blocks 0 .. j, what an online
-softmax holds after that tile, so that score_ij < ln lambda is where BLASST skips it. All products
+place (SALE). against "running": m_tj is the largest logit in the key blocks 0 .. j - 1, what an
+online softmax holds before that tile (of j = 0 its own), so that score_ij < ln lambda is where
+BLASST skips it, and what lifts a maximum is above 0, by as much as it does. All products
 of queries and keys are made, those of SALE between numbers of `bits` bits with a scale for each
 block: this says what such a rule reads, and saves nothing by itself. `selector.absdiff` with anchor
 "zero" is the rule. Sources: SALE; BLASST, the skip-softmax of TensorRT-LLM. Costs half of a dense
@@ -66,7 +67,8 @@ def estimate(draft: Draft, params: Params) -> Scores:
             logits = (own.flatten(0, 1) @ k.flatten(0, 1).mT).unflatten(1, k.shape[:2])
             top = logits.masked_fill(empty_k, nothing).amax(-1).unflatten(0, own.shape[:2])
             if params.against == "running":
-                of_query = top.cummax(-1).values
+                before = top.cummax(-1).values.narrow(-1, 0, top.shape[-1] - 1)
+                of_query = torch.cat([top.narrow(-1, 0, 1), before], -1)
             else:
                 far = close.narrow(0, *some).logical_not().unsqueeze(1)
                 of_query = top.masked_fill(far, nothing).amax(-1, keepdim=True)

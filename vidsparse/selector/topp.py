@@ -27,7 +27,8 @@ from vidsparse.plan import SKIP, Scores
 class Params:
     """p: mass to reach, in (0, 1]. min_blocks: exact blocks that every row gets at least, >= 1;
     min_share: and at least that share of the blocks (or clusters), rounded down, in [0, 1).
-    inclusive: whether the block (cluster) with which the mass is reached belongs to the set."""
+    inclusive: whether the block (cluster) with which the mass is reached belongs to the set; if it
+    does not, the set is that of the whole row, beside what is forced."""
 
     name: str = "topp"
     p: float = 0.9
@@ -48,7 +49,11 @@ class Params:
 def select(
     scores: Scores, forced: Tensor, density: float, k_blocks: Blocks, params: Params
 ) -> Tensor:
-    """Levels 0 and SKIP, int8 [B, H, nq, nk]. Forced blocks come first and their mass counts."""
+    """Levels 0 and SKIP, int8 [B, H, nq, nk]. Forced blocks come first and their mass counts.
+
+    Of a set that stops before the mass is reached that would lose the block which has most of it:
+    there forced blocks are among all others, and the best `min_blocks` of all are exact.
+    """
     nk = len(k_blocks)
     cap = max(params.min_blocks, int(density * nk + 1e-9))
     if scores.clusters is not None:
@@ -61,9 +66,16 @@ def select(
             scores.value, scores.kind, forced, count, params.p, least, cap
         )
         return levels
-    mass, ranked = scores.mass(k_blocks), scores.weighted(k_blocks).ranked(forced)
+    mass, weighted = scores.mass(k_blocks), scores.weighted(k_blocks)
+    ranked = weighted.ranked(forced)
     rank = torch.arange(nk, device=mass.device)
-    wanted = ((rank < least) | _prefix(mass, ranked, params)) & (rank < cap)
+    if params.inclusive:
+        wanted = ((rank < least) | _prefix(mass, ranked, params)) & (rank < cap)
+    else:
+        capped = torch.zeros_like(ranked).scatter_(-1, ranked, rank.expand_as(ranked)) < cap
+        ranked = weighted.ranked(torch.zeros_like(forced))
+        wanted = (rank < least) | _prefix(mass, ranked, params)
+        wanted = wanted & (capped.gather(-1, ranked) | (rank < params.min_blocks))
     keep = torch.zeros_like(wanted).scatter_(-1, ranked, wanted)
     return torch.where(keep | forced, 0, SKIP).to(torch.int8)
 
