@@ -144,3 +144,16 @@ def test_a_picture_names_the_best_of_many_and_like_ones_once() -> None:
     assert found["b"] == "b, twin" and found["twin"] == "" and found["a"] == "a"
     assert "greedy" not in found and "m8" not in found
     assert sum(bool(name) for name in found.values()) == results.MOST_NAMES + 2
+
+
+def test_an_output_that_is_not_finite_is_no_small_error_and_few_methods_have_names() -> None:
+    def row(method: str, head: str, error: float) -> Row:
+        return Row("demo", head, method, 0.1, 0.05, error, 0.5, 0.5, 0.1, 0.2)
+
+    rows = [row("bad", "0", 0.1), row("bad", "1", float("nan")), row("good", "0", 0.2)]
+    assert results.mean_error([rows[2], row("good", "1", 0.0)]) == pytest.approx((0.2e-9) ** 0.5)
+    worst = {one["method"]: one["worst"] for one in results.summary(rows)}
+    assert worst["good"] == 0.2 and worst["bad"] != worst["bad"]
+    lines = results.table(rows).splitlines()
+    assert lines[2].startswith("good") and lines[3].startswith("bad") and "nan" in lines[3]
+    assert {"bad", "good"} <= {*results.named(rows).values()}

@@ -4,6 +4,7 @@ done is not done again."""
 import itertools
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -296,6 +297,31 @@ def test_a_killed_calibration_goes_on(free: Path, monkeypatch: pytest.MonkeyPatc
     assert Path(made["preset"]).is_file()
 
 
+def test_videos_are_sparse_where_that_is_no_faster_and_damaged_files_are_named(free: Path) -> None:
+    """With a crossover of nothing every call of the method itself would be dense."""
+    request = replace(REQUEST, overrides=(*CHANGES[:-1], "kernel.crossover=0.01"))
+    job = prepare(replace(request, prompt=PROMPTS[0]))
+    runs = running_of([job], free)
+    runs.dense(0)
+    made = runs.sparse(0, job.config)
+    assert made["mse"] > 0.01 and made["density"] < 0.9
+    (kept,), (clip,) = free.glob("sparse-*.json"), free.glob("dense-*.mkv")
+    for text in (kept.read_text()[:20], "{}", "[]"):
+        kept.write_text(text)
+        with pytest.raises(InputError, match=f"{kept} is damaged: delete"):
+            running_of([job], free).sparse(0, job.config)
+    kept.unlink()
+    clip.write_bytes(clip.read_bytes()[:2000])
+    with pytest.raises(InputError, match=f"{clip}.*; delete {clip}, and the same"):
+        running_of([job], free).sparse(0, job.config)
+
+
+def running_of(jobs: list[Any], folder: Path) -> Any:
+    from vidsparse.calibrating.runs import Runs
+
+    return Runs(jobs, folder, Listener())
+
+
 def test_presets_of_other_models_and_sizes_warn_and_auto_finds_those_of_this_one(
     free: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -331,6 +357,10 @@ def test_presets_of_other_models_and_sizes_warn_and_auto_finds_those_of_this_one
         (["--psnr", "30", "--error", "0.1"], "and --psnr, --error is given"),
         (["--psnr", "3"], "--psnr 3: expected 10 .. 60, dB against the dense video"),
         (["--error", "0.1", "--prompt", "a", "--held-out", "a"], "is among the prompts"),
+        (["--error", "0.1", *["--prompt", "a"] * 2], "--prompt 'a' is given twice"),
+        (["--error", "0.1", *["--held-out", "a"] * 2], "--held-out 'a' is given twice"),
+        (["--error", "0.1", "--out", "."], "--out . is a folder: name a .yaml file"),
+        (["--error", "0.1", "--out", "/dev/null/a.yaml"], "no folder can be made there"),
         (["--error", "0.1", "--set", "schedule.dense_steps=0.99"], "all 4 steps of preset"),
     ],
 )

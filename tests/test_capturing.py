@@ -105,6 +105,22 @@ def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
         capture(Request(**SMALL), WANTED, tmp_path)
 
 
+@pytest.mark.parametrize("name", "qkv")
+def test_what_is_no_capture_of_its_own_heads_and_tokens_is_refused(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    whole = files.read(files.file_of(folder, 1, 0))
+    q, k, v = (getattr(whole, one) for one in "qkv")
+    part = {one: x[:, :-1] for one, x in zip("qkv", (q, k, v), strict=True)}
+    short = {"q": q, "k": k, "v": v, name: part[name]}
+    with pytest.raises(ValueError, match=f"no whole capture, {name} is .*capture again"):
+        files.read(files.write(tmp_path, whole.about, **short))
+    for value in (float("nan"), float("inf")):
+        broken = {"q": q, "k": k, "v": v, name: torch.full_like(q, value)}
+        with pytest.raises(ValueError, match=f"{name} has values that are not finite"):
+            files.read(files.write(tmp_path, whole.about, **broken))
+
+
 def test_a_full_disk_is_seen_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,17 @@ Ulysses = Annotated[
 ]
 
 
+def made(option: str, folder: Path) -> Path:
+    """A folder, made if it is not there. Raises ValueError if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{option} {folder}: no folder can be made there ({error.strerror}); choose another"
+        ) from error
+    return folder
+
+
 def path(option: str, text: str) -> Path:
     """A path that an option names; ~ is the home folder.
 

@@ -12,7 +12,7 @@ import typer
 
 from vidsparse import interrupts
 from vidsparse.ending import fail, leave
-from vidsparse.options import Json, path
+from vidsparse.options import Json, made, path
 from vidsparse.terminal import quiet_libraries
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _methods(
             if named and len(configs) < len(named):
                 raise ValueError(f"--preset {', '.join(named)}: expected presets of unlike names")
             folder, heads = path("--out", out), _heads(captures)
-            folder.mkdir(parents=True, exist_ok=True)
+            made("--out", folder)
         except (ValueError, ImportError, OSError) as error:
             fail(str(error))
         rows, said = [], set()

@@ -6,7 +6,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from math import exp, log
+from math import exp, inf, isnan, log
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,8 +24,13 @@ MOST_NAMES = 9
 
 
 def mean_error(rows: Sequence[Row]) -> float:
-    """Geometric mean."""
-    return exp(fmean(log(max(LEAST, row.error)) for row in rows))
+    """Geometric mean; NaN if one is: an output that is not finite is no small error."""
+    return exp(fmean(log(LEAST if row.error < LEAST else row.error) for row in rows))
+
+
+def _place(error: float) -> float:
+    """For sorting: NaN is worst."""
+    return inf if isnan(error) else error
 
 
 def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, float], list[Row]]:
@@ -55,7 +60,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "heads": len(some),
             "density": fmean(row.density for row in some),
             "error": mean_error(some),
-            "worst": max(row.error for row in some),
+            "worst": max((row.error for row in some), key=_place),
             "recall": fmean(row.recall for row in some),
             "planning_ms": 1e3 * fmean(row.planning for row in some),
             "call_ms": 1e3 * fmean(row.seconds for row in some),
@@ -80,7 +85,7 @@ def table(rows: Sequence[Row]) -> str:
             every = [row for cell in cells for row in cell]
             planning = 1e3 * fmean(row.planning for row in every)
             means[method] = mean_error(every), f"{method:12}{shown}{planning:14.1f}"
-        lines += [line for _, line in sorted(means.values())]
+        lines += [line for _, line in sorted(means.values(), key=lambda one: _place(one[0]))]
     return "\n".join(lines)
 
 
@@ -131,13 +136,15 @@ def plot(path: Path, rows: Sequence[Row]) -> Path:
 
 def named(rows: Sequence[Row]) -> dict[str, str]:
     """The methods that a picture names: `ORACLE`, `RANDOM`, and those of the least errors among
-    all that read about as much as they were asked to; "" for one that does as another does."""
-    near = [row for row in rows if abs(row.density - row.asked) <= 0.15 * row.asked]
+    all that read about as much as they were asked to; "" for one that does as another does. Few
+    have their names whatever they read."""
+    few = len({row.method for row in rows} - {ORACLE, RANDOM}) <= MOST_NAMES
+    near = [row for row in rows if few or abs(row.density - row.asked) <= 0.15 * row.asked]
     errors: dict[str, list[float]] = defaultdict(list)
     for (_, method, _), some in grouped(near).items():
         errors[method].append(round(mean_error(some), 6))
     most = max(map(len, errors.values()), default=0)
-    full = {m: tuple(of) for m, of in errors.items() if len(of) == most}
+    full = {m: tuple(of) for m, of in errors.items() if few or len(of) == most}
     alike: dict[tuple[float, ...], list[str]] = defaultdict(list)
     for method in sorted(full, key=lambda m: fmean(map(log, full[m]))):
         if method not in (ORACLE, RANDOM):

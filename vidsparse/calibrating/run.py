@@ -25,6 +25,7 @@ from vidsparse.generate.run import threads
 from vidsparse.generate.sizes import read_grid
 from vidsparse.jobs.identity import job_id
 from vidsparse.jobs.layout import slug
+from vidsparse.options import made
 from vidsparse.pipelines.provenance import identity
 from vidsparse.quality.frames import atomic_output
 from vidsparse.versions import versions
@@ -74,11 +75,16 @@ def calibrate(asked: Asked, listener: Listener | None = None) -> dict[str, Any]:
     calibration, held_out = _jobs(asked, first)
     out = asked.out or FOLDER / f"{slug(first.model.name) or 'model'}-{asked.goal}.yaml"
     id = job_id({"job": first.id, "goal": str(asked.goal), "prompts": [j.id for j in calibration]})
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder: name a .yaml file, as {out / 'mine.yaml'}")
     if out.exists() and not asked.overwrite and _made_of(out) != id:
         raise InputError(f"--out {out} is another preset: choose another name, or --overwrite")
     shared = replace(first, config=SparseConfig.from_dict({}), preset="", prompt="")
     folder = out.parent / f".calibration-{shared.id[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        made("--out", folder)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     try:
         with FileLock(folder / "lock", timeout=0), threads(first):
             runs = Runs([*calibration, *held_out], folder, listener)
@@ -267,6 +273,13 @@ def _jobs(asked: Asked, first: Job) -> tuple[list[Job], list[Job]]:
     both = [one for one in held_out if one in prompts]
     if both:
         raise InputError(f"--held-out {both[0]!r} is among the prompts to calibrate on")
+
+    for option, texts in (("--prompt", prompts), ("--held-out", held_out)):
+        if twice := [one for n, one in enumerate(texts) if one in texts[:n]]:
+            raise InputError(
+                f"{option} {twice[0]!r} is given twice, and says nothing more the second time: "
+                "leave it out, or take another"
+            )
 
     def make(text: str) -> Job:
         return prepare(replace(asked.request, prompt=text))

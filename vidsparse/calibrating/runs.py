@@ -24,6 +24,14 @@ from vidsparse.jobs.identity import job_id
 from vidsparse.quality.frames import atomic_output, open_clip, write_clip
 from vidsparse.quality.metrics import compare_clips
 
+CURE = "delete {}, and the same command makes it again"
+NEEDED = {
+    "measured": {"table", "costs", "forwards", "step_seconds"},
+    "dense": {"step_seconds"},
+    "sparse": {"mse", "seconds", "density"},
+}
+"""What the file of a run holds."""
+
 
 @dataclass
 class Runs:
@@ -69,11 +77,19 @@ class Runs:
         return self._once(f"dense-{self._key(number)}", make, self._clip(number))
 
     def sparse(self, number: int, config: SparseConfig) -> dict[str, Any]:
-        """A sparse run of a job, whose dense video is there: "mse", "seconds", "density"."""
+        """A sparse run of a job, whose dense video is there: "mse", "seconds", "density".
+
+        Calls that are no faster here are sparse, too: a video without them says nothing of the
+        densities that it is to judge, and elsewhere they may be.
+        """
+        config = config.override("kernel.crossover=1")
 
         def make() -> dict[str, Any]:
             arm = self._run(number, config, "sparse")
-            found = compare_clips(open_clip(self._clip(number)), arm.frames)
+            try:
+                found = compare_clips(open_clip(self._clip(number)), arm.frames)
+            except ValueError as error:
+                raise InputError(f"{error}; {CURE.format(self._clip(number))}") from error
             assert arm.report is not None
             density = arm.report.attention_density
             return {"mse": found.mse, "seconds": arm.denoise_seconds, "density": density}
@@ -91,7 +107,7 @@ class Runs:
         file = self.folder / f"{name}.json"
         if name not in self._kept:
             if file.exists() and all(path.exists() for path in also):
-                self._kept[name] = json.loads(file.read_text())
+                self._kept[name] = _read(file)
             else:
                 content = make()
                 with atomic_output(file) as part:
@@ -119,6 +135,17 @@ class Runs:
                 return run_arm(pipe, job, "sparse", self.listener)
             with observing(pipe, meter):
                 return run_arm(pipe, job, "sparse", self.listener)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a run gave. Raises InputError if the file is not what was written."""
+    try:
+        content = json.loads(file.read_text())
+        if content.keys() != NEEDED[file.name.partition("-")[0]]:
+            raise ValueError(f"it holds {[*content]}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} is damaged: {CURE.format(file)}") from error
+    return dict(content)
 
 
 @contextmanager

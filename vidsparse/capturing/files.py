@@ -20,6 +20,7 @@ from vidsparse.grid import TokenGrid
 from vidsparse.quality.frames import atomic_output
 
 SCHEMA = "vidsparse.capture/1"
+CURE = "delete it, and capture again"
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,31 @@ def read_about(path: Path) -> About:
             raise KeyError(fields["schema"])
         return About(**{**fields, "heads": tuple(fields["heads"])})
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{path} is no whole capture of {SCHEMA!r}: delete it, and capture again"
-        ) from error
+        raise ValueError(f"{path} is no whole capture of {SCHEMA!r}: {CURE}") from error
 
 
 def read(path: Path) -> Capture:
-    """A file. Raises ValueError."""
+    """A file. Raises ValueError if it is none of ours, no whole one, or not finite."""
     about = read_about(path)
-    with safe_open(path, "pt") as file:
-        return Capture(about, *(file.get_tensor(name) for name in "qkv"))
+    try:
+        with safe_open(path, "pt") as file:
+            found = Capture(about, *(file.get_tensor(name) for name in "qkv"))
+        rows = len(about.heads), found.grid.tokens
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no whole capture: {CURE}") from error
+    for name in "qkv":
+        x = getattr(found, name)
+        if x.dtype != torch.bfloat16 or x.shape != (*rows, found.q.shape[-1]):
+            raise ValueError(
+                f"{path} is no whole capture, {name} is {x.dtype} {[*x.shape]} for {rows[0]} heads "
+                f"and {rows[1]} tokens: {CURE}"
+            )
+        if not x.isfinite().all():
+            raise ValueError(
+                f"{path}: {name} has values that are not finite, so no error can be measured on "
+                f"it: {CURE}, with --dtype fp32 if they come from the model"
+            )
+    return found
 
 
 def captures(folder: Path) -> Iterator[Path]:

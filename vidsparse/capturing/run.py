@@ -18,6 +18,7 @@ from vidsparse.generate.request import Request
 from vidsparse.generate.run import load, run_arm, threads
 from vidsparse.generate.sizes import read_grid
 from vidsparse.interrupts import held, interruptible
+from vidsparse.options import made
 from vidsparse.pipelines.observation import ObservedCall
 from vidsparse.pipelines.recognition import adapter_for
 
@@ -62,10 +63,9 @@ def capture(
         heads = chosen("--head", wanted.heads, modules[0].heads, MOST_HEADS)
         run = replace(job, config=DENSE, preset="dense", overrides=()).id
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            lacking = files.missing(out, run, steps, layers, heads)
+            lacking = files.missing(made("--out", out), run, steps, layers, heads)
         except (OSError, ValueError) as error:
-            raise InputError(f"--out {error}") from error
+            raise InputError(str(error)) from error
         if lacking:
             _check_room(job, out, len(lacking) * len(heads))
             recorder = Recorder(job, run, out, set(lacking), heads)
