@@ -23,7 +23,7 @@ from vidsparse.benching.methods import Row
 from vidsparse.benching.results import summary
 from vidsparse.config import SparseConfig, presets
 from vidsparse.quality.frames import atomic_output
-from vidsparse.refused import REFUSED
+from vidsparse.refused import ELSEWHERE, REFUSED
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "methods.md"
@@ -126,6 +126,8 @@ def page() -> str:
     parts += ["\n## Not here\n\nAsked for as presets, these are refused with the reason.\n\n"]
     parts += ["| method | why |\n|---|---|\n"]
     parts += [f"| {name} | {why} |\n" for name, why in sorted(REFUSED.items())]
+    parts += ["\n## Published names\n\n| method | preset |\n|---|---|\n"]
+    parts += [f"| {name} | `{preset}` |\n" for name, preset in sorted(ELSEWHERE.items())]
     return "".join(parts)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from vidsparse import registry
 from vidsparse.config import SparseConfig, presets, resolve
-from vidsparse.refused import REFUSED, refused
+from vidsparse.refused import ELSEWHERE, REFUSED, refused
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -32,7 +32,35 @@ def test_nothing_is_refused_that_exists_and_cures_do() -> None:
         for word in why.replace(",", " ").split():
             key, _, value = word.strip(".;:").partition("=")
             if value:
-                known = presets() if key == "preset" else stages[key.removesuffix(".name")]
-                assert value in known, why
+                stage, _, setting = key.partition(".")
+                if key == "preset":
+                    assert value in presets(), why
+                elif setting == "name":
+                    assert value in stages[stage], why
+                else:
+                    plain = "compensation.name=none", f"{key}={value}"
+                    assert SparseConfig.load("topp", plain) != SparseConfig.load("topp", plain[:1])
                 cures += 1
-    assert cures >= 4
+    assert cures >= 14
+
+
+VISION = "Routing Transformer", "BiFormer", "DSVT", "Sparsifiner", "FlashMask"
+SYSTEMS = "NOSA", "Kinetics", "PowerAttention", "MTraining", "S2", "MoA", "HeSS", "DELTA"
+
+
+@pytest.mark.parametrize("name", [*VISION, *SYSTEMS, "FlashBlock", "Light-Forcing"])
+def test_backbones_and_systems_of_the_field_are_known(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^preset '{name}': (?!no such)"):
+        SparseConfig.load(name)
+
+
+def test_published_names_lead_to_their_presets() -> None:
+    for name, preset in ELSEWHERE.items():
+        assert preset in presets() and name not in {*presets(), *REFUSED}
+    for name, preset in (
+        ("SVG-EAR", "svg_ear"),
+        ("SALE", "lowbit"),
+        ("Radial Attention", "radial"),
+    ):
+        with pytest.raises(ValueError, match=f"^preset '{name}': here it is preset={preset}$"):
+            SparseConfig.load(name)
