@@ -12,6 +12,7 @@ from vidsparse.capturing import files
 from vidsparse.capturing import run as capturing
 from vidsparse.capturing.run import Wanted, capture, chosen
 from vidsparse.cli import app
+from vidsparse.generate.clock import Listener
 from vidsparse.generate.model_files import InputError
 from vidsparse.generate.request import Request
 
@@ -33,7 +34,6 @@ def test_what_is_kept_is_what_the_stock_pipeline_computes(
     """The stock attention primitive is watched in a run without vidsparse."""
     from diffusers.models.transformers import transformer_wan as wan
 
-    from vidsparse.generate.clock import Listener
     from vidsparse.generate.job import prepare
     from vidsparse.generate.run import load
 
@@ -58,6 +58,14 @@ def test_what_is_kept_is_what_the_stock_pipeline_computes(
                 kept = getattr(one, name)
                 assert kept.dtype == torch.bfloat16
                 assert torch.equal(kept[0], x[0, :, 1].to(torch.bfloat16))
+
+
+def test_the_run_says_that_it_is_dense(tmp_path: Path) -> None:
+    told: list[str] = []
+    listener = Listener()
+    listener.begin = lambda arm, steps: told.append(arm)  # type: ignore[method-assign]
+    capture(Request(**SMALL), Wanted((0,), (0,), (0,)), tmp_path, listener)
+    assert told == ["dense"]
 
 
 def test_only_what_is_missing_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

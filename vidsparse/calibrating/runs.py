@@ -130,11 +130,12 @@ class Runs:
         job = self.jobs[number]
         pipe = self.home()
         self.listener.say(f'{arm}: "{job.prompt}"')
+        name = "dense" if config == DENSE else "sparse"
         with _accelerated(pipe, config):
             if meter is None:
-                return run_arm(pipe, job, "sparse", self.listener)
+                return run_arm(pipe, job, name, self.listener, accelerated=True)
             with observing(pipe, meter):
-                return run_arm(pipe, job, "sparse", self.listener)
+                return run_arm(pipe, job, name, self.listener, accelerated=True)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _run(pipe: Any, job: Job, recorder: Recorder, listener: Listener) -> None:
                 except (ValueError, TypeError) as error:
                     raise InputError(str(error)) from error
                 with observing(pipe, recorder):
-                    run_arm(pipe, job, "sparse", listener)
+                    run_arm(pipe, job, "dense", listener, accelerated=True)
         except _Complete:
             listener.end()
         finally:

@@ -190,9 +190,13 @@ def run_arms(pipe: Any, job: Job, listener: Listener, arms: dict[str, Arm]) -> N
             restore_pipeline(pipe)
 
 
-def run_arm(pipe: Any, job: Job, name: str, listener: Listener) -> Arm:
-    """Run the pipeline as it is. name: "dense", or "sparse" for an accelerated one."""
-    clock = StepClock(pipe, name == "sparse", listener)
+def run_arm(
+    pipe: Any, job: Job, name: str, listener: Listener, accelerated: bool | None = None
+) -> Arm:
+    """Run the pipeline as it is. name: "dense" or "sparse", as shown. accelerated: whether the
+    pipeline is; None: if it is "sparse"."""
+    accelerated = name == "sparse" if accelerated is None else accelerated
+    clock = StepClock(pipe, accelerated, listener)
     listener.begin(name, min(job.steps, int(job.steps * job.takes.strength)))
     start = perf_counter()
     with clock.running() as told:
@@ -216,7 +220,7 @@ def run_arm(pipe: Any, job: Job, name: str, listener: Listener) -> Arm:
         total_seconds=total,
         step_seconds=tuple(end - begin for begin, end in pairwise(clock.marks)),
         density=tuple(clock.density),
-        report=run_report(pipe) if name == "sparse" else None,
+        report=run_report(pipe) if accelerated else None,
     )
 
 
