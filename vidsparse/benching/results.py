@@ -6,6 +6,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from itertools import cycle
 from math import exp, inf, isnan, log
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +22,8 @@ FLOOR = 5e-3
 """Where the axis of errors ends: below are methods that read nearly everything."""
 MOST_NAMES = 9
 """Methods with colours in a picture."""
+COLOURS = [f"C{n}" for n in range(10) if n != 7]
+"""Theirs, without the grey of those that have no name."""
 
 
 def mean_error(rows: Sequence[Row]) -> float:
@@ -109,6 +112,7 @@ def plot(path: Path, rows: Sequence[Row]) -> Path:
                 if of == source:
                     place = fmean(row.density for row in some), mean_error(some)
                     lines[method].append(place)
+            colours = cycle(COLOURS)
             for method, points in lines.items():
                 style = {ORACLE: "--", RANDOM: ":"}.get(method, "-")
                 look: dict[str, Any] = {"marker": "o", "ms": 3, "label": names.get(method)}
@@ -118,6 +122,8 @@ def plot(path: Path, rows: Sequence[Row]) -> Path:
                     look |= {"color": "0.8", "lw": 0.8, "ms": 1.5, "zorder": 0}
                 elif not names[method]:
                     continue  # stands under the name of another
+                else:
+                    look["color"] = next(colours)
                 axis.plot(*zip(*sorted(points), strict=True), style, **look)
             axis.set_ylim(
                 bottom=FLOOR if min(p[1] for x in lines.values() for p in x) < FLOOR else None
