@@ -79,3 +79,24 @@ def test_a_factor_measures_in_the_metric(rank: int) -> None:
     found = bisection.factor(covariance)
     bound = 2e-5 * max(1e-20, float(covariance.diagonal(dim1=1, dim2=2).max()))
     torch.testing.assert_close(found @ found.mT, covariance, rtol=0, atol=bound)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=70),
+    st.integers(1, 3),
+)
+def test_places_are_those_of_a_stable_sort(values: list[float], times: int) -> None:
+    """Of any numbers, -0 beside 0, the smallest and the largest, each several times."""
+    values = values * times
+    wanted = sorted(range(len(values)), key=lambda n: values[n])
+    x = torch.tensor([values, values[::-1]])
+    backwards = sorted(range(len(values)), key=lambda n: values[::-1][n])
+    assert bisection.ranked(x).tolist() == [wanted, backwards]
+    assert bisection.ranked(x.double()).tolist() == [wanted, backwards]
+
+
+def test_places_in_views_are_those_of_copies() -> None:
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
+    x[::3] = 0.5
+    assert torch.equal(bisection.ranked(x.T), x.T.contiguous().argsort(dim=-1, stable=True))
