@@ -20,8 +20,8 @@ of its parts."""
 def made(forward: Forward, method: Method, first: bool) -> Stage:
     """Orders of a layout that says itself what they cost."""
     sizes = forward.grid.other_tokens, forward.heads, forward.head_dim
-    made = method.order.making(*sizes, first)
-    return Stage(ORDER, flops=made.flops, bytes=made.bytes, launches=made.launches)
+    making = method.order.making(*sizes, first)
+    return Stage(ORDER, flops=making.flops, bytes=making.bytes, launches=making.launches)
 
 
 def masses(forward: Forward, method: Method) -> Stage:
@@ -41,9 +41,8 @@ def errors(forward: Forward, method: Method) -> Stage:
     """What clusters of keys lose as centroids, head by head: logits of every key with the mean of
     every cluster of queries are written, and read and written again by what sums over clusters."""
     tokens, width, heads = float(forward.tokens), forward.width, forward.heads
-    of_q, _ = method.order.making(
-        forward.grid.other_tokens, forward.heads, forward.head_dim, False
-    ).clusters
+    sizes = forward.grid.other_tokens, forward.heads, forward.head_dim
+    of_q, _ = method.order.making(*sizes, False).clusters
     strips = ceil(tokens * of_q / SCRATCH)
     moved = 4 * tokens * (ERRORS_MOVED * of_q * heads + 6 * width)
     launches = heads * (ERRORS_WHOLE + ERRORS * strips)
