@@ -19,9 +19,10 @@ m being the drafted mass (`vidsparse.draft`): mass times variance of the logits,
 wrong. Heads that stay, and everything that is not video, keep the order of the tiles below.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,10 @@ from vidsparse.kernels.cpu.threads import for_each
 from vidsparse.kernels.gpu import support
 
 Pair = tuple[Tensor, Tensor]
+Item = TypeVar("Item")
+
+MANY = 1 << 20
+"""Numbers of rows that are bisected at once, at most, unless those of one head are more."""
 
 NEAR = 0.2
 """Share of a row's blocks, those of most mass, that are as good as read exactly."""
@@ -92,33 +97,57 @@ def head_orders(draft: Draft, grid: TokenGrid, params: Params) -> tuple[Tensor, 
 def _in_torch(
     draft: Draft, place: Tensor, video: tuple[int, int], axes: int
 ) -> tuple[Tensor, Tensor]:
-    """Orders of queries and of keys, tokens [B * H, n]; a few heads at once, and on a CPU, where
-    that is one, each on a thread of its own.
+    """Orders of queries and of keys, tokens [B, H, n].
 
-    place: int64 [n], the tokens in base order. video: first position and number of them.
+    place: int64 [n], the tokens in base order. video: first position and number of them. Heads are
+    projected a few at once, on a CPU, where that is one, each on a thread of its own: with the same
+    result for any number of threads. Many more are bisected at once, as threads would wait for each
+    other between its many small operations.
     """
     batch, heads, _, depth = draft.q.shape
-    found = [place.new_empty(batch, heads, len(place)) for _ in range(2)]
-    cuts = draft.q_blocks.size, draft.k_blocks.size
+    width = min(axes, depth) or depth
+    rows = draft.q.new_empty(2, batch, heads, len(place), width, dtype=torch.float32)
 
-    def order(some: tuple[int, slice]) -> None:
+    def project(some: tuple[int, slice]) -> None:
         own = (x[some].unsqueeze(0) for x in (draft.q, draft.k))
         own = (x.narrow(2, *video) if draft.order_q is None else taken(x, place) for x in own)
         q, k = (x.squeeze(0).float().nan_to_num(0.0, 0.0, 0.0) for x in own)
         of_q, of_k = ((x.mT @ x / len(place), x.mean(1, keepdim=True)) for x in (q, k))
         bases = [_basis(*pair, axes) for pair in _metrics(of_q, of_k)]
-        for out, x, basis, size in zip(found, (q, k), bases, cuts, strict=True):
-            out[some] = place[bisection.bisected(x @ basis, size, local=axes == 0)]
+        for out, x, basis in zip(rows, (q, k), bases, strict=True):
+            out[some] = x @ basis
 
     strip = strips(heads, len(place) * depth, scratch(draft.q))
-    jobs = [*product(range(batch), strip)]
-    if draft.q.device.type == "cpu":
-        for_each(jobs, lambda: order, min(torch.get_num_threads(), len(jobs)))
+    _each([*product(range(batch), strip)], project, draft.q.device.type == "cpu")
+    cuts = draft.q_blocks.size, draft.k_blocks.size
+    if cuts[0] == cuts[1]:
+        of_q, of_k = _bisected(rows, place, cuts[0], axes == 0)
     else:
-        for some in jobs:
-            order(some)
-    of_q, of_k = (x.flatten(0, 1) for x in found)
+        both = zip(rows, cuts, strict=True)
+        of_q, of_k = (_bisected(one, place, size, axes == 0) for one, size in both)
     return of_q, of_k
+
+
+def _bisected(rows: Tensor, place: Tensor, size: int, local: bool) -> Tensor:
+    """rows [..., n, A] -> [..., n]: `place` in the order of each group of rows."""
+    groups = rows.flatten(0, -3)
+    found = place.new_empty(groups.shape[:-1])
+
+    def bisect(some: slice) -> None:
+        found[some] = place[bisection.bisected(groups[some], size, local)]
+
+    parts = [*strips(len(groups), groups[0].numel(), MANY)]
+    _each(parts, bisect, rows.device.type == "cpu" and len(parts) > 1)
+    return found.view(rows.shape[:-1])
+
+
+def _each(items: list[Item], act: Callable[[Item], None], on_threads: bool) -> None:
+    """All items, one after the other or, on a CPU, each on a thread of its own."""
+    if on_threads:
+        for_each(items, lambda: act, min(torch.get_num_threads(), len(items)))
+    else:
+        for item in items:
+            act(item)
 
 
 def _in_triton(
