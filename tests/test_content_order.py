@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -241,6 +242,32 @@ def test_batches_and_heads_do_not_mix() -> None:
             own = (x[batch : batch + 1, :, head : head + 1] for x in (q, k, v))
             alone = attend(*own, grid=grid, config=method()).out
             torch.testing.assert_close(alone[0, :, 0], whole[batch, :, head], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("axes", [0, 6])
+def test_heads_are_ordered_together_as_alone(
+    monkeypatch: pytest.MonkeyPatch, axes: int, size: int
+) -> None:
+    """However many are bisected at once, and with blocks of queries like those of keys or not."""
+    grid = GRIDS["ragged-text"]
+    torch.manual_seed(14)
+    q, k, v = (x.transpose(1, 2) for x in field(grid, 3, heads=3))
+    params = content.Params(tile=(2, 4, 4), axes=axes, gate=False)
+    blocks, base = (Blocks.cut(grid, n) for n in (size, 16)), torch.arange(grid.tokens)
+    draft = Draft(q, k, v, *blocks, base, base)
+    found = [content.head_orders(draft, grid, params)]
+    for many in (1, 5 * grid.video_tokens * 6):
+        monkeypatch.setattr(content, "MANY", many)
+        found.append(content.head_orders(draft, grid, params))
+    for batch, head in product(range(2), range(3)):
+        own = (x[batch : batch + 1, head : head + 1] for x in (q, k, v))
+        alone = content.head_orders(
+            replace(draft, **dict(zip("qkv", own, strict=True))), grid, params
+        )
+        for orders in found:
+            for order, one in zip(orders[:2], alone[:2], strict=True):
+                assert torch.equal(order[batch, head], one[0, 0])
 
 
 def test_a_grid_of_one_token() -> None:

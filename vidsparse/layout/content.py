@@ -19,10 +19,9 @@ m being the drafted mass (`vidsparse.draft`): mass times variance of the logits,
 wrong. Heads that stay, and everything that is not video, keep the order of the tiles below.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,11 +30,10 @@ from vidsparse import bisection, curves
 from vidsparse.config import require
 from vidsparse.draft import Draft, scratch, strips, taken
 from vidsparse.grid import TokenGrid
-from vidsparse.kernels.cpu.threads import for_each
+from vidsparse.kernels.cpu.threads import each
 from vidsparse.kernels.gpu import support
 
 Pair = tuple[Tensor, Tensor]
-Item = TypeVar("Item")
 
 MANY = 1 << 20
 """Numbers of rows that are bisected at once, at most, unless those of one head are more."""
@@ -118,7 +116,7 @@ def _in_torch(
             out[some] = x @ basis
 
     strip = strips(heads, len(place) * depth, scratch(draft.q))
-    _each([*product(range(batch), strip)], project, draft.q.device.type == "cpu")
+    each([*product(range(batch), strip)], project, on_threads=draft.q.device.type == "cpu")
     cuts = draft.q_blocks.size, draft.k_blocks.size
     if cuts[0] == cuts[1]:
         of_q, of_k = _bisected(rows, place, cuts[0], axes == 0)
@@ -137,17 +135,8 @@ def _bisected(rows: Tensor, place: Tensor, size: int, local: bool) -> Tensor:
         found[some] = place[bisection.bisected(groups[some], size, local)]
 
     parts = [*strips(len(groups), groups[0].numel(), MANY)]
-    _each(parts, bisect, rows.device.type == "cpu" and len(parts) > 1)
+    each(parts, bisect, on_threads=rows.device.type == "cpu" and len(parts) > 1)
     return found.view(rows.shape[:-1])
-
-
-def _each(items: list[Item], act: Callable[[Item], None], on_threads: bool) -> None:
-    """All items, one after the other or, on a CPU, each on a thread of its own."""
-    if on_threads:
-        for_each(items, lambda: act, min(torch.get_num_threads(), len(items)))
-    else:
-        for item in items:
-            act(item)
 
 
 def _in_triton(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from vidsparse.kernels.cpu.call import Call, Job
 from vidsparse.kernels.cpu.keys import Head
+from vidsparse.kernels.cpu.step import compiled
 
 MOMENT_BLOCKS = 16
 """Key blocks whose moments exist at once."""
@@ -91,33 +93,55 @@ def row_moments(
     made at a time, anew for every stretch, and each of them is used for all of its rows.
     """
     assert head.bias is not None and head.means is not None, "rows have moments of a rest"
-    means = torch.stack([_finite_mean(q, order, call.span([row]), out.dtype) for row in rows])
+    means = torch.cat(
+        [_finite_means(call, some, q, order, out.dtype) for some in _alike(call, rows)]
+    )
     bias = head.bias[rows.start : rows.stop, call.reserved :]
     weight = torch.addmm(bias, means, head.means.T, alpha=call.scale).softmax(1)
     weight /= call.slots.blocks.count.to(weight)
-    total = out.view(len(rows), -1).zero_()
-    for first in range(0, len(call.slots), MOMENT_BLOCKS):
-        blocks = slice(first, first + MOMENT_BLOCKS)
-        found = _block_moments(head, head.means[blocks], call.slots.size, blocks)
-        total.addmm_(weight[:, blocks], found.flatten(1))
+    total, tables = out.view(len(rows), -1).zero_(), (head.keys[0], head.values[0])
+    compiled(add_moments)(total, weight, head.means, *tables, head.broken, MOMENT_BLOCKS)
 
 
-def _block_moments(head: Head, means: Tensor, size: int, blocks: slice) -> Tensor:
-    """H_j of neighbouring key blocks, [blocks, D, D]; zero for `broken` ones."""
-    shape = len(means), size, -1
-    keys = head.keys[0][blocks].view(shape) - means[:, None]
-    values = head.values[0][blocks].view(shape).to(keys.dtype)
-    found = torch.bmm(keys.mT, values)  # the values of padding are 0
-    if head.broken is not None:
-        found.masked_fill_(head.broken[blocks, None, None], 0.0)
-    return found
+def add_moments(
+    total: Tensor,
+    weight: Tensor,
+    means: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    broken: Tensor | None,
+    step: int,
+) -> None:
+    """total [rows, D * D] += weight [rows, nk] x the moments of key blocks, zero for broken ones.
+
+    means [nk, D]; keys, values: tables of level 0; step: key blocks at once.
+    """
+    blocks, depth = means.shape
+    for first in range(0, blocks, step):
+        end = min(first + step, blocks)
+        shape = [end - first, -1, depth]
+        centred = keys[first:end].view(shape) - means[first:end].unsqueeze(1)
+        found = torch.bmm(centred.mT, values[first:end].view(shape).to(centred.dtype))  # padding: 0
+        if broken is not None:
+            found.masked_fill_(broken[first:end].view(-1, 1, 1), 0.0)
+        total.addmm_(weight[:, first:end], found.flatten(1))
 
 
-def _finite_mean(q: Tensor, order: Tensor | None, span: slice, dtype: torch.dtype) -> Tensor:
-    """Mean [D] over those queries of a row that are finite."""
+def _alike(call: Call, rows: range) -> list[list[int]]:
+    """Neighbouring rows of equal length, `GATHERED_ROWS` at most."""
+    parts = (groupby(part, call.count_q.__getitem__) for part in _split(rows, GATHERED_ROWS))
+    return [list(alike) for part in parts for _, alike in part]
+
+
+def _finite_means(
+    call: Call, rows: list[int], q: Tensor, order: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Mean [rows, D] over those queries of every row that are finite; rows of equal length."""
+    span = call.span(rows)
     x = q[span] if order is None else q.index_select(0, order[span])
-    mean = x.sum(0, dtype=dtype) / len(x)
-    if bool(mean.isfinite().all()):
-        return mean
-    finite = x.isfinite().all(1, keepdim=True)
-    return torch.where(finite, x, 0.0).sum(0, dtype=dtype) / finite.sum()
+    x = x.view(len(rows), -1, call.depth)
+    means = x.sum(1, dtype=dtype) / x.shape[1]
+    if bool(means.isfinite().all()):
+        return means
+    finite = x.isfinite().all(2, keepdim=True)
+    return torch.where(finite, x, 0.0).sum(1, dtype=dtype) / finite.sum(1)

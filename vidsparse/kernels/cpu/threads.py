@@ -66,6 +66,15 @@ def for_each(
         wait(futures)
 
 
+def each(items: list[Item], act: Callable[[Item], None], on_threads: bool) -> None:
+    """All items, one after the other, or `for_each` on as many threads as torch has."""
+    if on_threads:
+        for_each(items, lambda: act, min(torch.get_num_threads(), len(items)))
+    else:
+        for item in items:
+            act(item)
+
+
 def alone(act: Callable[[], Result], workers: int) -> Result:
     """What `act` returns, from a thread with one torch thread and none of the caller's modes.
 
