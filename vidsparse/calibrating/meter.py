@@ -32,6 +32,7 @@ class Meter:
 
     config: the method. levels: densities, ascending, the last is 1. steps: of which the calls are
     measured, one of each group, in their order. Of guidance the branch with the prompt counts.
+    tokens: of the longest call that was measured.
     """
 
     config: SparseConfig
@@ -41,6 +42,7 @@ class Meter:
     seconds: dict[float, list[float]] = field(default_factory=lambda: defaultdict(list))
     making: list[float] = field(default_factory=list)
     rows: Counter[tuple[int, int]] = field(default_factory=Counter)
+    tokens: int = 0
 
     @property
     def forwards(self) -> int:
@@ -52,6 +54,7 @@ class Meter:
         if at.step not in self.steps:
             return
         self.rows[at.step, at.layer] += call.q.shape[0]
+        self.tokens = max(self.tokens, call.grid.tokens)
         if at.branch == "uncond":
             return
         order, lasts = token_order(call.grid, self.config.layout)[0], self.config.orders_last

@@ -26,7 +26,7 @@ from vidsparse.quality.metrics import compare_clips
 
 CURE = "delete {}, and the same command makes it again"
 NEEDED = {
-    "measured": {"table", "costs", "forwards", "step_seconds"},
+    "measured": {"table", "costs", "forwards", "step_seconds", "tokens"},
     "dense": {"step_seconds"},
     "sparse": {"mse", "seconds", "density"},
 }
@@ -48,9 +48,10 @@ class Runs:
     def measured(
         self, number: int, config: SparseConfig, levels: Sequence[float], steps: Sequence[int]
     ) -> dict[str, Any]:
-        """A dense run of a job under a `Meter`: its "table", "costs", "forwards", and the
+        """A dense run of a job under a `Meter`: its "table", "costs", "forwards", "tokens", and the
         "step_seconds" of steps that were not measured. The video stays too."""
-        key = job_id({"levels": [*levels], "steps": [*steps], "method": config.method})[:12]
+        method = {"levels": [*levels], "steps": [*steps], "method": config.method}
+        key = job_id({**method, "holds": sorted(NEEDED["measured"])})[:12]
 
         def make() -> dict[str, Any]:
             meter = Meter(config, tuple(levels), tuple(steps))
@@ -61,6 +62,7 @@ class Runs:
                 "table": meter.table().tolist(),
                 "costs": meter.costs(),
                 "forwards": meter.forwards,
+                "tokens": meter.tokens,
                 "step_seconds": median(plain or arm.step_seconds),
             }
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.jobs.layout import slug
+from vidsparse.options import made
 from vidsparse.quality.frames import atomic_output
 from vidsparse.vbench.dimensions import DIMENSIONS
 from vidsparse.vbench.export import MANIFEST, PROMPTS, VIDEOS, read_manifest
@@ -75,7 +76,7 @@ def run(request: Request, say: Any = lambda text: None) -> list[Path]:
         raise ValueError(f"--python {request.python} is no program that can be run; {SETUP}")
     version = _call(python, {"only_check": True}, request).get("version")
     say(f"VBench {version}, {python}")
-    request.out.mkdir(parents=True, exist_ok=True)
+    made("--out", request.out)
     return [
         _run(python, task, found, request, say)
         for task, found in zip(tasks, dimensions, strict=True)
