@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from vidsparse.generate.job import prepare
 from vidsparse.generate.model_files import InputError
 from vidsparse.generate.request import Request
 from vidsparse.generate.run import load, run_arm
+from vidsparse.pipelines import provenance
+from vidsparse.shipped import folder
 
 CHANGES = ("kernel.block_q=16", "kernel.block_k=16", "schedule.min_tokens=0", "kernel.crossover=1")
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "frames": 5, "steps": 4}
@@ -189,6 +192,26 @@ def test_a_killed_calibration_goes_on(free: Path, monkeypatch: pytest.MonkeyPatc
     made = calibrate(asked)
     assert made["runs"] == 1 and calls == [0, 1, 1]
     assert Path(made["preset"]).is_file()
+
+
+def test_auto_takes_shipped_presets_where_the_user_has_none(free: Path) -> None:
+    """The one that ships is of the model that ships; what the user has made goes before it."""
+    job = prepare(REQUEST)
+    pipe = load(job, Listener())
+    file = provenance.calibrated_for(pipe, None)
+    assert file == folder("configs/calibrated") / "demo-wan-psnr30.yaml"
+    shipped = SparseConfig.load(file)
+    made = shipped.calibrated
+    assert made.fingerprint == job.fingerprint and shipped.schedule.sizes == (6, 2)
+    assert np.mean(made.psnr) - made.margin == pytest.approx(30, abs=0.1)
+    assert provenance.calibrated_for(pipe, "psnr30") == file
+    Path("presets").mkdir()
+    own = Path("presets/mine.yaml")
+    own.write_text(file.read_text())
+    assert provenance.calibrated_for(pipe, None) == own
+    own.write_text(file.read_text().replace("target: psnr30", "target: error0.2"))
+    assert provenance.calibrated_for(pipe, None) == own
+    assert provenance.calibrated_for(pipe, "psnr30") == file
 
 
 def test_videos_too_short_to_be_sparse_are_refused(free: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +62,11 @@ def of_another_run(made: Calibrated, grid: TokenGrid, steps: int) -> str:
 def calibrated_for(pipe: Any, target: str | None) -> Path:
     """The calibrated preset of a pipeline, of the user's or shipped.
 
-    target: "psnr30", "speedup1.8", "error0.05"; None: whichever there is. Raises ValueError if
-    there is none, or if several are and none is named.
+    target: "psnr30", "speedup1.8", "error0.05"; None: whichever there is. The user's own go before
+    shipped ones. Raises ValueError if there is none, or if several are and none is named.
     """
     mine = identity(pipe)
-    fitting: dict[str, Path] = {}
-    for file in _files():
-        try:
-            made = SparseConfig.load(file).calibrated
-        except (OSError, ValueError):
-            continue  # another program's, or a user's slip: it is none that was found
-        if made.transformer == mine and target in (None, made.target):
-            fitting.setdefault(made.target, file)
+    fitting = _fitting(_own(), mine, target) or _fitting(_shipped(), mine, target)
     if len(fitting) == 1:
         return next(iter(fitting.values()))
     what = f"for target={target!r}" if target else ""
@@ -89,11 +82,23 @@ def calibrated_for(pipe: Any, target: str | None) -> Path:
     )
 
 
-def _files() -> Iterator[Path]:
-    """Presets that may be calibrated, the user's first."""
+def _fitting(files: Iterable[Path], transformers: str, target: str | None) -> dict[str, Path]:
+    """Of each target the first preset that was calibrated for these transformers."""
+    fitting: dict[str, Path] = {}
+    for file in files:
+        try:
+            made = SparseConfig.load(file).calibrated
+        except (OSError, ValueError):
+            continue  # another program's, or a user's slip: it is none that was found
+        if made.transformer == transformers and target in (None, made.target):
+            fitting.setdefault(made.target, file)
+    return fitting
+
+
+def _own() -> Iterator[Path]:
     for place in PLACES:
         yield from sorted(place.glob("*.yaml"))
-    try:
-        yield from sorted(folder("configs/calibrated").glob("*.yaml"))
-    except FileNotFoundError:
-        return
+
+
+def _shipped() -> list[Path]:
+    return sorted(folder("configs/calibrated").glob("*.yaml"))

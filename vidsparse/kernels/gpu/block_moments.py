@@ -23,7 +23,7 @@ from vidsparse.kernels.gpu.operands import order_head, padded_width
 from vidsparse.kernels.gpu.operator import operator
 from vidsparse.kernels.gpu.summary import load_rows, tokens_at
 
-ROWS = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 32}
+ROWS = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 16}
 """Tokens of a tile, at most; exact products use no tensor cores and many registers."""
 
 
@@ -82,8 +82,10 @@ def block_moments_kernel(  # type: ignore[no-untyped-def]
 
 
 def warps_for(dtype: torch.dtype, capability: tuple[int, int]) -> int:
-    """Of a program on a device of this compute capability: 4 where they need not spill."""
-    return 4 if dtype != torch.float32 and capability[0] in (9, 10) else 8
+    """Of a program on a device of this compute capability: as few as need not spill."""
+    if dtype == torch.float32:
+        return 16
+    return 4 if capability[0] in (9, 10) else 8
 
 
 def aligned(blocks: int) -> int:
