@@ -25,8 +25,8 @@ from typing import IO, Any
 
 from vidsparse.kernels.cpu import machine
 
-VERSION = 3
-"""Part of every key: a change of what is measured makes old figures unread."""
+VERSION = 4
+"""Part of every key: a change of what is measured, or a faster engine, makes old figures unread."""
 
 Figures = dict[str, float]
 
