@@ -106,6 +106,7 @@ def test_a_vbench_that_fails_says_why(environment, arm, tmp_path, capfd):
         ({"python": Path("/bin/false")}, "ended with code 1, and is no Python"),
         ({"python": Path("no-such-python")}, "is no program that can be run"),
         ({"videos": Path("nowhere")}, "is no folder"),
+        ({"out": Path("/dev/null/out")}, "--out /dev/null/out: no folder can be made there"),
         ({"dimensions": ("speed",)}, "there are subject_consistency"),
         ({"dimensions": ("color",)}, "needs VBench's own prompts"),
     ],

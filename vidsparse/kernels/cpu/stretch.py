@@ -121,7 +121,8 @@ def add_moments(
         end = min(first + step, blocks)
         shape = [end - first, -1, depth]
         centred = keys[first:end].view(shape) - means[first:end].unsqueeze(1)
-        found = torch.bmm(centred.mT, values[first:end].view(shape).to(centred.dtype))  # padding: 0
+        # keys of padding are no longer 0, but its values are
+        found = torch.bmm(centred.mT, values[first:end].view(shape).to(centred.dtype))
         if broken is not None:
             found.masked_fill_(broken[first:end].view(-1, 1, 1), 0.0)
         total.addmm_(weight[:, first:end], found.flatten(1))
